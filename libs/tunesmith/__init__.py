@@ -1,0 +1,1 @@
+"""Tunesmith's SDK and CLI: what users and other services install."""

@@ -1,0 +1,71 @@
+import datetime
+
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from tunesmith.api.artifact.v1 import artifact_pb2 as _artifact_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ObjectMethod(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OBJECT_METHOD_UNSPECIFIED: _ClassVar[ObjectMethod]
+    OBJECT_METHOD_GET: _ClassVar[ObjectMethod]
+    OBJECT_METHOD_PUT: _ClassVar[ObjectMethod]
+OBJECT_METHOD_UNSPECIFIED: ObjectMethod
+OBJECT_METHOD_GET: ObjectMethod
+OBJECT_METHOD_PUT: ObjectMethod
+
+class ObjectRequest(_message.Message):
+    __slots__ = ("uri", "method", "size_bytes")
+    URI_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    uri: str
+    method: ObjectMethod
+    size_bytes: int
+    def __init__(self, uri: _Optional[str] = ..., method: _Optional[_Union[ObjectMethod, str]] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
+class SignedObject(_message.Message):
+    __slots__ = ("uri", "url", "expire_time")
+    URI_FIELD_NUMBER: _ClassVar[int]
+    URL_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    uri: str
+    url: str
+    expire_time: _timestamp_pb2.Timestamp
+    def __init__(self, uri: _Optional[str] = ..., url: _Optional[str] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class SignObjectsRequest(_message.Message):
+    __slots__ = ("objects",)
+    OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    objects: _containers.RepeatedCompositeFieldContainer[ObjectRequest]
+    def __init__(self, objects: _Optional[_Iterable[_Union[ObjectRequest, _Mapping]]] = ...) -> None: ...
+
+class SignObjectsResponse(_message.Message):
+    __slots__ = ("objects",)
+    OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    objects: _containers.RepeatedCompositeFieldContainer[SignedObject]
+    def __init__(self, objects: _Optional[_Iterable[_Union[SignedObject, _Mapping]]] = ...) -> None: ...
+
+class RegisterArtifactFileRequest(_message.Message):
+    __slots__ = ("request_id", "run", "base_model", "file")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    run: str
+    base_model: str
+    file: _artifact_pb2.ArtifactFile
+    def __init__(self, request_id: _Optional[str] = ..., run: _Optional[str] = ..., base_model: _Optional[str] = ..., file: _Optional[_Union[_artifact_pb2.ArtifactFile, _Mapping]] = ...) -> None: ...
+
+class RegisterArtifactFileResponse(_message.Message):
+    __slots__ = ("artifact",)
+    ARTIFACT_FIELD_NUMBER: _ClassVar[int]
+    artifact: _artifact_pb2.Artifact
+    def __init__(self, artifact: _Optional[_Union[_artifact_pb2.Artifact, _Mapping]] = ...) -> None: ...
