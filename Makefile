@@ -1,0 +1,57 @@
+# `make demo` and `make test` do all their own set-up; they need Python 3.11, a C/C++ compiler and make.
+
+PYTHON ?= python3
+VENV := .venv/bin
+export PYTHONDONTWRITEBYTECODE ?= 1
+
+.PHONY: help setup demo test unit integration check protos golden acceptance lock clean
+
+help: ## Show what can be made
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' | column -t -s '|'
+
+setup: ## Virtual environment, packages, llama.cpp, Postgres, nats-server; instant when done
+	@$(PYTHON) -m deploy.local.bootstrap
+
+demo: setup ## One run, end to end: dataset to a GGUF that answers, with its bill
+	@$(VENV)/python -m tests.demo $(ARGS)
+
+test: setup ## Every test that needs no GPU: unit first, then those that start servers
+	$(VENV)/python -m pytest
+	$(VENV)/python -m pytest -m "not gpu and (integration or e2e or chaos or slow)" --timeout 900
+
+unit: setup ## The tests that need no server, GPU or network
+	$(VENV)/python -m pytest
+
+integration: setup ## The tests that start Postgres or nats-server
+	$(VENV)/python -m pytest -m integration --timeout 300
+
+check: setup ## Linters, types, protos, tidy rules, deployment files
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+	$(VENV)/mypy
+	$(VENV)/python -m tests.tidy.protos check
+	$(VENV)/python -m pytest tests/tidy
+	$(VENV)/python -m tests.tidy.deployment
+
+protos: setup ## Generate libs/tunesmith/api anew
+	$(VENV)/buf format -w
+	$(VENV)/python -m tests.tidy.protos generate
+
+golden: setup ## Write the golden files anew; read the diff
+	TUNESMITH_UPDATE_GOLDEN=1 $(VENV)/python -m pytest tests/golden tests/scenarios
+
+acceptance: setup ## How many rows of the acceptance table a test proves
+	@$(VENV)/python -m tests.tidy.acceptance
+
+lock: setup ## Resolve requirements/lock.txt anew from pyproject.toml
+	$(VENV)/uv pip compile pyproject.toml requirements/torch-needs.in \
+	  --extra cpu-train --extra export --extra stack --extra build --extra dev \
+	  --universal --python-version 3.11 --overrides requirements/overrides.txt \
+	  --no-emit-package torch --generate-hashes --no-header --no-annotate --no-emit-index-url \
+	  --no-emit-find-links --output-file requirements/lock.txt --quiet
+	printf 'uv==0.13.8\n' | $(VENV)/uv pip compile - --universal --python-version 3.11 \
+	  --generate-hashes --no-header --no-annotate --output-file requirements/uv.txt --quiet
+
+clean: ## Remove the environment and what tools left; keeps the cache and every stack's data
+	rm -rf .venv .venv.lock .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Ways to bring the platform up: without containers, in containers, on a cluster."""

@@ -1,0 +1,1 @@
+"""The stack without containers: one bootstrap, one supervisor, one state folder."""

@@ -1,0 +1,1 @@
+"""The repository's own rules, held by tests and by small programs that `make check` runs."""

@@ -1,0 +1,67 @@
+"""`python -m tests.tidy.acceptance`: how many rows of the acceptance table a test proves.
+
+A row is proven when its id stands in the docstring of a test function or of a test class. The
+rulings, A1 to A18, count as rows.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+from tests.tidy import tree
+
+TABLE = tree.ROOT / "docs" / "acceptance.md"
+ROW = re.compile(r"^\| (00[0-4]-[0-9]{2}|A[0-9]{1,2}) \|", re.MULTILINE)
+NAMED = re.compile(r"\b(00[0-4]-[0-9]{2}|A(?:1[0-8]|[1-9]))\b")
+
+
+def rows() -> list[str]:
+    """The ids of the table, in its order."""
+    return list(dict.fromkeys(ROW.findall(TABLE.read_text(encoding="utf-8"))))
+
+
+def proofs() -> dict[str, list[str]]:
+    """For each id, the tests that name it in their docstring."""
+    found: dict[str, list[str]] = {}
+    for path in tree.written_files("tests"):
+        if path.name.startswith("test_"):
+            for name, text in _docstrings(path):
+                for row in NAMED.findall(text):
+                    found.setdefault(row, []).append(f"{tree.shown(path)}::{name}")
+    return found
+
+
+def main() -> int:
+    """Print proven / total and what is missing."""
+    if not TABLE.is_file():
+        print(f"{tree.shown(TABLE)} is missing")
+        return 1
+    wanted, named = rows(), proofs()
+    proven = [row for row in wanted if row in named]
+    missing = [row for row in wanted if row not in named]
+    unknown = sorted(set(named) - set(wanted))
+    print(f"{len(proven)} / {len(wanted)} rows of the acceptance table are proven by tests")
+    if missing:
+        print("not yet proven: " + " ".join(missing))
+    if unknown:
+        print("named by tests and not in the table: " + " ".join(unknown))
+    return 1 if unknown else 0
+
+
+def _docstrings(path: Path) -> list[tuple[str, str]]:
+    module = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    found = []
+    for node in ast.walk(module):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(
+                name=name
+            ) if name.startswith(("test_", "Test")):
+                found.append((name, ast.get_docstring(node) or ""))
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
