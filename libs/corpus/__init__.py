@@ -1,0 +1,1 @@
+"""Corpus: dataset formats, chat rendering, label masks and packing; the tokenizer is passed in."""

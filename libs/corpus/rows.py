@@ -1,0 +1,280 @@
+"""A dataset file as numbered rows, read as a stream: JSONL, JSON array, CSV, TSV, Parquet, text.
+
+What a file is follows from its content alone, so that every reader of the same bytes sees the same
+rows. Every dimension a hostile file could grow in has a cap that is named here.
+"""
+
+import csv
+import enum
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+import msgspec
+from lexicon.faults import Fault, FaultCode
+
+# Two million tokens of English: more than the longest context of any model we train.
+MAX_ROW_BYTES = 8 << 20
+MAX_ROW_COUNT = 20_000_000
+MAX_COLUMN_COUNT = 1024
+# A row group is decoded as a whole; a compressed bomb shows in the size it claims to have.
+MAX_ROW_GROUP_BYTES = 1 << 30
+PARQUET_BATCH_ROWS = 64
+READ_BYTES = 1 << 18
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+PARQUET_MAGIC = b"PAR1"
+
+# Columns by which rows are recognised; others ride along unread.
+KNOWN_COLUMNS = frozenset(
+    {
+        "chosen",
+        "completion",
+        "conversations",
+        "input",
+        "instruction",
+        "label",
+        "messages",
+        "output",
+        "prompt",
+        "rejected",
+        "text",
+    }
+)
+
+
+class FileKind(enum.StrEnum):
+    """How the bytes of a file are laid out."""
+
+    JSONL = "jsonl"
+    JSON_ARRAY = "json"
+    CSV = "csv"
+    TSV = "tsv"
+    PARQUET = "parquet"
+    TEXT = "txt"
+
+
+def file_kind(path: Path) -> FileKind:
+    """The layout of a file by its first bytes.
+
+    A line of text counts as a CSV header when it names a column that rows are recognised by.
+    """
+    with path.open("rb") as file:
+        head = file.read(READ_BYTES).removeprefix(BYTE_ORDER_MARK)
+    if head.startswith(PARQUET_MAGIC):
+        return FileKind.PARQUET
+    stripped = head.lstrip()
+    if stripped.startswith(b"{"):
+        return FileKind.JSONL
+    if stripped.startswith(b"["):
+        return FileKind.JSON_ARRAY
+    header = stripped.split(b"\n", 1)[0].decode("utf-8", errors="replace").strip()
+    if _is_header(header, delimiter=","):
+        return FileKind.CSV
+    if _is_header(header, delimiter="\t"):
+        return FileKind.TSV
+    return FileKind.TEXT
+
+
+def iterate_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a file with their numbers from 1, never more than one row group in memory.
+
+    Raises:
+        Fault: DATASET_ROW_INVALID with the row's number, DATASET_FILE_INVALID when the file as a
+            whole cannot be read.
+    """
+    kind = file_kind(path)
+    match kind:
+        case FileKind.JSONL:
+            rows = _json_lines(path)
+        case FileKind.JSON_ARRAY:
+            rows = _json_array(path)
+        case FileKind.CSV:
+            rows = _delimited(path, delimiter=",")
+        case FileKind.TSV:
+            rows = _delimited(path, delimiter="\t")
+        case FileKind.PARQUET:
+            rows = _parquet(path)
+        case FileKind.TEXT:
+            rows = ({"text": line.rstrip("\r\n")} for line in _text_lines(path) if line.strip())
+    for number, row in enumerate(rows, start=1):
+        if number > MAX_ROW_COUNT:
+            raise Fault(
+                FaultCode.DATASET_FILE_INVALID,
+                f"The file has more than {MAX_ROW_COUNT} rows",
+                limit=MAX_ROW_COUNT,
+            )
+        yield number, row
+
+
+def _is_header(line: str, *, delimiter: str) -> bool:
+    cells = [cell.strip().strip('"') for cell in line.split(delimiter)]
+    if len(cells) == 1:
+        return cells == ["text"]
+    return any(cell in KNOWN_COLUMNS for cell in cells)
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    number = 0
+    for line in _byte_lines(path):
+        if not line.strip():
+            continue
+        number += 1
+        try:
+            row = msgspec.json.decode(line)
+        except RecursionError:
+            _refuse_row(number, "is nested too deeply")
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            _refuse_row(number, f"is not valid JSON: {error}")
+        yield _as_object(row, number)
+
+
+def _json_array(path: Path) -> Iterator[dict[str, Any]]:
+    """Elements of one top-level array, decoded one at a time from a sliding window of text."""
+    decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+    with path.open("r", encoding="utf-8-sig") as file:
+        try:
+            window = file.read(READ_BYTES).lstrip().removeprefix("[")
+            number = 0
+            while True:
+                window = window.lstrip()
+                if number and window.startswith(","):
+                    window = window[1:].lstrip()
+                if not window:
+                    window = file.read(READ_BYTES)
+                    if not window:
+                        raise _file_fault("the JSON array does not end")
+                    continue
+                if window.startswith("]"):
+                    return
+                number += 1
+                element, window = _next_element(file, decoder, window, number)
+                yield _as_object(element, number)
+        except UnicodeDecodeError as error:
+            raise _file_fault("the text is not UTF-8") from error
+
+
+def _next_element(
+    file: Any, decoder: json.JSONDecoder, window: str, number: int
+) -> tuple[object, str]:
+    """The element at the start of the window and the rest; reads on, doubling, while it is cut."""
+    while True:
+        try:
+            element, end = decoder.raw_decode(window)
+            # A number at the very end of the window may go on in the next one.
+            if end < len(window):
+                return element, window[end:]
+            error_text = "is cut off"
+        except RecursionError:
+            _refuse_row(number, "is nested too deeply")
+        except ValueError as error:
+            error_text = f"is not valid JSON: {error}"
+        if len(window) > MAX_ROW_BYTES:
+            _refuse_row(number, f"is not valid JSON or longer than {MAX_ROW_BYTES >> 20} MiB")
+        more = file.read(max(READ_BYTES, len(window)))
+        if not more:
+            _refuse_row(number, error_text)
+        window += more
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _delimited(path: Path, *, delimiter: str) -> Iterator[dict[str, Any]]:
+    # The limit is one per process; every reader sets the same value.
+    csv.field_size_limit(MAX_ROW_BYTES)
+    reader = csv.reader(_text_lines(path), delimiter=delimiter, strict=True)
+    number = 0
+    try:
+        header = [cell.strip() for cell in next(reader)]
+        _check_columns(header)
+        for cells in reader:
+            if not cells:
+                continue
+            number += 1
+            if len(cells) > len(header):
+                _refuse_row(
+                    number, f"has {len(cells)} columns where the header has {len(header)}"
+                )
+            # A cell that is missing or empty is a value that is not there.
+            yield {name: cell for name, cell in zip(header, cells, strict=False) if cell != ""}
+    except csv.Error as error:
+        raise _row_fault(number + 1, f"is not valid CSV: {error}") from error
+
+
+def _parquet(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        columns = file.schema_arrow.names
+        _check_columns(columns)
+        groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
+        if any(not 0 <= group.total_byte_size <= MAX_ROW_GROUP_BYTES for group in groups):
+            raise _file_fault(
+                f"a row group is larger than {MAX_ROW_GROUP_BYTES >> 20} MiB; "
+                "write it with smaller row groups"
+            )
+        wanted = [name for name in columns if name in KNOWN_COLUMNS]
+        if not wanted:
+            yield from ({} for _ in range(min(file.metadata.num_rows, 1)))
+            return
+        for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=wanted):
+            for row in batch.to_pylist():
+                yield {name: value for name, value in row.items() if value is not None}
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _file_fault("it cannot be read as Parquet") from error
+
+
+def _check_columns(columns: list[str]) -> None:
+    if len(columns) > MAX_COLUMN_COUNT:
+        raise _file_fault(f"it has {len(columns)} columns; at most {MAX_COLUMN_COUNT} are read")
+    if len(set(columns)) != len(columns):
+        raise _file_fault("two columns have the same name")
+
+
+def _text_lines(path: Path) -> Iterator[str]:
+    for number, line in enumerate(_byte_lines(path), start=1):
+        try:
+            yield line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise _file_fault(f"line {number} is not UTF-8") from error
+
+
+def _byte_lines(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        _skip_mark(file)
+        number = 0
+        while line := file.readline(MAX_ROW_BYTES + 1):
+            number += 1
+            if len(line) > MAX_ROW_BYTES:
+                raise _file_fault(f"line {number} is longer than {MAX_ROW_BYTES >> 20} MiB")
+            yield line
+
+
+def _skip_mark(file: BinaryIO) -> None:
+    if file.read(len(BYTE_ORDER_MARK)) != BYTE_ORDER_MARK:
+        file.seek(0)
+
+
+def _as_object(value: object, number: int) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        _refuse_row(number, "is not a JSON object")
+    if len(value) > MAX_COLUMN_COUNT:
+        _refuse_row(number, f"has {len(value)} fields; at most {MAX_COLUMN_COUNT} are read")
+    return {name: item for name, item in value.items() if item is not None}
+
+
+def _refuse_row(number: int, what: str) -> NoReturn:
+    raise _row_fault(number, what)
+
+
+def _row_fault(number: int, what: str) -> Fault:
+    return Fault(FaultCode.DATASET_ROW_INVALID, f"Dataset row {number} {what}", row=number)
+
+
+def _file_fault(what: str) -> Fault:
+    return Fault(FaultCode.DATASET_FILE_INVALID, f"The dataset file is not usable: {what}")

@@ -1,0 +1,1 @@
+"""The platform's vocabulary: fault codes, ids, resource names. Standard library only."""

@@ -1,0 +1,200 @@
+"""Rows of the codes about a run that is under way: its life, its training, its export."""
+
+from collections.abc import Mapping
+from functools import partial
+
+from lexicon.codes import FaultCode
+from lexicon.rows import Category, FaultRow, Owner, Retry
+
+_training = partial(
+    FaultRow,
+    category=Category.TRAINING,
+    owner=Owner.PLATFORM,
+    retry=Retry.NEVER,
+    refundable=True,
+    grpc_status="FAILED_PRECONDITION",
+)
+_export = partial(
+    FaultRow,
+    category=Category.EXPORT,
+    owner=Owner.PLATFORM,
+    retry=Retry.NEVER,
+    refundable=True,
+    grpc_status="FAILED_PRECONDITION",
+    remedy="The adapter is stored and stays; export it again from the hub later.",
+)
+_life = partial(
+    FaultRow,
+    category=Category.SUBMISSION_REJECTED,
+    owner=Owner.USER,
+    retry=Retry.NEVER,
+    refundable=False,
+    grpc_status="FAILED_PRECONDITION",
+)
+
+ROWS: Mapping[FaultCode, FaultRow] = {
+    FaultCode.EXPORT_ADAPTER_MISSING: _export(
+        grpc_status="NOT_FOUND",
+        meaning="There is no adapter to export; no conversion was started.",
+        remedy="Choose a run whose adapter is stored.",
+    ),
+    FaultCode.EXPORT_ADAPTER_UNTRAINED: _export(
+        meaning="The adapter holds initial weights; it was never trained.",
+        remedy="Train first; an adapter that equals its initial weights is not exported.",
+        symptoms=(
+            "`Trainer.save() called before train() — writing init-weight LoRA adapter to <path>`",
+        ),
+    ),
+    FaultCode.EXPORT_DISK_FULL: _export(
+        retry=Retry.SAME,
+        grpc_status="RESOURCE_EXHAUSTED",
+        meaning="The exporter's disk is full.",
+        remedy="Free space on the exporter's work folder; the adapter is stored and the export "
+        "can be repeated.",
+    ),
+    FaultCode.EXPORT_NOOP_MERGE: _export(
+        meaning="The merged model equals the base: the adapter changed nothing.",
+    ),
+    FaultCode.EXPORT_QUANTIZATION_BROKEN: _export(
+        meaning="The quantised model is further from the trained one than it may be.",
+    ),
+    FaultCode.EXPORT_TEMPLATE_MISMATCH: _export(
+        meaning="The chat template in the GGUF is not the one that was trained with.",
+    ),
+    FaultCode.EXPORT_TENSOR_UNMAPPED: _export(
+        meaning="A tensor of the model has no place in GGUF.",
+    ),
+    FaultCode.EXPORT_VERIFY_MISMATCH: _export(
+        meaning="What was written does not read back as it was computed.",
+    ),
+    FaultCode.EXPORT_WRONG_BASE: _export(
+        meaning="The adapter was trained from another base model than the one at hand.",
+    ),
+    FaultCode.NODE_NOT_REGISTERED: _life(
+        category=Category.INTERNAL,
+        owner=Owner.PLATFORM,
+        retry=Retry.SAME,
+        meaning="The scheduler does not know this node, or knows a newer process of it.",
+        remedy="The worker registers itself again; nothing has to be done.",
+    ),
+    FaultCode.RUNTIME_ADAPTER_UNCHANGED: _training(
+        meaning="Training ended, but the adapter equals its initial weights.",
+        remedy="Raise the learning rate or the number of steps; report it when it happens with "
+        "defaults.",
+        symptoms=("The loss is flat from the second run on.",),
+    ),
+    FaultCode.RUNTIME_AUTH_NOT_ENFORCED: _training(
+        category=Category.INTERNAL,
+        refundable=False,
+        meaning="A service would listen beyond this machine without TLS and authentication.",
+        remedy="Bind it to 127.0.0.1 and use SSH port forwarding, or set TUNESMITH_TLS_CERT, "
+        "TUNESMITH_TLS_KEY and TUNESMITH_TLS_CA. It cannot be switched off.",
+        symptoms=("A process refuses to start with `--host 0.0.0.0`.",),
+    ),
+    FaultCode.RUNTIME_GGUF_EXPORT_FAILED: _export(
+        retry=Retry.SAME,
+        meaning="The GGUF export failed.",
+        remedy="The adapter is stored and stays; export it again from the hub later. For a build "
+        "error of llama-cpp-python install the tools: Linux build-essential and cmake, "
+        "Windows VS Build Tools (C++) and CMake.",
+        symptoms=("A pip build error of llama-cpp-python at the first GGUF export",),
+    ),
+    FaultCode.RUNTIME_GPU_OOM: _training(
+        category=Category.OUT_OF_MEMORY,
+        retry=Retry.SMALLER,
+        grpc_status="RESOURCE_EXHAUSTED",
+        meaning="The accelerator's memory ran out, and a smaller micro-batch did not help.",
+        remedy="Retry first: a transient blip on the node can cause a one-off OOM. Then lower "
+        "`--batch-size` (1), lower `--max-seq-length` (attention takes most VRAM), or take a "
+        "smaller model (Qwen 2.5 3B fits about 8 GB).",
+        symptoms=(
+            "`torch.cuda.OutOfMemoryError: CUDA out of memory.`",
+            "`Tried to allocate …`",
+        ),
+        variants={
+            "repeated": "The same configuration ran out of memory several times. This looks like "
+            "a temporary fault of the platform, usually solved within a few hours; its operators "
+            "have been told. Wait and retry.",
+            "not_vouched": "The platform did not vouch for this model: take a verified catalog "
+            "model of similar size and family, or move up to A10G (which needs a paid plan).",
+        },
+    ),
+    FaultCode.RUNTIME_GPU_TEMPERATURE_CRITICAL: _training(
+        retry=Retry.SAME,
+        grpc_status="UNAVAILABLE",
+        meaning="Waiting for GPU to cool…",
+        remedy="Check the airflow; use a smaller batch or more accumulation; raise the threshold "
+        "if the temperature is intended. Training resumes by itself when it is safe.",
+        symptoms=("`Waiting for GPU to cool…`",),
+    ),
+    FaultCode.RUNTIME_LOSS_NOT_FINITE: _training(
+        owner=Owner.USER,
+        meaning="The loss or the gradient became infinite or not a number.",
+        remedy="Lower the learning rate, add warm-up, and look for broken rows in the dataset.",
+        symptoms=("The loss shows `nan` or `inf`.",),
+    ),
+    FaultCode.RUNTIME_TRAINING_FAILED: _training(
+        meaning="Training failed in a computation.",
+        remedy="Verify that the model's checkpoint is complete and uncorrupted; then retry.",
+        symptoms=("`RuntimeError` from PyTorch",),
+        variants={
+            "value_error": "Check that the model is CausalLM and that the parameters are in range.",
+            "cuda_oom": "Reduce `batch_size` or use a smaller model.",
+        },
+    ),
+    FaultCode.RUNTIME_UNSLOTH_FAILED: _training(
+        category=Category.DEPENDENCY,
+        meaning="Unsloth could not load the model, and falling back was switched off.",
+        remedy="Allow the fallback to transformers + PEFT (about half as fast), or pin an Unsloth "
+        "that is known to be good.",
+        symptoms=(
+            (
+                "`Unsloth load failed (…); falling back to transformers + PEFT. Set "
+                "Trainer(unsloth_fallback=False) to disable.`"
+            ),
+        ),
+    ),
+    FaultCode.RUNTIME_WORKER_LOST: _training(
+        category=Category.GPU_NODE_LOST,
+        retry=Retry.SAME,
+        grpc_status="UNAVAILABLE",
+        meaning="The node that held the run was lost, also in every retry.",
+        remedy="Submit the run again; the platform's operators see lost nodes.",
+        symptoms=("`Connection to GPU node lost`", "`Retrying after transient failure`"),
+    ),
+    FaultCode.RUN_CANCELLED: _life(
+        grpc_status="CANCELLED",
+        meaning="The run was cancelled.",
+        remedy="Submit it again when it is wanted after all; a cancelled run cannot be revived.",
+    ),
+    FaultCode.RUN_LEASE_LOST: _life(
+        category=Category.GPU_NODE_LOST,
+        owner=Owner.PLATFORM,
+        grpc_status="ABORTED",
+        meaning="Another attempt has taken over; what this one still writes does not count.",
+        remedy="The worker drops the task and asks for another; nothing has to be done.",
+    ),
+    FaultCode.RUN_NOT_FOUND: _life(
+        grpc_status="NOT_FOUND",
+        meaning="There is no run of this name in the project.",
+        remedy="Look at `tunesmith run list`.",
+    ),
+    FaultCode.RUN_TIMEOUT: _life(
+        category=Category.LIMIT,
+        refundable=True,
+        grpc_status="DEADLINE_EXCEEDED",
+        meaning="The run reached its deadline before there was anything to keep.",
+        remedy="Raise the timeout to the expected time and 30 % more, or take fewer steps.",
+    ),
+    FaultCode.RUN_TRANSITION_ILLEGAL: _life(
+        meaning="The state of the run does not allow this.",
+        remedy="Look at the run's state; a run that has ended does not change any more.",
+    ),
+    FaultCode.STATE_CHECKPOINT_INVALID: _training(
+        retry=Retry.SAME,
+        meaning="A checkpoint could not be written or is not whole.",
+        remedy="Free space, remove `.partial` files (always safe), and resume from the previous "
+        "good checkpoint.",
+        symptoms=("`OSError: [Errno 28] No space left on device` while saving",),
+    ),
+}

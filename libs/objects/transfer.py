@@ -1,0 +1,397 @@
+"""Files over signed URLs: downloads that resume and are verified, uploads that may be repeated.
+
+What comes from the network is not trusted: a path that would leave its folder, a byte too many or a digest that
+differs ends the transfer with a code, and nothing half-done ever bears the final name (`.partial`, then rename).
+"""
+
+import asyncio
+import errno
+import hashlib
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+import httpx
+import stamina
+from lexicon.faults import Fault, FaultCode
+
+CHUNK_BYTES: Final = 1 << 20
+
+# Four streams fill a 10 Gbit/s line from one store; more only compete for the disk.
+PARALLEL_FILES: Final = 4
+
+# Patience of one file: about three minutes of a store that is away, then the worker reports it.
+MAX_ATTEMPTS: Final = 12
+MAX_WAIT_SECONDS: Final = 20.0
+READ_SECONDS: Final = 60.0
+CONNECT_SECONDS: Final = 10.0
+
+MAX_PATH_CHARACTERS: Final = 512
+
+_PARTIAL: Final = ".partial"
+_RETRY_STATUS: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+OnBytes = Callable[[int], None]
+
+
+class RemoteFile(Protocol):
+    """A file to fetch; `tunesmith.api.work.v1.InputFile` is one."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def url(self) -> str: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def sha256(self) -> str: ...
+
+
+Refresh = Callable[[RemoteFile], Awaitable[str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalFile:
+    """Size and digest of a file on disk."""
+
+    path: Path
+    size_bytes: int
+    sha256: str
+
+
+class _Again(Exception):
+    """The transfer did not come through this time; trying again may help."""
+
+
+async def download(
+    files: Sequence[RemoteFile],
+    folder: Path,
+    *,
+    on_bytes: OnBytes | None = None,
+    refresh: Refresh | None = None,
+    client: httpx.AsyncClient | None = None,
+) -> list[Path]:
+    """Fetches files below a folder and returns their paths in the order given.
+
+    A file that lies there whole is not fetched again; a `.partial` one is continued.
+
+    Args:
+        on_bytes: called with the number of new bytes as they come, also for those already there.
+        refresh: gives a fresh URL when the store says that the old one has ended.
+    Raises:
+        Fault: STORAGE_CHECKSUM_MISMATCH, STORAGE_OBJECT_NOT_FOUND, STORAGE_URL_INVALID, STORAGE_KEY_INVALID (a path
+            that would leave the folder), STORAGE_URL_EXPIRED, STORAGE_FULL, DEP_SERVICE_UNAVAILABLE.
+    """
+    targets = [safe_path(folder, file.path) for file in files]
+    gate = asyncio.Semaphore(PARALLEL_FILES)
+    async with _client(client) as http:
+
+        async def fetch(file: RemoteFile, target: Path) -> None:
+            async with gate:
+                await _Download(http, file, target, on_bytes or _ignore, refresh).run()
+
+        await _all_or_first_fault(
+            [fetch(file, target) for file, target in zip(files, targets, strict=True)]
+        )
+    return targets
+
+
+async def upload(
+    path: Path,
+    url: str,
+    *,
+    on_bytes: OnBytes | None = None,
+    refresh: Callable[[], Awaitable[str]] | None = None,
+    client: httpx.AsyncClient | None = None,
+) -> LocalFile:
+    """Puts a file to a signed URL and returns its size and sha256. Repeating it is harmless.
+
+    Args:
+        on_bytes: called with the number of bytes as they go; a repeated attempt counts again from 0 with the
+            negative of what had gone.
+        refresh: gives a fresh URL when the store says that the old one has ended.
+    Raises:
+        Fault: STORAGE_URL_INVALID, STORAGE_URL_EXPIRED, STORAGE_OBJECT_EXISTS, STORAGE_SIZE_MISMATCH,
+            STORAGE_FULL, DEP_SERVICE_UNAVAILABLE.
+    """
+    local = await asyncio.to_thread(describe, path)
+    count = on_bytes or _ignore
+    async with _client(client) as http:
+        with _lasting_failure("The object store did not take the file."):
+            async for attempt in stamina.retry_context(
+                on=_Again, attempts=MAX_ATTEMPTS, wait_max=MAX_WAIT_SECONDS, timeout=None
+            ):
+                with attempt:
+                    try:
+                        await _put(http, local, url, count)
+                    except Fault as fault:
+                        if refresh is None or fault.code is not FaultCode.STORAGE_URL_EXPIRED:
+                            raise
+                        url = await refresh()
+                        raise _Again from fault
+    return local
+
+
+def describe(path: Path) -> LocalFile:
+    """Returns size and sha256 of a file on disk."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        size_bytes = file.tell()
+    return LocalFile(path=path, size_bytes=size_bytes, sha256=digest.hexdigest())
+
+
+def safe_path(folder: Path, relative: str) -> Path:
+    """Returns `folder / relative` when that stays inside the folder on every system.
+
+    Raises:
+        Fault: STORAGE_KEY_INVALID for absolute paths, `..`, drive letters, backslashes, control characters
+            and paths through a link that leads out.
+    """
+    segments = relative.split("/")
+    hostile = (
+        not relative
+        or len(relative) > MAX_PATH_CHARACTERS
+        or any(segment in {"", ".", ".."} for segment in segments)
+        or any(character in '\\:*?"<>|' or not character.isprintable() for character in relative)
+    )
+    root = folder.resolve()
+    target = root.joinpath(*segments) if not hostile else root
+    if hostile or not target.resolve().is_relative_to(root) or target.is_symlink():
+        raise Fault(FaultCode.STORAGE_KEY_INVALID, "A file's path would leave its folder.")
+    return target
+
+
+class _Download:
+    """One file on its way down."""
+
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        file: RemoteFile,
+        target: Path,
+        on_bytes: OnBytes,
+        refresh: Refresh | None,
+    ) -> None:
+        self._http = http
+        self._file = file
+        self._url = file.url
+        self._target = target
+        self._partial = target.with_name(target.name + _PARTIAL)
+        self._on_bytes = on_bytes
+        self._refresh = refresh
+
+    async def run(self) -> None:
+        if await asyncio.to_thread(self._is_whole):
+            self._on_bytes(self._file.size_bytes)
+            return
+        with _disk_errors():
+            self._target.parent.mkdir(parents=True, exist_ok=True)
+        with _lasting_failure("The object store did not send the file."):
+            async for attempt in stamina.retry_context(
+                on=_Again, attempts=MAX_ATTEMPTS, wait_max=MAX_WAIT_SECONDS, timeout=None
+            ):
+                with attempt:
+                    await self._attempt()
+
+    async def _attempt(self) -> None:
+        digest, have_bytes = await asyncio.to_thread(self._resume)
+        try:
+            if have_bytes < self._file.size_bytes or have_bytes == 0:
+                await self._fetch(digest, have_bytes)
+        except Fault as fault:
+            if self._refresh is None or fault.code is not FaultCode.STORAGE_URL_EXPIRED:
+                raise
+            self._url = await self._refresh(self._file)
+            raise _Again from fault
+        if digest.hexdigest() != self._file.sha256:
+            self._partial.unlink()
+            raise Fault(
+                FaultCode.STORAGE_CHECKSUM_MISMATCH,
+                "A file did not arrive as it was stored.",
+                path=self._file.path,
+                expected_sha256=self._file.sha256,
+                actual_sha256=digest.hexdigest(),
+            )
+        with _disk_errors():
+            await asyncio.to_thread(_settle, self._partial, self._target)
+
+    async def _fetch(self, digest: "hashlib._Hash", have_bytes: int) -> None:
+        headers = {"range": f"bytes={have_bytes}-"} if have_bytes else {}
+        try:
+            async with self._http.stream("GET", self._url, headers=headers) as response:
+                _check(response)
+                resumed = response.status_code == httpx.codes.PARTIAL_CONTENT
+                if have_bytes and not (resumed and _starts_at(response, have_bytes)):
+                    self._partial.unlink()
+                    raise _Again
+                if not have_bytes:
+                    self._partial.unlink(missing_ok=True)
+                await self._receive(response, digest, have_bytes)
+        except httpx.HTTPError as error:
+            raise _Again from error
+
+    async def _receive(
+        self, response: httpx.Response, digest: "hashlib._Hash", have_bytes: int
+    ) -> None:
+        with _disk_errors(), self._partial.open("ab") as out:
+            async for chunk in response.aiter_bytes(CHUNK_BYTES):
+                have_bytes += len(chunk)
+                if have_bytes > self._file.size_bytes:
+                    break
+                await asyncio.to_thread(_append, out, digest, chunk)
+                self._on_bytes(len(chunk))
+        if have_bytes > self._file.size_bytes:
+            self._partial.unlink()
+            raise Fault(
+                FaultCode.STORAGE_CHECKSUM_MISMATCH,
+                "A file is longer than it was when it was stored.",
+                path=self._file.path,
+                expected_bytes=self._file.size_bytes,
+            )
+        if have_bytes < self._file.size_bytes:
+            raise _Again
+
+    def _is_whole(self) -> bool:
+        if not self._target.is_file() or self._target.stat().st_size != self._file.size_bytes:
+            return False
+        return describe(self._target).sha256 == self._file.sha256
+
+    def _resume(self) -> tuple["hashlib._Hash", int]:
+        """Returns the digest and size of what an earlier attempt left; too much is thrown away."""
+        digest = hashlib.sha256()
+        if not self._partial.is_file():
+            return digest, 0
+        if self._partial.is_symlink() or self._partial.stat().st_size > self._file.size_bytes:
+            self._partial.unlink()
+            return digest, 0
+        with self._partial.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+            return digest, file.tell()
+
+
+async def _put(http: httpx.AsyncClient, local: LocalFile, url: str, on_bytes: OnBytes) -> None:
+    sent_bytes = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal sent_bytes
+        with local.path.open("rb") as file:
+            while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
+                yield chunk
+                sent_bytes += len(chunk)
+                on_bytes(len(chunk))
+
+    headers = {
+        "content-length": str(local.size_bytes),
+        "content-type": "application/octet-stream",
+    }
+    try:
+        _check(await http.put(url, content=body(), headers=headers))
+    except (httpx.HTTPError, _Again) as error:
+        on_bytes(-sent_bytes)
+        raise _Again from error
+
+
+def _check(response: httpx.Response) -> None:
+    """Maps the store's answer; the gateway names the code of a refusal in `x-tunesmith-code`."""
+    if response.is_success:
+        return
+    if response.status_code in _RETRY_STATUS:
+        raise _Again
+    named = response.headers.get("x-tunesmith-code", "")
+    if named.startswith("STORAGE_") and named in FaultCode.__members__:
+        raise Fault(FaultCode(named))
+    match response.status_code:
+        case 403:
+            raise Fault(FaultCode.STORAGE_URL_EXPIRED)
+        case 404:
+            raise Fault(FaultCode.STORAGE_OBJECT_NOT_FOUND)
+        case 409 | 412:
+            raise Fault(FaultCode.STORAGE_OBJECT_EXISTS)
+        case 413 | 411:
+            raise Fault(FaultCode.STORAGE_SIZE_MISMATCH)
+        case 507:
+            raise Fault(FaultCode.STORAGE_FULL)
+        case status:
+            raise Fault(
+                FaultCode.STORAGE_URL_INVALID,
+                f"The object store refused the transfer (HTTP {status}).",
+                http_status=status,
+            )
+
+
+def _starts_at(response: httpx.Response, offset: int) -> bool:
+    return response.headers.get("content-range", "").startswith(f"bytes {offset}-")
+
+
+def _append(out: "_Writer", digest: "hashlib._Hash", chunk: bytes) -> None:
+    out.write(chunk)
+    digest.update(chunk)
+
+
+class _Writer(Protocol):
+    def write(self, data: bytes, /) -> int: ...
+
+
+def _settle(partial: Path, target: Path) -> None:
+    """Gives a finished file its name so that it survives a power cut: fsync, rename, fsync of the folder."""
+    with partial.open("ab") as file:
+        os.fsync(file.fileno())
+    partial.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    """Turns a full disk into its code; other disk errors stay what they are."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise Fault(FaultCode.STORAGE_FULL, "The node's disk is full.") from error
+        raise
+
+
+@contextmanager
+def _lasting_failure(message: str) -> Iterator[None]:
+    """Turns the last of many failed attempts into a code."""
+    try:
+        yield
+    except _Again as error:
+        raise Fault(FaultCode.DEP_SERVICE_UNAVAILABLE, message) from error.__cause__
+
+
+async def _all_or_first_fault(jobs: Sequence[Awaitable[None]]) -> None:
+    """Runs jobs side by side; the first failure ends the others and is raised itself, not as a group."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for job in jobs:
+                group.create_task(_wait(job))
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+
+
+async def _wait(job: Awaitable[None]) -> None:
+    await job
+
+
+@asynccontextmanager
+async def _client(client: httpx.AsyncClient | None) -> AsyncIterator[httpx.AsyncClient]:
+    """The caller's client, or one of our own that follows no redirect and reads no proxy settings."""
+    if client is not None:
+        yield client
+        return
+    timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+    async with httpx.AsyncClient(timeout=timeout, trust_env=False) as own:
+        yield own
+
+
+def _ignore(_count: int) -> None:
+    return None
