@@ -43,12 +43,18 @@ golden: setup ## Write the golden files anew; read the diff
 acceptance: setup ## How many rows of the acceptance table a test proves
 	@$(VENV)/python -m tests.tidy.acceptance
 
-lock: setup ## Resolve requirements/lock.txt anew from pyproject.toml
-	$(VENV)/uv pip compile pyproject.toml requirements/torch-needs.in \
-	  --extra cpu-train --extra export --extra stack --extra build --extra dev \
-	  --universal --python-version 3.11 --overrides requirements/overrides.txt \
-	  --no-emit-package torch --generate-hashes --no-header --no-annotate --no-emit-index-url \
-	  --no-emit-find-links --output-file requirements/lock.txt --quiet
+COMPILE = $(VENV)/uv pip compile pyproject.toml --universal --python-version 3.11 \
+  --overrides requirements/overrides.txt --no-emit-package torch --generate-hashes --no-header \
+  --no-annotate --no-emit-index-url --no-emit-find-links --quiet
+AS_LOCKED = $(COMPILE) --constraints requirements/lock.txt
+
+lock: setup ## Resolve requirements/*.txt anew from pyproject.toml
+	$(COMPILE) requirements/torch-needs.in --output-file requirements/lock.txt \
+	  --extra cpu-train --extra export --extra stack --extra build --extra dev
+	$(AS_LOCKED) --output-file requirements/service.txt
+	$(AS_LOCKED) requirements/torch-needs.in --extra cpu-train --output-file requirements/trainer.txt
+	$(AS_LOCKED) requirements/torch-needs.in --extra export --extra build \
+	  --output-file requirements/exporter.txt
 	printf 'uv==0.13.8\n' | $(VENV)/uv pip compile - --universal --python-version 3.11 \
 	  --generate-hashes --no-header --no-annotate --output-file requirements/uv.txt --quiet
 

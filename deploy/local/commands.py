@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -134,7 +134,7 @@ def _show(now: Any, *, as_json: bool) -> None:
     out.print(f"State, logs and credentials: [bold]{escape(str(now.state))}[/bold]")
 
 
-def _refuse(refused: SetupRefused, *, as_json: bool) -> None:
+def _refuse(refused: SetupRefused, *, as_json: bool) -> NoReturn:
     if as_json:
         _print_json(
             {"error": refused.sentence, "next_step": refused.next_step, "detail": refused.detail}

@@ -7,10 +7,12 @@ so that two machines quantise a tensor to the same bytes.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tarfile
 import tempfile
@@ -110,6 +112,20 @@ def install(progress: Progress, log: Path) -> str:
     )
     mark_done("llama.cpp", stamp)
     return VERSION
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m deploy.local.llama_build --into DIR`: build and copy, for an image."""
+    parser = argparse.ArgumentParser(prog="python -m deploy.local.llama_build")
+    parser.add_argument("--into", type=Path, required=True)
+    chosen = parser.parse_args(arguments)
+    try:
+        build(Progress(), places.cache_folder() / "logs")
+    except SetupRefused as refused:
+        print(f"llama.cpp: {refused}", file=sys.stderr)
+        return 1
+    shutil.copytree(cache_entry(), chosen.into)
+    return 0
 
 
 def require_compilers() -> None:
@@ -267,3 +283,7 @@ def _jobs() -> int:
     except (ValueError, OSError):
         return cores or 1
     return max(1, min(cores or 1, memory_bytes // COMPILER_BYTES))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

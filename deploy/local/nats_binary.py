@@ -7,7 +7,6 @@ so and does not start.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import re
@@ -20,9 +19,10 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.local import places
+from deploy.local import debian_package, places
+from deploy.local.debian_package import DebianPackage
 from deploy.local.refusal import SetupRefused
-from deploy.local.tool import Progress, run_tool
+from deploy.local.tool import Progress
 
 RELEASE = "2.14.5"
 RELEASE_URL = "https://github.com/nats-io/nats-server/releases/download/v{0}/{1}.tar.gz"
@@ -31,18 +31,19 @@ RELEASE_SHA256 = {
     "amd64": "5e3b603d47c447bda1f77f9ac16dbf91c90aac4ff3681f8fbbc7201e4ed99355",
     "arm64": "673a98d3faa79dde3f9ebf16d6dfac36a5f694e7ad2015e4954dd7939c85cd4c",
 }
-DEBIAN_VERSION = "2.15.1-1"
-DEBIAN_SHA256 = {
-    "amd64": "31ef4ceaa84e8248d449e508472e3770c17c3695cb5cb0ee96e03912724ea884",
-    "arm64": "68923b614b6b5594bbd63ffdce7258c2155ec448fb4cb7efd099bf9273eca128",
-}
-DEBIAN_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+PACKAGE = DebianPackage(
+    name="nats-server",
+    version="2.15.1-1",
+    sha256={
+        "amd64": "31ef4ceaa84e8248d449e508472e3770c17c3695cb5cb0ee96e03912724ea884",
+        "arm64": "68923b614b6b5594bbd63ffdce7258c2155ec448fb4cb7efd099bf9273eca128",
+    },
+)
 # First safe version of each line that still gets fixes: route authentication bypass and the
 # pre-authentication crash are closed from here on.
 FLOORS = {(2, 11): (2, 11, 16), (2, 12): (2, 12, 7)}
 FLOOR_NEWEST = (2, 14, 0)
 FLOOR_TEXT = "2.11.16, 2.12.7 or 2.14.0"
-DOWNLOAD_SECONDS = 300.0
 CONNECT_SECONDS = 6.0
 PROBE_SECONDS = 10.0
 
@@ -128,13 +129,6 @@ def _cache_folder() -> Path:
     return places.cache_folder() / f"nats-server-{places.platform_key()}"
 
 
-def _architecture() -> str:
-    machine = platform.machine().lower()
-    return {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}.get(
-        machine, machine
-    )
-
-
 def _fetched(progress: Progress, logs: Path) -> NatsBinary:
     reasons = []
     with tempfile.TemporaryDirectory(dir=places.cache_folder(), prefix="nats-") as scratch:
@@ -164,10 +158,10 @@ def _fetched(progress: Progress, logs: Path) -> NatsBinary:
 def _from_release(scratch: Path, progress: Progress, logs: Path) -> tuple[Path, str]:
     """Download the pinned release archive of the project and check its hash."""
     del progress, logs
-    expected = RELEASE_SHA256.get(_architecture())
+    expected = RELEASE_SHA256.get(debian_package.architecture())
     if platform.system() != "Linux" or expected is None:
         raise SetupRefused("No release archive is pinned for this platform.", next_step="")
-    name = f"nats-server-v{RELEASE}-linux-{_architecture()}"
+    name = f"nats-server-v{RELEASE}-linux-{debian_package.architecture()}"
     url = RELEASE_URL.format(RELEASE, name)
     archive = scratch / "release.tar.gz"
     try:
@@ -180,7 +174,7 @@ def _from_release(scratch: Path, progress: Progress, logs: Path) -> tuple[Path, 
         raise SetupRefused(
             "The release archive could not be downloaded.", next_step="", detail=str(error)
         ) from error
-    _check(archive, expected)
+    debian_package.require_hash(archive, expected)
     with tarfile.open(archive) as packed:
         member = packed.extractfile(f"{name}/nats-server")
         assert member is not None
@@ -192,115 +186,6 @@ def _from_release(scratch: Path, progress: Progress, logs: Path) -> tuple[Path, 
 
 
 def _from_debian(scratch: Path, progress: Progress, logs: Path) -> tuple[Path, str]:
-    """Fetch Debian's package with apt's own signature check; needs no root.
-
-    apt runs with a configuration of its own: own lists, own cache, the distribution's keyring and
-    the mirror that this machine already uses.
-    """
-    mirror = debian_mirror()
-    if not (mirror and shutil.which("apt-get") and shutil.which("dpkg-deb")):
-        raise SetupRefused("This is no Debian with apt-get and dpkg-deb.", next_step="")
-    if not DEBIAN_KEYRING.is_file():
-        raise SetupRefused(f"{DEBIAN_KEYRING} is missing.", next_step="")
-    environment = {"APT_CONFIG": str(_apt_configuration(scratch, mirror)), "LC_ALL": "C.UTF-8"}
-
-    def apt(*arguments: str) -> str:
-        return run_tool(
-            ["apt-get", *arguments],
-            label="nats-server",
-            log=logs / "nats-apt.log",
-            progress=progress,
-            timeout_seconds=DOWNLOAD_SECONDS,
-            environment=environment,
-            folder=scratch,
-        )
-
-    apt("update")
-    pinned = True
-    try:
-        apt("download", f"nats-server={DEBIAN_VERSION}")
-    except SetupRefused:
-        # The suite has moved on. What is there now is still signed by the distribution.
-        pinned = False
-        apt("download", "nats-server")
-    (package,) = scratch.glob("nats-server_*.deb")
-    if pinned:
-        _check(package, DEBIAN_SHA256.get(_architecture()))
-    unpacked = scratch / "unpacked"
-    run_tool(
-        ["dpkg-deb", "-x", package, unpacked],
-        label="nats-server",
-        log=logs / "nats-dpkg.log",
-        progress=progress,
-        timeout_seconds=DOWNLOAD_SECONDS,
-    )
-    version = package.name.split("_")[1]
-    note = "" if pinned else ", newest there, checked by its signature"
-    return unpacked / "usr" / "sbin" / "nats-server", f"Debian package {version}{note}"
-
-
-def debian_mirror(sources: Path = Path("/etc/apt")) -> str:
-    """The Debian mirror that this machine is set up to use, or an empty text."""
-    files = [sources / "sources.list", *sorted((sources / "sources.list.d").glob("*"))]
-    pattern = re.compile(
-        r"(?:^deb\s+(?:\[[^]]*\]\s+)?|^URIs:\s+)(\S+/debian)/?(?:\s|$)", re.MULTILINE
-    )
-    for file in files:
-        try:
-            match = pattern.search(file.read_text(encoding="utf-8", errors="replace"))
-        except OSError:
-            continue
-        if match:
-            return match[1]
-    return ""
-
-
-def _apt_configuration(scratch: Path, mirror: str) -> Path:
-    for name in (
-        "state/lists/partial",
-        "cache/archives/partial",
-        "etc/apt.conf.d",
-        "etc/preferences.d",
-    ):
-        (scratch / name).mkdir(parents=True)
-    (scratch / "state" / "status").touch()
-    # The suite's index is allowed to be older than its date of expiry: an old index can only name
-    # old packages, and those are refused by hash or by version.
-    (scratch / "sources.list").write_text(
-        f"deb [check-valid-until=no signed-by={DEBIAN_KEYRING}] {mirror} unstable main\n",
-        encoding="utf-8",
-    )
-    lines = [
-        f'Dir "{scratch}/";',
-        f'Dir::State "{scratch}/state";',
-        f'Dir::State::status "{scratch}/state/status";',
-        f'Dir::Cache "{scratch}/cache";',
-        f'Dir::Etc "{scratch}/etc";',
-        f'Dir::Etc::sourcelist "{scratch}/sources.list";',
-        'Dir::Bin::methods "/usr/lib/apt/methods/";',
-        'Acquire::Languages "none";',
-        'Acquire::Retries "3";',
-        # Root's apt would drop to an account that cannot write into this folder.
-        'APT::Sandbox::User "root";',
-        *_apt_proxies(),
-    ]
-    path = scratch / "apt.conf"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
-
-
-def _apt_proxies() -> list[str]:
-    """The proxy settings of this machine's apt, which the private configuration would lose."""
-    dump = subprocess.run(
-        ["apt-config", "dump"], capture_output=True, text=True, timeout=PROBE_SECONDS, check=False
-    )
-    pattern = re.compile(r'^Acquire::https?::Proxy\S* "[^"]+";$', re.IGNORECASE)
-    return [line for line in dump.stdout.splitlines() if pattern.match(line)]
-
-
-def _check(file: Path, expected: str | None) -> None:
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
-    if found != expected:
-        raise SetupRefused(
-            f"{file.name} has sha256 {found}, not the pinned {expected}.", next_step=""
-        )
+    """Take the server out of Debian's package."""
+    unpacked, taken = debian_package.fetch(PACKAGE, scratch, progress, logs)
+    return unpacked / "usr" / "sbin" / "nats-server", taken

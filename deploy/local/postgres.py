@@ -64,6 +64,7 @@ def prepare(layout: Layout, install: Path) -> None:
     Raises:
         SetupRefused: initdb failed; the message ends with its output.
     """
+    _account_name()
     if layout.postgres_user is not None:
         _remove_orphans(layout)
     _make_home(layout)
@@ -209,7 +210,7 @@ def _initialise(layout: Layout, install: Path) -> None:
 
 
 def _write_settings(layout: Layout, data: Path) -> None:
-    account = pwd.getpwuid(os.geteuid()).pw_name
+    account = _account_name()
     texts = {
         "postgresql.auto.conf": "",
         "postgresql.conf": CONFIGURATION.format(
@@ -225,6 +226,21 @@ def _write_settings(layout: Layout, data: Path) -> None:
         places.write_whole(data / name, text, mode=0o600)
         if os.geteuid() == 0:
             os.chown(data / name, owner.st_uid, owner.st_gid)
+
+
+def _account_name() -> str:
+    """Who we are, as Postgres sees us at the other end of its socket.
+
+    Raises:
+        SetupRefused: our user id has no name, which Postgres does not accept.
+    """
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError as error:
+        raise SetupRefused(
+            f"User id {os.geteuid()} has no account name here, and Postgres needs one.",
+            next_step="Run as a user that the system knows.",
+        ) from error
 
 
 def _remove_orphans(layout: Layout) -> None:

@@ -20,6 +20,8 @@ LAUNCHER = Path(__file__).with_name("launch.py")
 # In every process's environment, so that what outlived its supervisor can be found.
 MARK = "TUNESMITH_STACK_ID"
 POLL_SECONDS = 0.05
+# Linux tells the start of a process in ticks since boot, which no clock change moves.
+OWN_STAT = Path("/proc/self/stat")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,23 +72,16 @@ def launch_argv(spec: ProcessSpec, *, parent: int) -> list[str]:
 
 def birth_of(pid: int) -> str | None:
     """What tells this process from an earlier or later one of the same id; None when none runs."""
+    if not OWN_STAT.exists():
+        return _birth_by_psutil(pid)
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        if sys.platform == "linux":
-            return None
     except OSError:
         return None
-    else:
-        # The name in brackets may hold spaces and brackets itself.
-        fields = text.rpartition(")")[2].split()
-        state, start_ticks = fields[0], fields[19]
-        return None if state in {"Z", "X"} else f"{_boot_id()}:{start_ticks}"
-    try:
-        found = psutil.Process(pid)
-        return None if found.status() == psutil.STATUS_ZOMBIE else f"{found.create_time():.2f}"
-    except psutil.Error:
-        return None
+    # The name in brackets may hold spaces and brackets itself.
+    fields = text.rpartition(")")[2].split()
+    state, start_ticks = fields[0], fields[19]
+    return None if state in {"Z", "X"} else f"{_boot_id()}:{start_ticks}"
 
 
 def is_alive(record: Record) -> bool:
@@ -172,3 +167,11 @@ def _boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return ""
+
+
+def _birth_by_psutil(pid: int) -> str | None:
+    try:
+        found = psutil.Process(pid)
+        return None if found.status() == psutil.STATUS_ZOMBIE else f"{found.create_time():.2f}"
+    except psutil.Error:
+        return None

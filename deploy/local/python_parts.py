@@ -18,7 +18,7 @@ INSTALL_SECONDS = 1800.0
 PROBE_SECONDS = 60.0
 STAMPS_NAME = "tunesmith-steps.json"
 # Torch itself is pinned in requirements/torch.txt; what it imports is in the lock.
-TORCH_BACKENDS = (["--torch-backend=auto"], [])
+TORCH_BACKENDS: tuple[list[str], ...] = (["--torch-backend=auto"], [])
 
 
 def decided_by() -> list[Path]:
@@ -73,7 +73,7 @@ def make_environment(progress: Progress, log: Path) -> str:
             "Python 3.11 or newer.",
         ) from error
     assert ensurepip.version()
-    command = [sys.executable, "-m", "venv", "--clear", folder]
+    command: list[str | Path] = [sys.executable, "-m", "venv", "--clear", folder]
     run_tool(command, label="python", log=log, progress=progress, timeout_seconds=INSTALL_SECONDS)
     return f"Python {sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
 
@@ -85,7 +85,7 @@ def install_uv(progress: Progress, log: Path) -> str:
     if is_done("uv", stamp):
         return "already there"
     python = places.environment_python()
-    command = [
+    command: list[str | Path] = [
         python,
         "-m",
         "pip",
@@ -172,7 +172,16 @@ def uv_install(arguments: list[str], *, label: str, log: Path, progress: Progres
         SetupRefused: uv failed.
     """
     python = places.environment_python()
-    command = [python, "-m", "uv", "pip", "install", "--python", python, *arguments]
+    command: list[str | Path] = [
+        python,
+        "-m",
+        "uv",
+        "pip",
+        "install",
+        "--python",
+        python,
+        *arguments,
+    ]
     run_tool(
         command,
         label=label,

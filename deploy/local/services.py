@@ -114,7 +114,7 @@ def services(layout: Layout, parts: Parts) -> list[Service]:
     hub = signing | stored["hub"] | objects | public | catalog | to["billing"]
     validator = signing | to["hub"] | to["billing"] | catalog | models
     scheduler = signing | stored["scheduler"] | evented["scheduler"] | catalog
-    desks = to["scheduler"] | to["validator"] | to["billing"] | to["hub"]
+    desks = to["validator"] | to["billing"] | to["hub"]
     trainer = _worker(layout, "trainer", tier="cpu") | models
     exporter = _worker(layout, "exporter", tier="export") | models | llama
     return [
@@ -122,7 +122,9 @@ def services(layout: Layout, parts: Parts) -> list[Service]:
         Service(name="hub", level=1, settings=hub),
         Service(name="validator", level=1, settings=validator, reads_hub=True),
         Service(name="scheduler", level=1, settings=scheduler | desks),
-        Service(name="gateway", level=2, settings=signing | objects | desks | http),
+        Service(
+            name="gateway", level=2, settings=signing | objects | desks | to["scheduler"] | http
+        ),
         Service(name="trainer", level=2, settings=trainer, reads_hub=True),
         Service(name="exporter", level=2, settings=exporter, reads_hub=True),
     ]
@@ -166,7 +168,7 @@ def _worker(layout: Layout, name: str, *, tier: str) -> dict[str, str]:
         "TUNESMITH_SCHEDULER_ADDR": address(layout, "scheduler"),
         "TUNESMITH_NODE_NAME": f"{name}-1",
         "TUNESMITH_NODE_TIER": tier,
-        "TUNESMITH_NODE_TOKEN": token(layout, identity.Role.NODE, f"{name}-1"),
+        "TUNESMITH_NODE_TOKEN": token(layout, identity.Role.NODE, f"nodes/{name}-1"),
         "TUNESMITH_WORK_DIR": str(layout.state / "work" / name),
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -161,7 +162,7 @@ def down(state: Path) -> list[str]:
     now = status(state)
     deadline = time.monotonic() + DOWN_SECONDS
     if now.running and now.supervisor_pid is not None:
-        process.signal_one(now.supervisor_pid, supervisor.signal.SIGTERM)
+        process.signal_one(now.supervisor_pid, signal.SIGTERM)
     while layouts.stack_is_running(state):
         if time.monotonic() > deadline:
             raise SetupRefused(

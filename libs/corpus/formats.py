@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, assert_never
 
-from lexicon.faults import Fault, FaultCode
-
 from corpus.rows import FileKind, file_kind, iterate_rows
 from corpus.samples import (
     ChatSample,
@@ -19,6 +17,7 @@ from corpus.samples import (
     to_sample,
 )
 from corpus.shapes import Format, check_row, guess
+from lexicon.faults import Fault, FaultCode
 
 __all__ = ["Format", "Inspection", "inspect_file", "iterate_rows"]
 
@@ -108,9 +107,7 @@ class _Tally:
             if self._format is None:
                 self._first_unknown_row = self._first_unknown_row or number
                 return
-        check_row(
-            row, number, expected=self._format, detected_from_row=self._detected_from_row
-        )
+        check_row(row, number, expected=self._format, detected_from_row=self._detected_from_row)
         if self._first_unknown_row:
             # A row before the first known one had no field of the format that was found.
             check_row(
@@ -165,7 +162,9 @@ def _measure(sample: Sample) -> tuple[list[tuple[str, str]], int]:
             kinds = [""] * len(messages)
         case PreferenceSample(prompt=prompt, chosen=chosen, rejected=rejected):
             messages = prompt + chosen + rejected
-            kinds = ["prompt"] * len(prompt) + ["chosen"] * len(chosen) + ["rejected"] * len(rejected)
+            kinds = (
+                ["prompt"] * len(prompt) + ["chosen"] * len(chosen) + ["rejected"] * len(rejected)
+            )
         case KtoSample(prompt=prompt, completion=completion, desirable=desirable):
             messages = prompt + completion
             kinds = [f"desirable={desirable}"] * len(messages)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 import msgspec
+
 from lexicon.faults import Fault, FaultCode
 
 # Two million tokens of English: more than the longest context of any model we train.
@@ -84,21 +85,7 @@ def iterate_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         Fault: DATASET_ROW_INVALID with the row's number, DATASET_FILE_INVALID when the file as a
             whole cannot be read.
     """
-    kind = file_kind(path)
-    match kind:
-        case FileKind.JSONL:
-            rows = _json_lines(path)
-        case FileKind.JSON_ARRAY:
-            rows = _json_array(path)
-        case FileKind.CSV:
-            rows = _delimited(path, delimiter=",")
-        case FileKind.TSV:
-            rows = _delimited(path, delimiter="\t")
-        case FileKind.PARQUET:
-            rows = _parquet(path)
-        case FileKind.TEXT:
-            rows = ({"text": line.rstrip("\r\n")} for line in _text_lines(path) if line.strip())
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(_read(path), start=1):
         if number > MAX_ROW_COUNT:
             raise Fault(
                 FaultCode.DATASET_FILE_INVALID,
@@ -106,6 +93,22 @@ def iterate_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 limit=MAX_ROW_COUNT,
             )
         yield number, row
+
+
+def _read(path: Path) -> Iterator[dict[str, Any]]:
+    match file_kind(path):
+        case FileKind.JSONL:
+            return _json_lines(path)
+        case FileKind.JSON_ARRAY:
+            return _json_array(path)
+        case FileKind.CSV:
+            return _delimited(path, delimiter=",")
+        case FileKind.TSV:
+            return _delimited(path, delimiter="\t")
+        case FileKind.PARQUET:
+            return _parquet(path)
+        case FileKind.TEXT:
+            return _plain_lines(path)
 
 
 def _is_header(line: str, *, delimiter: str) -> bool:
@@ -195,9 +198,7 @@ def _delimited(path: Path, *, delimiter: str) -> Iterator[dict[str, Any]]:
                 continue
             number += 1
             if len(cells) > len(header):
-                _refuse_row(
-                    number, f"has {len(cells)} columns where the header has {len(header)}"
-                )
+                _refuse_row(number, f"has {len(cells)} columns where the header has {len(header)}")
             # A cell that is missing or empty is a value that is not there.
             yield {name: cell for name, cell in zip(header, cells, strict=False) if cell != ""}
     except csv.Error as error:
@@ -227,6 +228,12 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
                 yield {name: value for name, value in row.items() if value is not None}
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _file_fault("it cannot be read as Parquet") from error
+
+
+def _plain_lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in _text_lines(path):
+        if line.strip():
+            yield {"text": line.rstrip("\r\n")}
 
 
 def _check_columns(columns: list[str]) -> None:

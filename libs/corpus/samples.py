@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lexicon.faults import Fault, FaultCode
-
 from corpus.rows import iterate_rows
 from corpus.shapes import Format, truth
+from lexicon.faults import Fault, FaultCode
 
 MAX_MESSAGE_COUNT = 4096
 
@@ -157,9 +156,7 @@ class _Row:
             for index, item in enumerate(items)
         )
 
-    def _message(
-        self, item: object, place: str, *, role_key: str, content_key: str
-    ) -> Message:
+    def _message(self, item: object, place: str, *, role_key: str, content_key: str) -> Message:
         if not isinstance(item, dict):
             self.refuse(f"'{place}' is not an object with '{role_key}' and '{content_key}'")
         role = _ROLES.get(str(item.get(role_key)).lower())
@@ -207,9 +204,7 @@ def _from_instruction(row: _Row) -> ChatSample | None:
 
 def _from_prompt_completion(row: _Row) -> ChatSample | None:
     prompt = row.turns("prompt", speaker=Role.USER)
-    return _chat(
-        prompt + row.turns("completion", speaker=Role.ASSISTANT), trained_from=len(prompt)
-    )
+    return _chat(prompt + row.turns("completion", speaker=Role.ASSISTANT), trained_from=len(prompt))
 
 
 def _from_input_output(row: _Row) -> ChatSample | None:
@@ -239,14 +234,14 @@ def _from_preference(row: _Row) -> PreferenceSample | None:
 
 def _repeats_prompt(row: _Row, chosen: Sequence[Message]) -> bool:
     """Whether `chosen` is the whole conversation, beginning with the prompt."""
-    return isinstance(row.values.get("chosen"), list) and chosen[:1] != () and (
-        chosen[0].role is not Role.ASSISTANT
+    return (
+        isinstance(row.values.get("chosen"), list)
+        and chosen[:1] != ()
+        and (chosen[0].role is not Role.ASSISTANT)
     )
 
 
-def _shared_prefix(
-    left: Sequence[Message], right: Sequence[Message]
-) -> tuple[Message, ...]:
+def _shared_prefix(left: Sequence[Message], right: Sequence[Message]) -> tuple[Message, ...]:
     prefix: list[Message] = []
     for one, other in zip(left, right, strict=False):
         if one != other:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import jinja2
 from jinja2 import nodes
@@ -27,6 +27,8 @@ MAX_STEPS = 200_000
 MAX_PRODUCED_CHARACTERS = 32 << 20
 MAX_OUTPUT_CHARACTERS = 16 << 20
 MAX_SECONDS = 2.0
+# Looking at one element of a structure costs as much time as making this much text.
+ELEMENT_CHARACTERS = 32
 MAX_INDENT = 8
 MAX_INTEGER = 1 << 63
 MAX_DATE_PATTERN = 64
@@ -220,8 +222,9 @@ class _Meter:
         self._environment = environment
 
     def visit(self, tree: nodes.Template) -> None:
-        for loop in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
-            loop.body.insert(0, self._tick(loop.lineno))
+        for block in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
+            assert isinstance(block, nodes.For | nodes.Macro | nodes.CallBlock)
+            block.body.insert(0, self._tick(block.lineno))
         for concat in list(tree.find_all(nodes.Concat)):
             concat.nodes = [self._filtered(node, "_printed") for node in concat.nodes]
         for compare in list(tree.find_all(nodes.Compare)):
@@ -280,7 +283,8 @@ class _Jail(ImmutableSandboxedEnvironment):
         }
         self.filters = allowed
         self.tests = {name: self.tests[name] for name in _TESTS} | {
-            name: _comparing(self.tests[name]) for name in _COMPARING_TESTS
+            name: _comparing(cast(Callable[..., Any], self.tests[name]))
+            for name in _COMPARING_TESTS
         }
         self.globals = {
             "_tick": lambda: _budget.get().step(),
@@ -291,6 +295,9 @@ class _Jail(ImmutableSandboxedEnvironment):
             "strftime_now": _fixed_date,
         }
 
+    def wrap_str_format(self, value: Any) -> None:
+        """No formatting: a width in a format makes a text of any length."""
+
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         if not super().is_safe_attribute(obj, attr, value):
             return False
@@ -300,7 +307,7 @@ class _Jail(ImmutableSandboxedEnvironment):
             return attr in _MAPPING_METHODS
         if isinstance(obj, list | tuple):
             return attr in _SEQUENCE_METHODS
-        # Numbers have no use for methods; `loop`, macros and namespaces pass by the sandbox's rules.
+        # Numbers need no methods; `loop`, macros and namespaces pass by the sandbox's rules.
         return not isinstance(obj, int | float | bytes)
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -310,7 +317,7 @@ class _Jail(ImmutableSandboxedEnvironment):
             if name == "replace":
                 return _meter(_replace(owner, *args, **kwargs))
             if name == "join":
-                return _meter(_join(*args, owner, **kwargs))
+                return _meter(_join(args[0], owner))
         return _meter(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator_name: str, left: Any, right: Any) -> Any:
@@ -397,20 +404,18 @@ def _weighed(value: Any) -> Any:
 
 
 def _walk(value: Any, budget: _Budget, *, characters_per_unit: int) -> None:
-    match value:
-        case str():
-            budget.spend(1 + len(value) // characters_per_unit)
-        case dict():
-            budget.spend(1)
-            for name, item in value.items():
-                _walk(name, budget, characters_per_unit=characters_per_unit)
-                _walk(item, budget, characters_per_unit=characters_per_unit)
-        case list() | tuple():
-            budget.spend(1)
-            for item in value:
-                _walk(item, budget, characters_per_unit=characters_per_unit)
-        case _:
-            budget.spend(1)
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            budget.spend(1 + len(item) // characters_per_unit)
+            continue
+        budget.spend(ELEMENT_CHARACTERS)
+        if isinstance(item, list | tuple):
+            waiting.extend(item)
+        elif isinstance(item, dict):
+            waiting.extend(item.keys())
+            waiting.extend(item.values())
 
 
 def _spend_repetition(left: Any, right: Any) -> None:
@@ -420,27 +425,26 @@ def _spend_repetition(left: Any, right: Any) -> None:
     _budget.get().spend(max(0, times) * len(text))
 
 
-def _replace(text: Any, old: Any, new: Any, count: Any = None) -> str:
+def _replace(text: object, old: object, new: object, count: Any = None) -> str:
     """`str.replace` and the filter of the same name."""
-    text, old, new = str(text), str(old), str(new)
-    times = text.count(old)
+    whole, part, other = str(_printed(text)), str(old), str(new)
+    times = whole.count(part)
     if count is not None and int(count) >= 0:
         times = min(times, int(count))
-    _budget.get().spend(len(text) + times * len(new))
-    return text.replace(old, new, times)
+    _budget.get().spend(len(whole) + times * len(other))
+    return whole.replace(part, other, times)
 
 
 def _join(items: Iterable[Any], separator: Any = "", attribute: Any = None) -> str:
     """`str.join` and the filter of the same name."""
     if attribute is not None:
         raise TemplateError("the chat template joins by an attribute")
-    separator = str(separator)
+    glue = str(separator)
     pieces: list[str] = []
     for item in items:
-        piece = str(item)
-        _budget.get().spend(len(piece) + len(separator))
-        pieces.append(piece)
-    return separator.join(pieces)
+        pieces.append(str(_printed(item)))
+        _budget.get().spend(len(glue))
+    return glue.join(pieces)
 
 
 def _to_json(
@@ -473,4 +477,3 @@ def _fixed_date(pattern: str) -> str:
 
 def _raise_exception(message: object) -> NoReturn:
     raise TemplateError(f"the chat template refuses the conversation: {message!s:.300}")
-

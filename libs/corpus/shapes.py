@@ -38,9 +38,7 @@ SHAPES = (
         markers=frozenset({"chosen", "rejected"}),
     ),
     Shape(format=Format.KTO, required=("prompt", "completion", "label"), markers=frozenset()),
-    Shape(
-        format=Format.MESSAGES, required=("messages",), markers=frozenset({"messages"})
-    ),
+    Shape(format=Format.MESSAGES, required=("messages",), markers=frozenset({"messages"})),
     Shape(
         format=Format.CONVERSATIONS,
         required=("conversations",),
@@ -107,9 +105,7 @@ def check_row(
             detected=expected.value,
             detected_from_row=detected_from_row,
         )
-    missing = next(
-        (name for name in _BY_FORMAT[expected].required if name not in row), "label"
-    )
+    missing = next((name for name in _BY_FORMAT[expected].required if name not in row), "label")
     raise Fault(
         FaultCode.DATASET_FIELD_MISSING,
         f"Dataset row {number} missing required field '{missing}'",

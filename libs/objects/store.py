@@ -69,7 +69,8 @@ def open_store(url: str) -> "ObjectStore":
     parts = urlsplit(url)
     match parts.scheme:
         case "file" if parts.path.startswith("/") and not parts.netloc:
-            return ObjectStore(LocalStore(Path(unquote(parts.path)), mkdir=True))
+            folder = Path(unquote(parts.path))
+            return ObjectStore(LocalStore(folder, mkdir=True), folder=folder)
         case "s3" if parts.netloc:
             return ObjectStore(S3Store(parts.netloc, prefix=parts.path.strip("/") or None))
         case _:
@@ -82,8 +83,9 @@ def open_store(url: str) -> "ObjectStore":
 class ObjectStore:
     """Write-once objects under checked keys. Safe to share between tasks and processes."""
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: Any, *, folder: Path | None = None) -> None:
         self._backend = backend
+        self._folder = folder
 
     async def put(
         self,
@@ -138,6 +140,17 @@ class ObjectStore:
         except (BaseError, OSError) as error:
             raise _store_fault(error) from error
         return _pieces(result)
+
+    async def local_path(self, key: str) -> Path | None:
+        """Where an object lies on this machine's disk, to be read only; None when it does not.
+
+        Raises:
+            Fault: STORAGE_OBJECT_NOT_FOUND, STORAGE_KEY_INVALID.
+        """
+        manifest = await self._manifest(key)
+        if manifest is None:
+            raise Fault(FaultCode.STORAGE_OBJECT_NOT_FOUND)
+        return None if self._folder is None else self._folder / manifest.data
 
     async def head(self, key: str) -> ObjectInfo | None:
         """Returns what is known of an object, or None when there is none."""

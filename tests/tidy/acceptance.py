@@ -56,8 +56,10 @@ def _docstrings(path: Path) -> list[tuple[str, str]]:
     found = []
     for node in ast.walk(module):
         match node:
-            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(
-                name=name
+            case (
+                ast.FunctionDef(name=name)
+                | ast.AsyncFunctionDef(name=name)
+                | ast.ClassDef(name=name)
             ) if name.startswith(("test_", "Test")):
                 found.append((name, ast.get_docstring(node) or ""))
     return found

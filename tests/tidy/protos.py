@@ -1,7 +1,7 @@
 """The contracts: generate code from protos/, and check the protos with buf.
 
-`python -m tests.tidy.protos generate` writes libs/tunesmith/api; `… check` lints, checks the format,
-and compares with the last commit, so that no released field changes its meaning.
+`python -m tests.tidy.protos generate` writes libs/tunesmith/api; `… check` lints, checks the
+format, and compares with the last commit, so that no released field changes its meaning.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""The stack in containers: images, their entry and health check, their certificates."""

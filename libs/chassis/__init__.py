@@ -1,0 +1,1 @@
+"""How a service process lives: configuration, telemetry, gRPC, errors, Postgres, events, leases."""

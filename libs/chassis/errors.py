@@ -1,0 +1,142 @@
+"""Faults on the wire: `google.rpc.Status` with ErrorInfo, the Fault, and a readable remedy."""
+
+from typing import Any, cast
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+from chassis.redaction import redact
+from lexicon.faults import Fault, FaultCode, Stage
+from tunesmith.api.fault.v1 import fault_pb2
+
+DOMAIN = "tunesmith"
+DETAILS_KEY = "grpc-status-details-bin"
+LOCALE = "en"
+# Trailing metadata of a call may take 8 KiB on the other side; the texts are in it twice.
+MESSAGE_CHARACTERS_MAX = 1000
+METADATA_CHARACTERS_MAX = 256
+METADATA_KEYS_MAX = 12
+
+# What an answer without our details means: the transport spoke, or something between us.
+_BARE: dict[grpc.StatusCode, FaultCode] = {
+    grpc.StatusCode.UNAVAILABLE: FaultCode.DEP_SERVICE_UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED: FaultCode.DEP_SERVICE_UNAVAILABLE,
+    grpc.StatusCode.CANCELLED: FaultCode.DEP_SERVICE_UNAVAILABLE,
+    grpc.StatusCode.UNAUTHENTICATED: FaultCode.ACCESS_TOKEN_INVALID,
+    grpc.StatusCode.PERMISSION_DENIED: FaultCode.ACCESS_DENIED,
+    grpc.StatusCode.UNIMPLEMENTED: FaultCode.INPUT_METHOD_UNKNOWN,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: FaultCode.INPUT_MESSAGE_TOO_LARGE,
+    grpc.StatusCode.INVALID_ARGUMENT: FaultCode.INPUT_FIELD_INVALID,
+}
+
+
+def status_code(fault: Fault) -> grpc.StatusCode:
+    """The gRPC status that the table gives for the code."""
+    return grpc.StatusCode[fault.row.grpc_status]
+
+
+def to_status(fault: Fault) -> status_pb2.Status:
+    """The fault as `google.rpc.Status`.
+
+    Its details are an ErrorInfo (reason = code, domain `tunesmith`), the contract's own Fault, and
+    the remedy as a LocalizedMessage for clients that know neither. Secrets are taken out.
+    """
+    proto = fault_to_proto(fault)
+    status = status_pb2.Status(code=status_code(fault).value[0], message=proto.message)
+    info = error_details_pb2.ErrorInfo(
+        reason=proto.code, domain=DOMAIN, metadata=dict(proto.metadata)
+    )
+    localized = error_details_pb2.LocalizedMessage(locale=LOCALE, message=proto.remedy)
+    for detail in (info, proto, localized):
+        status.details.add().Pack(detail)
+    return status
+
+
+def to_trailing_metadata(fault: Fault) -> tuple[tuple[str, bytes], ...]:
+    """The metadata that carries the status beside gRPC's own code and text."""
+    return ((DETAILS_KEY, to_status(fault).SerializeToString()),)
+
+
+def fault_to_proto(fault: Fault) -> fault_pb2.Fault:
+    """The fault in the words of the contract."""
+    row = fault.row
+    shown = sorted(fault.metadata.items())[:METADATA_KEYS_MAX]
+    return fault_pb2.Fault(
+        code=fault.code.value,
+        category=f"CATEGORY_{row.category.value}",
+        stage=stage_to_proto(fault.stage),
+        message=_short(fault.message, MESSAGE_CHARACTERS_MAX),
+        remedy=_short(fault.remedy, MESSAGE_CHARACTERS_MAX),
+        retryable=row.retryable,
+        refundable=row.refundable,
+        metadata={
+            _short(key, METADATA_CHARACTERS_MAX): _short(value, METADATA_CHARACTERS_MAX)
+            for key, value in shown
+        },
+        owner=f"OWNER_{row.owner.value}",
+        node=fault.node or "",
+    )
+
+
+def fault_from_proto(proto: fault_pb2.Fault) -> Fault:
+    """The fault that was sent; a code that this version does not know is INTERNAL_UNEXPECTED."""
+    try:
+        code = FaultCode(proto.code)
+    except ValueError:
+        fault = Fault(FaultCode.INTERNAL_UNEXPECTED, proto.message or None, reason=proto.code)
+    else:
+        fault = Fault(code, proto.message or None, remedy=proto.remedy or None)
+        fault.metadata = dict(proto.metadata)
+    fault.stage = stage_from_proto(proto.stage)
+    fault.node = proto.node or None
+    return fault
+
+
+def fault_from_rpc(error: grpc.RpcError) -> Fault:
+    """The fault behind a failed call; trouble with the connection is DEP_SERVICE_UNAVAILABLE."""
+    code = _call(error, "code")
+    status = _status_of(error)
+    if status is not None:
+        for detail in status.details:
+            proto = fault_pb2.Fault()
+            if detail.Is(proto.DESCRIPTOR) and detail.Unpack(proto):
+                return fault_from_proto(proto)
+    bare = _BARE.get(code, FaultCode.INTERNAL_UNEXPECTED)
+    fault = Fault(bare)
+    if isinstance(code, grpc.StatusCode):
+        fault.metadata["grpc_status"] = code.name
+    return fault
+
+
+def stage_to_proto(stage: Stage | None) -> fault_pb2.Stage:
+    """The contract's stage."""
+    name = "STAGE_UNSPECIFIED" if stage is None else f"STAGE_{stage.name}"
+    return cast(fault_pb2.Stage, fault_pb2.Stage.Value(name))
+
+
+def stage_from_proto(stage: int) -> Stage | None:
+    """Our stage; None for one that is not set or not known to this version."""
+    try:
+        return Stage[fault_pb2.Stage.Name(stage).removeprefix("STAGE_")]
+    except (ValueError, KeyError):
+        return None
+
+
+def _status_of(error: grpc.RpcError) -> status_pb2.Status | None:
+    for key, value in _call(error, "trailing_metadata") or ():
+        if key == DETAILS_KEY and isinstance(value, bytes):
+            try:
+                return status_pb2.Status.FromString(value)
+            except ValueError:
+                return None
+    return None
+
+
+def _call(error: grpc.RpcError, name: str) -> Any:
+    found = getattr(error, name, None)
+    return found() if callable(found) else None
+
+
+def _short(text: str, limit: int) -> str:
+    clean = redact(text)
+    return clean if len(clean) <= limit else clean[: limit - 1] + "…"

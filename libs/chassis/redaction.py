@@ -1,0 +1,65 @@
+"""What must never be read in a log, an event or an answer: the shapes of secrets, taken out."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+MASK = "***"
+# Deeper values are shown as their masked repr; a log line has no reason to nest further.
+DEPTH_MAX = 6
+
+# Each shape is published by whoever issues the token; the lengths are lower bounds, so that a
+# longer form of tomorrow is caught as well.
+_SHAPES = re.compile(
+    r"""
+    (?P<bearer>\b(?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{8,}      # HTTP authorization
+    | \beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]*  # JSON Web Tokens
+    | \bhf_[A-Za-z0-9]{12,}                                      # Hugging Face
+    | \bsk-[A-Za-z0-9_-]{12,}                                    # OpenAI and look-alikes
+    | \b(?:gh[pousr]|github_pat)_[A-Za-z0-9_]{16,}               # GitHub
+    | \bglpat-[A-Za-z0-9_-]{16,}                                 # GitLab
+    | \bxox[abeoprs]-[A-Za-z0-9-]{10,}                           # Slack
+    | \b(?:AKIA|ASIA)[A-Z0-9]{16}\b                              # AWS key ids
+    | \bAIza[A-Za-z0-9_-]{30,}                                   # Google API keys
+    | \bnpm_[A-Za-z0-9]{30,}                                     # npm
+    | \bdckr_pat_[A-Za-z0-9_-]{16,}                              # Docker
+    | -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----.*?(?:-----END\ [A-Z ]*PRIVATE\ KEY-----|\Z)
+    | (?P<userinfo>://[^\s/:@'"]*:)[^\s/@'"]+(?=@)               # passwords in URLs
+    | (?P<query>[?&](?:X-Amz-Signature|X-Amz-Security-Token|signature|sig|token|key)=)[^\s&'"]+
+    | (?P<pair>\b(?:password|passwd|secret|api_?key|signing_?key|token)["']?\s*[=:]\s*["']?)
+      [^\s"',;&}]{4,}
+    """,
+    re.VERBOSE | re.IGNORECASE | re.DOTALL,
+)
+_SECRET_NAMES = re.compile(
+    r"authorization|password|passwd|secret|credential|api_?key|signing_?key|(?:^|_)token$",
+    re.IGNORECASE,
+)
+
+
+def redact(text: str) -> str:
+    """The text with everything that looks like a secret replaced by `***`."""
+    return _SHAPES.sub(_masked, text)
+
+
+def redact_value(value: Any, *, name: str = "", depth: int = 0) -> Any:
+    """A value without secrets: strings inside are redacted, values of secret names masked."""
+    if isinstance(value, bool | int | float) or value is None:
+        return value
+    if name and _SECRET_NAMES.search(name):
+        return MASK
+    if isinstance(value, str):
+        return redact(value)
+    if depth < DEPTH_MAX and isinstance(value, Mapping):
+        return {
+            str(key): redact_value(part, name=str(key), depth=depth + 1)
+            for key, part in value.items()
+        }
+    if depth < DEPTH_MAX and isinstance(value, list | tuple | set | frozenset):
+        return [redact_value(part, depth=depth + 1) for part in value]
+    return redact(str(value))
+
+
+def _masked(match: re.Match[str]) -> str:
+    kept = next((group for group in match.groups() if group is not None), "")
+    return kept + MASK

@@ -1,0 +1,340 @@
+"""Chat templates: loading, rendering, and which characters of a rendering are whose.
+
+The text of every message is found in the rendering, so that a special token inside it can be told
+from one that the template wrote, and so that labels sit exactly on what the assistant says.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from corpus.samples import Message, Role
+from corpus.sandbox import Program, TemplateError, compile_template
+from lexicon.faults import Fault, FaultCode
+
+# The format OpenAI published in 2023 and most open models understand.
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CHATML_END = "<|im_end|>"
+
+TEMPLATE_FILE = "chat_template.jinja"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+MAX_CONFIG_BYTES = 16 << 20
+# Reasoning models keep what follows the thought of earlier turns and drop the thought.
+_THOUGHT_END = "</think>"
+_TOKEN_FIELDS = ("bos_token", "eos_token", "pad_token", "unk_token")
+# Private-use characters: no template looks for them and no tokenizer gives them a meaning.
+_MARK_OPEN = "\ue000"
+_MARK_CLOSE = "\ue001"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A piece of a rendering.
+
+    Attributes:
+        is_content: the words of a message, in which special tokens are only text.
+        is_trained: what the assistant says, with the end mark that it has to learn to say.
+    """
+
+    text: str
+    is_content: bool
+    is_trained: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatTemplate:
+    """A model's chat template, compiled in the jail.
+
+    Attributes:
+        source: the template as the model ships it, or ChatML.
+        is_fallback: whether the model ships none.
+        tokens: bos_token, eos_token and others that the template may print.
+    """
+
+    source: str
+    is_fallback: bool
+    tokens: dict[str, str] = field(default_factory=dict)
+    program: Program = field(repr=False)
+
+    @classmethod
+    def compile(cls, source: str | None, *, tokens: dict[str, str] | None = None) -> Self:
+        """A template from its source; ChatML when there is none.
+
+        Raises:
+            Fault: MODEL_CHAT_TEMPLATE_INVALID.
+        """
+        text = CHATML if source is None else source
+        known = dict(tokens or {})
+        if source is None:
+            known["eos_token"] = CHATML_END
+        try:
+            program = compile_template(text)
+        except TemplateError as error:
+            raise _invalid(error) from error
+        return cls(source=text, is_fallback=source is None, tokens=known, program=program)
+
+    @property
+    def eos_token(self) -> str | None:
+        """The token that ends a text; None when the model names none."""
+        return self.tokens.get("eos_token")
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+        """The conversation as the model reads it.
+
+        Raises:
+            Fault: MODEL_CHAT_TEMPLATE_INVALID when the template fails or refuses the conversation.
+        """
+        try:
+            return self.program.render(
+                {
+                    **self.tokens,
+                    "messages": [
+                        {"role": message.role.value, "content": message.content}
+                        for message in messages
+                    ],
+                    "add_generation_prompt": add_generation_prompt,
+                    "tools": None,
+                    "documents": None,
+                }
+            )
+        except TemplateError as error:
+            raise _invalid(error) from error
+
+    def segments(
+        self, messages: Sequence[Message], *, trained_from: int = 0
+    ) -> tuple[Segment, ...]:
+        """The rendering of a conversation that ends with an answer, cut where its parts meet.
+
+        Joined, the segments are `render(messages)`. Assistant turns from `trained_from` on are
+        trained on, from the end of the generation prompt to the end mark of the turn.
+
+        Raises:
+            Fault: MODEL_CHAT_TEMPLATE_INVALID when the template fails or leaves an answer out.
+        """
+        text = self.render(messages)
+        spans = self._content_spans(messages, text)
+        trained = self._trained_spans(messages, text, spans, trained_from=trained_from)
+        return _cut(text, [(start, end) for _, start, end in spans], trained)
+
+    def _content_spans(self, messages: Sequence[Message], text: str) -> list[tuple[int, int, int]]:
+        """(message index, start, end) of every message found in the text, in its order."""
+        if any(_MARK_OPEN in message.content for message in messages):
+            return _searched(messages, text)
+        marked = [
+            Message(role=message.role, content=f"{_MARK_OPEN}{index}{_MARK_CLOSE}")
+            for index, message in enumerate(messages)
+        ]
+        try:
+            outline = self.render(marked)
+        except Fault:
+            return _searched(messages, text)
+        return _aligned(messages, text, outline) or _searched(messages, text)
+
+    def _trained_spans(
+        self,
+        messages: Sequence[Message],
+        text: str,
+        spans: Sequence[tuple[int, int, int]],
+        *,
+        trained_from: int,
+    ) -> list[tuple[int, int]]:
+        last_end = max(end for _, _, end in spans) if spans else 0
+        end_mark = text[last_end:].rstrip()
+        prompt = self._generation_prompt(messages)
+        trained: list[tuple[int, int]] = []
+        previous_end = 0
+        found: set[int] = set()
+        for index, start, end in spans:
+            if messages[index].role is Role.ASSISTANT and index >= trained_from:
+                begin = text.rfind(prompt, previous_end, start) if prompt else -1
+                begin = start if begin < 0 else begin + len(prompt)
+                ends_marked = end_mark and text.startswith(end_mark, end)
+                trained.append((begin, end + len(end_mark) if ends_marked else end))
+                found.add(index)
+            previous_end = end
+        if len(messages) - 1 >= trained_from and len(messages) - 1 not in found:
+            raise Fault(
+                FaultCode.MODEL_CHAT_TEMPLATE_INVALID,
+                "The chat template does not show the assistant's last answer",
+            )
+        return trained
+
+    def _generation_prompt(self, messages: Sequence[Message]) -> str:
+        """What the template writes to make the assistant speak; empty when it writes nothing."""
+        opening = [Message(role=Role.USER, content="Hello")]
+        if messages[0].role is Role.SYSTEM:
+            opening.insert(0, messages[0])
+        try:
+            plain = self.render(opening)
+            prompted = self.render(opening, add_generation_prompt=True)
+        except Fault:
+            return ""
+        return prompted.removeprefix(plain) if prompted.startswith(plain) else ""
+
+
+def load(folder: Path) -> ChatTemplate:
+    """The chat template of a model folder: `chat_template.jinja`, or `tokenizer_config.json`.
+
+    Raises:
+        Fault: MODEL_CHAT_TEMPLATE_INVALID, MODEL_CONFIG_INVALID.
+    """
+    config: dict[str, Any] = {}
+    path = folder / TOKENIZER_CONFIG_FILE
+    if path.is_file():
+        config = read_tokenizer_config(path.read_bytes()[: MAX_CONFIG_BYTES + 1])
+    source_path = folder / TEMPLATE_FILE
+    source = source_path.read_text("utf-8") if source_path.is_file() else None
+    return from_config(config, source=source)
+
+
+def from_config(config: dict[str, Any], *, source: str | None) -> ChatTemplate:
+    """The template of a tokenizer config; `source` is the model's template file, which wins."""
+    tokens: dict[str, str] = {}
+    for name in _TOKEN_FIELDS:
+        value = config.get(name)
+        if isinstance(value, dict):
+            value = value.get("content")
+        if isinstance(value, str):
+            tokens[name] = value
+    if source is None:
+        source = _chosen_template(config.get("chat_template"))
+    return ChatTemplate.compile(source, tokens=tokens)
+
+
+def read_tokenizer_config(content: bytes) -> dict[str, Any]:
+    """`tokenizer_config.json` as a mapping.
+
+    Raises:
+        Fault: MODEL_CONFIG_INVALID.
+    """
+    try:
+        if len(content) > MAX_CONFIG_BYTES:
+            raise ValueError("it is too long")
+        config = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise Fault(
+            FaultCode.MODEL_CONFIG_INVALID, f"{TOKENIZER_CONFIG_FILE} cannot be read: {error}"
+        ) from error
+    if not isinstance(config, dict):
+        raise Fault(FaultCode.MODEL_CONFIG_INVALID, f"{TOKENIZER_CONFIG_FILE} is not a JSON object")
+    return config
+
+
+def fallback_warning(model: str) -> str:
+    """The warning of a run whose model ships no chat template."""
+    return f"Chat template missing for model {model}; falling back to ChatML"
+
+
+def trained_spans(segments: Sequence[Segment]) -> Iterator[tuple[int, int]]:
+    """Character spans of the joined segments that are trained on, neighbours joined."""
+    position = 0
+    begin: int | None = None
+    for segment in segments:
+        if segment.is_trained and begin is None:
+            begin = position
+        if not segment.is_trained and begin is not None:
+            yield begin, position
+            begin = None
+        position += len(segment.text)
+    if begin is not None:
+        yield begin, position
+
+
+def _chosen_template(value: object) -> str | None:
+    """A template may be a text, or a list of named ones of which `default` counts."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        named = {
+            item["name"]: item["template"]
+            for item in value
+            if isinstance(item, dict)
+            and isinstance(item.get("name"), str)
+            and isinstance(item.get("template"), str)
+        }
+        return named.get("default")
+    return None
+
+
+def _aligned(
+    messages: Sequence[Message], text: str, outline: str
+) -> list[tuple[int, int, int]] | None:
+    """Spans by laying the outline, in which messages are marks, over the text.
+
+    None when they do not match, as when the template decides by what a message says.
+    """
+    spans: list[tuple[int, int, int]] = []
+    fixed, cursor = _next_fixed(outline, 0)
+    if not text.startswith(fixed):
+        return None
+    position = len(fixed)
+    while cursor < len(outline):
+        close = outline.find(_MARK_CLOSE, cursor)
+        number = outline[cursor + 1 : close]
+        if close < 0 or not number.isdecimal() or int(number) >= len(messages):
+            return None
+        fixed, cursor = _next_fixed(outline, close + 1)
+        content = messages[int(number)].content
+        for variant in (content, content.strip(), content.lstrip(), content.rstrip()):
+            if text.startswith(variant + fixed, position):
+                spans.append((int(number), position, position + len(variant)))
+                position += len(variant) + len(fixed)
+                break
+        else:
+            return None
+    return spans if position == len(text) else None
+
+
+def _next_fixed(outline: str, start: int) -> tuple[str, int]:
+    end = outline.find(_MARK_OPEN, start)
+    end = len(outline) if end < 0 else end
+    return outline[start:end], end
+
+
+def _searched(messages: Sequence[Message], text: str) -> list[tuple[int, int, int]]:
+    """Spans by looking for each message after the one before it."""
+    spans: list[tuple[int, int, int]] = []
+    position = 0
+    for index, message in enumerate(messages):
+        content = message.content.strip()
+        variants = [message.content, content]
+        if _THOUGHT_END in content:
+            variants.append(content.rsplit(_THOUGHT_END, 1)[1].strip())
+        for variant in variants:
+            start = text.find(variant, position) if variant else -1
+            if start >= 0:
+                spans.append((index, start, start + len(variant)))
+                position = start + len(variant)
+                break
+    return spans
+
+
+def _cut(
+    text: str, contents: Sequence[tuple[int, int]], trained: Sequence[tuple[int, int]]
+) -> tuple[Segment, ...]:
+    edges = sorted({0, len(text), *itertools.chain(*contents), *itertools.chain(*trained)})
+    return tuple(
+        Segment(
+            text=text[start:end],
+            is_content=_covers(contents, start),
+            is_trained=_covers(trained, start),
+        )
+        for start, end in itertools.pairwise(edges)
+    )
+
+
+def _covers(spans: Sequence[tuple[int, int]], position: int) -> bool:
+    return any(start <= position < end for start, end in spans)
+
+
+def _invalid(error: TemplateError) -> Fault:
+    message = str(error)
+    return Fault(FaultCode.MODEL_CHAT_TEMPLATE_INVALID, message[:1].upper() + message[1:])

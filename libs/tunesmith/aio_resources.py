@@ -1,0 +1,322 @@
+"""The nouns of the async client: the same as the sync ones, awaited."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from tunesmith.api.artifact.v1 import artifact_pb2
+from tunesmith.api.billing.v1 import billing_pb2, billing_service_pb2
+from tunesmith.api.dataset.v1 import dataset_pb2, dataset_service_pb2
+from tunesmith.api.event.v1 import event_pb2
+from tunesmith.api.run.v1 import run_pb2, run_service_pb2, spec_pb2
+from tunesmith.api.validation.v1 import validation_service_pb2
+from tunesmith.api.work.v1 import work_pb2
+from tunesmith.credentials import Credentials
+from tunesmith.errors import from_fault
+from tunesmith.operations import artifacts, billing, datasets, runs
+from tunesmith.operations.steps import full_name, new_request_id
+from tunesmith.transfer import OnBytes
+from tunesmith.transport import Operation, Result
+
+
+class AsyncDriver(Protocol):
+    """What carries operations out: the async client."""
+
+    credentials: Credentials
+
+    async def run(self, operation: Operation[Result]) -> Result:
+        """Drive an operation to its result."""
+
+    def watch(self, name: str, *, after_sequence: int) -> AsyncIterator[event_pb2.Event]:
+        """Events of a run after a sequence number, to its end."""
+
+
+class AsyncRuns:
+    """Runs of the project."""
+
+    def __init__(self, client: AsyncDriver) -> None:
+        self._client = client
+        self._project = client.credentials.project
+
+    async def submit(
+        self,
+        spec: spec_pb2.RunSpec,
+        *,
+        display_name: str = "",
+        tags: Iterable[str] = (),
+        priority: int = 0,
+        request_id: str = "",
+    ) -> run_pb2.Run:
+        """Check, price and queue a run.
+
+        Raises:
+            TunesmithError: what is wrong with it; then there is no run and no charge.
+        """
+        response = await self._client.run(
+            runs.submit_run(
+                self._project,
+                spec,
+                request_id=request_id or new_request_id(),
+                validate_only=False,
+                display_name=display_name,
+                tags=tags,
+                priority=priority,
+            )
+        )
+        return response.run
+
+    async def check(self, spec: spec_pb2.RunSpec) -> run_service_pb2.SubmitRunResponse:
+        """What a submission would answer: findings and quote. Nothing is created."""
+        return await self._client.run(
+            runs.submit_run(
+                self._project,
+                spec,
+                request_id=new_request_id(),
+                validate_only=True,
+                display_name="",
+                tags=(),
+                priority=0,
+            )
+        )
+
+    async def validate(self, spec: spec_pb2.RunSpec) -> validation_service_pb2.ValidateRunResponse:
+        """The whole report on a spec, also where it would be refused."""
+        return await self._client.run(runs.validate_run(self._project, spec))
+
+    async def get(self, run: str) -> run_pb2.Run:
+        """One run by id or name."""
+        return await self._client.run(runs.get_run(self._project, run))
+
+    async def list(
+        self,
+        *,
+        states: Sequence[run_pb2.RunState] = (),
+        tag: str = "",
+        limit: int | None = None,
+    ) -> Sequence[run_pb2.Run]:
+        """Runs, newest first."""
+        return await self._client.run(
+            runs.list_runs(self._project, states=states, tag=tag, limit=limit)
+        )
+
+    def watch(self, run: str, *, after_sequence: int = 0) -> AsyncIterator[event_pb2.Event]:
+        """Events of a run, each once and in order, across lost connections, to its end."""
+        name = full_name(self._project, "runs", run)
+        return self._client.watch(name, after_sequence=after_sequence)
+
+    async def wait(self, run: str) -> run_pb2.Run:
+        """The run, once it has ended.
+
+        Raises:
+            RunFailedError: it ended in FAILED.
+        """
+        seen = (await self.get(run)).last_sequence
+        async for _ in self.watch(run, after_sequence=seen):
+            pass
+        found = await self.get(run)
+        if found.state == run_pb2.RUN_STATE_FAILED:
+            raise from_fault(found.fault)
+        return found
+
+    async def cancel(self, run: str, *, request_id: str = "") -> run_pb2.Run:
+        """End a run at once; nothing is saved. Cannot be undone."""
+        return await self._client.run(
+            runs.cancel_run(self._project, run, request_id=request_id or new_request_id())
+        )
+
+    async def stop(self, run: str, *, request_id: str = "") -> run_pb2.Run:
+        """End the training at the next safe point and keep the work."""
+        return await self._client.run(
+            runs.stop_run(self._project, run, request_id=request_id or new_request_id())
+        )
+
+    async def update(
+        self,
+        run: str,
+        *,
+        display_name: str | None = None,
+        priority: int | None = None,
+        add_tags: Iterable[str] = (),
+        remove_tags: Iterable[str] = (),
+        request_id: str = "",
+    ) -> run_pb2.Run:
+        """Change name, priority or tags; what is left out stays."""
+        return await self._client.run(
+            runs.update_run(
+                self._project,
+                run,
+                request_id=request_id or new_request_id(),
+                display_name=display_name,
+                priority=priority,
+                add_tags=add_tags,
+                remove_tags=remove_tags,
+            )
+        )
+
+    async def delete(self, run: str, *, request_id: str = "") -> None:
+        """Delete the record of an ended run; its artifacts stay."""
+        await self._client.run(
+            runs.delete_run(self._project, run, request_id=request_id or new_request_id())
+        )
+
+    async def duplicate(
+        self, run: str, changes: Mapping[str, str] | None = None
+    ) -> spec_pb2.RunSpec:
+        """The spec of a run with changes by field path, as JSON values; ready for `submit`."""
+        return await self._client.run(runs.duplicate_run(self._project, run, dict(changes or {})))
+
+    async def rerun(self, run: str, *, request_id: str = "") -> run_pb2.Run:
+        """Submit the same spec again with the newest versions of its datasets."""
+        response = await self._client.run(
+            runs.rerun_run(self._project, run, request_id=request_id or new_request_id())
+        )
+        return response.run
+
+    async def compare(self, run: str, other: str) -> Sequence[run_service_pb2.FieldDifference]:
+        """Fields in which the specs of two runs differ."""
+        return await self._client.run(runs.compare_runs(self._project, run, other))
+
+    async def report(self, run: str) -> run_service_pb2.ReportRunResponse:
+        """What a help request needs."""
+        return await self._client.run(runs.report_run(self._project, run))
+
+
+class AsyncDatasets:
+    """Datasets of the project."""
+
+    def __init__(self, client: AsyncDriver) -> None:
+        self._client = client
+        self._project = client.credentials.project
+
+    async def push(
+        self,
+        path: Path | str,
+        *,
+        dataset_id: str = "",
+        display_name: str = "",
+        request_id: str = "",
+        on_bytes: OnBytes | None = None,
+    ) -> dataset_pb2.DatasetVersion:
+        """Send a file and make it the newest version of a dataset.
+
+        Args:
+            dataset_id: default the name of the file.
+            on_bytes: hears of the bytes as they are sent.
+        Raises:
+            TunesmithError: what is wrong with the file; then there is no version.
+        """
+        return await self._client.run(
+            datasets.push_dataset(
+                self._project,
+                Path(path),
+                dataset_id=dataset_id,
+                display_name=display_name,
+                request_id=request_id or new_request_id(),
+                on_bytes=on_bytes,
+            )
+        )
+
+    async def list(self, *, limit: int | None = None) -> Sequence[dataset_pb2.Dataset]:
+        """Datasets, newest first."""
+        return await self._client.run(datasets.list_datasets(self._project, limit=limit))
+
+    async def get(self, dataset: str) -> dataset_pb2.Dataset:
+        """One dataset by id or name."""
+        return await self._client.run(datasets.get_dataset(self._project, dataset))
+
+    async def inspect(
+        self, dataset: str, *, row_count: int = 5
+    ) -> dataset_service_pb2.PreviewDatasetResponse:
+        """A version with its statistics and first rows; `habit@2` names an older one."""
+        return await self._client.run(
+            datasets.inspect_dataset(self._project, dataset, row_count=row_count)
+        )
+
+    async def delete(self, dataset: str, *, request_id: str = "") -> None:
+        """Delete a dataset; runs that used it keep their record."""
+        await self._client.run(
+            datasets.delete_dataset(
+                self._project, dataset, request_id=request_id or new_request_id()
+            )
+        )
+
+
+class AsyncArtifacts:
+    """What runs left behind."""
+
+    def __init__(self, client: AsyncDriver) -> None:
+        self._client = client
+        self._project = client.credentials.project
+
+    async def list(
+        self, *, run: str = "", limit: int | None = None
+    ) -> Sequence[artifact_pb2.Artifact]:
+        """Hub entries, newest first; of one run where it is named."""
+        return await self._client.run(artifacts.list_artifacts(self._project, run=run, limit=limit))
+
+    async def pull(
+        self,
+        run: str,
+        folder: Path | str = ".",
+        *,
+        kinds: Sequence[artifact_pb2.ArtifactKind] = (),
+        on_file: Callable[[artifact_pb2.ArtifactFile], OnBytes | None] | None = None,
+    ) -> Sequence[Path]:
+        """Download the files of a run, checked by sha256; a broken download goes on where it was.
+
+        Args:
+            kinds: only these; empty for all.
+            on_file: called before each file; what it returns hears of the bytes.
+        """
+        return await self._client.run(
+            artifacts.pull_artifacts(self._project, run, Path(folder), kinds=kinds, on_file=on_file)
+        )
+
+
+class AsyncBilling:
+    """Money of the project."""
+
+    def __init__(self, client: AsyncDriver) -> None:
+        self._client = client
+        self._project = client.credentials.project
+
+    async def account(self) -> billing_pb2.Account:
+        """The wallet: owned, held, available."""
+        return await self._client.run(billing.get_account(self._project))
+
+    async def transactions(
+        self, *, run: str = "", limit: int | None = None
+    ) -> Sequence[billing_pb2.LedgerEntry]:
+        """Ledger entries, newest first; of one run where it is named."""
+        return await self._client.run(
+            billing.list_transactions(self._project, run=run, limit=limit)
+        )
+
+    async def receipt(self, run: str) -> billing_pb2.Receipt:
+        """The bill of a run with every interval that counted or did not."""
+        return await self._client.run(billing.get_receipt(self._project, run))
+
+    async def verify(self, run: str) -> billing_service_pb2.VerifyRunResponse:
+        """Whether the ledger agrees with the events of a run."""
+        return await self._client.run(billing.verify_run(self._project, run))
+
+    async def quote(self, spec: spec_pb2.RunSpec) -> billing_pb2.Quote:
+        """The price of a spec. Nothing is created.
+
+        Raises:
+            TunesmithError: the spec would be refused.
+        """
+        return (await AsyncRuns(self._client).check(spec)).quote
+
+
+class AsyncNodes:
+    """Workers of the platform."""
+
+    def __init__(self, client: AsyncDriver) -> None:
+        self._client = client
+
+    async def list(self) -> Sequence[work_pb2.Node]:
+        """The nodes as the scheduler knows them."""
+        return await self._client.run(billing.list_nodes())

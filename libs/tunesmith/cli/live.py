@@ -1,0 +1,144 @@
+"""A run as it happens: what its events have told so far, drawn live or as plain lines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from tunesmith.api.artifact.v1 import artifact_pb2
+from tunesmith.api.event.v1 import event_pb2
+from tunesmith.api.fault.v1 import fault_pb2
+from tunesmith.api.run.v1 import run_pb2
+from tunesmith.cli import output
+
+REFRESH_PER_SECOND = 8
+# Plain lines are for logs: progress at most this often.
+LINE_SECONDS = 5.0
+BAR_WIDTH = 40
+
+
+@dataclass(slots=True, kw_only=True)
+class RunView:
+    """What the events of a run have told so far."""
+
+    name: str
+    state: run_pb2.RunState = run_pb2.RUN_STATE_QUEUED
+    stage: fault_pb2.Stage = fault_pb2.STAGE_QUEUED
+    metrics: run_pb2.RunMetrics | None = None
+    clocks: run_pb2.RunClocks = field(default_factory=run_pb2.RunClocks)
+    cost: str = "0.00"
+    warnings: list[str] = field(default_factory=list)
+    files: list[artifact_pb2.ArtifactFile] = field(default_factory=list)
+    fault: fault_pb2.Fault | None = None
+    attempt: int = 0
+    has_ended: bool = False
+
+    def apply(self, event: event_pb2.Event) -> None:
+        """Take in the next event."""
+        self.state, self.stage = event.state, event.stage
+        self.attempt = max(self.attempt, event.attempt)
+        match event.WhichOneof("payload"):
+            case "progressed":
+                self.metrics = event.progressed.metrics
+                self.clocks = event.progressed.clocks
+                self.cost = output.credits_text(event.progressed.cost)
+            case "warned":
+                self.warnings.append(event.warned.warning.message)
+            case "artifact_stored":
+                self.files.append(event.artifact_stored.file)
+            case "ended":
+                self.clocks = event.ended.clocks
+                self.has_ended = True
+                if event.ended.HasField("fault"):
+                    self.fault = event.ended.fault
+            case _:
+                pass
+
+
+def follow(events: Iterable[event_pb2.Event], *, name: str, screen: Console) -> Iterator[RunView]:
+    """Draw a run while its events come; yields the view after each, to its end.
+
+    On a terminal it is one live picture; elsewhere a line for each change and some for the progress.
+    """
+    view = RunView(name=name)
+    if screen.is_terminal:
+        with Live(_Picture(view), console=screen, refresh_per_second=REFRESH_PER_SECOND):
+            for event in events:
+                view.apply(event)
+                yield view
+        return
+    said_at, before = 0.0, ""
+    for event in events:
+        view.apply(event)
+        payload, now = event.WhichOneof("payload"), time.monotonic()
+        heading = f"{output.pill(view.state).plain} · {output.stage_words(view.stage)}"
+        if payload == "warned":
+            screen.print(f"! {view.warnings[-1]}", markup=False)
+        elif heading != before or (payload == "progressed" and now - said_at >= LINE_SECONDS):
+            screen.print(f"{heading}{_figures(view, before=' · ')}", markup=False)
+            said_at, before = now, heading
+        yield view
+
+
+class _Picture:
+    """The live picture; drawn anew for every frame, so that spinner and text keep moving."""
+
+    def __init__(self, view: RunView) -> None:
+        self._view = view
+        self._spinner = Spinner("dots")
+
+    def __rich__(self) -> RenderableType:
+        view = self._view
+        icon, colour, words = output.PILLS[view.state]
+        heading = Table.grid(padding=(0, 1))
+        if view.state in output.SPINNING and not view.has_ended:
+            self._spinner.style = colour
+            heading.add_row(self._spinner, Text(words, style=f"bold {colour}"), *_heading(view))
+        else:
+            pill = Text(icon, style=f"bold {colour}")
+            heading.add_row(pill, Text(words, style=f"bold {colour}"), *_heading(view))
+        lines: list[RenderableType] = [heading]
+        if view.metrics is not None:
+            bar = Table.grid(padding=(0, 1))
+            done = 100.0 if view.state == run_pb2.RUN_STATE_COMPLETED else None
+            percent = done or view.metrics.progress_percent
+            bar.add_row(
+                ProgressBar(total=100, completed=percent, width=BAR_WIDTH),
+                f"{percent:3.0f} %",
+                Text(_figures(view), style="default"),
+            )
+            lines.append(bar)
+        lines += [Text(f"! {warning}", style="gold3") for warning in view.warnings[-3:]]
+        return Group(*lines)
+
+
+def _heading(view: RunView) -> tuple[Text, Text]:
+    attempt = f" · attempt {view.attempt}" if view.attempt > 1 else ""
+    return (
+        Text(f"· {output.stage_words(view.stage)}{attempt}"),
+        Text(output.last_part(view.name), style="dim"),
+    )
+
+
+def _figures(view: RunView, *, before: str = "") -> str:
+    """Epoch, step, loss, time left and credits in one line; empty before the first step."""
+    metrics = view.metrics
+    if metrics is None:
+        return ""
+    parts = [
+        f"epoch {metrics.epoch}/{metrics.total_epochs}",
+        f"step {metrics.step}/{metrics.total_steps}",
+        f"loss {metrics.loss:.4f}",
+    ]
+    if metrics.HasField("remaining") and not view.has_ended:
+        parts.append(f"{output.span_text(metrics.remaining)} left")
+    parts.append(f"{output.span_text(view.clocks.wall)} · {view.cost} credits")
+    return before + " · ".join(parts)

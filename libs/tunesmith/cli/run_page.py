@@ -1,0 +1,89 @@
+"""One run in full: pill, fault, figures, configuration, samples, attempts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.text import Text
+
+from tunesmith.api.run.v1 import run_pb2
+from tunesmith.cli import output
+
+# Settings of the snapshot that a reader looks for first, in this order.
+_TRAINING = ("max_steps", "epochs", "micro_batch_size", "learning_rate", "max_sequence_tokens")
+_LORA = ("rank", "alpha", "dropout", "target_modules")
+
+
+def show_run(run: run_pb2.Run, screen: Console, *, is_brief: bool = False) -> None:
+    """Print a run; the brief form leaves out what a watch has shown already.
+
+    A failed run shows its message and next step right below its pill.
+    """
+    screen.print(output.pill(run.state), output.last_part(run.name))
+    if run.HasField("fault"):
+        screen.print(Text.assemble((run.fault.code, "bold red1"), f"  {run.fault.message}"))
+        screen.print(Text.assemble(("→ ", "cyan"), run.fault.remedy))
+    rows = list(_figures(run))
+    if not is_brief:
+        rows += list(_configuration(run))
+        rows += [("warning", f"{w.code}: {w.message}") for w in run.warnings]
+        rows += [("attempt", text) for text in _attempts(run)]
+    screen.print(output.facts(rows))
+    for sample in run.samples:
+        screen.print(Text.assemble(("▸ ", "cyan"), (sample.prompt, "dim")))
+        screen.print(Text(f"  {sample.completion}"))
+        for flag in sample.flags:
+            screen.print(Text(f"  ! {flag}", style="gold3"))
+
+
+def _figures(run: run_pb2.Run) -> Iterator[tuple[str, str]]:
+    metrics, clocks = run.metrics, run.clocks
+    yield "stage", output.stage_words(run.stage)
+    if run.HasField("metrics"):
+        yield "epoch", f"{metrics.epoch}/{metrics.total_epochs}"
+        yield "step", f"{metrics.step}/{metrics.total_steps}"
+        yield "loss", f"{metrics.loss:.4f}"
+    spans = {
+        "wall": clocks.wall,
+        "active": clocks.active,
+        "billable": clocks.billable,
+        "wasted": clocks.wasted,
+    }
+    yield "clocks", " · ".join(f"{name} {output.span_text(span)}" for name, span in spans.items())
+    yield "cost", f"{output.credits_text(run.cost)} credits"
+    if run.artifact:
+        yield "artifact", run.artifact
+    if run.tags:
+        yield "tags", ", ".join(run.tags)
+
+
+def _configuration(run: run_pb2.Run) -> Iterator[tuple[str, str]]:
+    snapshot = run.snapshot
+    vouched = "verified" if snapshot.verified else "not verified"
+    yield "name", run.display_name or output.last_part(run.name)
+    yield "submitted", output.time_text(run.submit_time)
+    yield "base model", f"{snapshot.model_id or run.spec.base_model} ({vouched})"
+    for dataset in snapshot.dataset_versions or run.spec.datasets:
+        yield "dataset", dataset
+    yield "tier", run.spec.gpu_tier
+    yield "training", _settings(output.as_dict(snapshot.training), _TRAINING)
+    yield "adapter", _settings(output.as_dict(snapshot.lora), _LORA)
+    yield "export", ", ".join(snapshot.export.quantizations) or "no GGUF"
+
+
+def _settings(values: dict[str, object], names: tuple[str, ...]) -> str:
+    found = [(name, values[name]) for name in names if name in values]
+    return " · ".join(f"{name} {_value_text(value)}" for name, value in found)
+
+
+def _value_text(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value)
+    return str(value)
+
+
+def _attempts(run: run_pb2.Run) -> Iterator[str]:
+    for attempt in run.attempts:
+        end = f": {attempt.fault.message}" if attempt.HasField("fault") else ""
+        yield f"{attempt.attempt} on {attempt.node} from step {attempt.resumed_from_step}{end}"

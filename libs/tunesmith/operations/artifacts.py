@@ -1,0 +1,118 @@
+"""What can be done with what runs left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tunesmith.api.artifact.v1 import artifact_pb2, artifact_service_pb2
+from tunesmith.errors import NotFoundError, UnavailableError
+from tunesmith.operations.steps import PAGE_SIZE, call, full_name, pages
+from tunesmith.transfer import TRIES, Download, OnBytes, PartialFile, size_and_sha256
+from tunesmith.transport import Operation
+
+ARTIFACT_SERVICE = "/tunesmith.api.artifact.v1.ArtifactService"
+
+
+def list_artifacts(
+    project: str, *, run: str, limit: int | None
+) -> Operation[list[artifact_pb2.Artifact]]:
+    """Hub entries, newest first; of one run where it is named."""
+    request = artifact_service_pb2.ListArtifactsRequest(
+        parent=f"projects/{project}",
+        page_size=PAGE_SIZE,
+        run=full_name(project, "runs", run) if run else "",
+    )
+    return (
+        yield from pages(
+            ARTIFACT_SERVICE,
+            "ListArtifacts",
+            request,
+            artifact_service_pb2.ListArtifactsResponse,
+            lambda page: page.artifacts,
+            limit=limit,
+        )
+    )
+
+
+def pull_artifacts(
+    project: str,
+    run: str,
+    folder: Path,
+    *,
+    kinds: Sequence[artifact_pb2.ArtifactKind],
+    on_file: Callable[[artifact_pb2.ArtifactFile], OnBytes | None] | None,
+) -> Operation[list[Path]]:
+    """Download the files of a run into a folder; files that are there already are not sent again.
+
+    Args:
+        run: a run, or the full name of a hub entry.
+        kinds: only these; empty for all.
+        on_file: called before each file; what it returns hears of the bytes.
+    Raises:
+        NotFoundError: ARTIFACT_NOT_FOUND when the run has stored nothing.
+    """
+    artifact = yield from _artifact_of(project, run)
+    paths = []
+    for file in artifact.files:
+        if kinds and file.kind not in kinds:
+            continue
+        # A name from the wire is data: only its last part is used, and never a hidden file.
+        name = Path(file.file_name.replace("\\", "/")).name.lstrip(".") or file.sha256
+        path = folder / name
+        if not _is_already_there(path, file):
+            on_bytes = on_file(file) if on_file else None
+            yield from _pull_file(artifact.name, file, path, on_bytes=on_bytes)
+        paths.append(path)
+    return paths
+
+
+def _artifact_of(project: str, run: str) -> Operation[artifact_pb2.Artifact]:
+    if "/artifacts/" in run:
+        request = artifact_service_pb2.GetArtifactRequest(name=run)
+        response = artifact_service_pb2.GetArtifactResponse
+        return (yield from call(ARTIFACT_SERVICE, "GetArtifact", request, response)).artifact
+    found = yield from list_artifacts(project, run=run, limit=1)
+    if not found:
+        raise NotFoundError(
+            "ARTIFACT_NOT_FOUND", f"The run {run} has stored no artifact.", metadata={"run": run}
+        )
+    return found[0]
+
+
+def _pull_file(
+    artifact: str,
+    file: artifact_pb2.ArtifactFile,
+    path: Path,
+    *,
+    on_bytes: OnBytes | None,
+) -> Operation[None]:
+    """Download one file; a URL that has run out is replaced by a fresh one."""
+    partial = PartialFile(path, size_bytes=file.size_bytes, sha256=file.sha256)
+    request = artifact_service_pb2.CreateDownloadRequest(
+        name=artifact, kind=file.kind, quantization=file.quantization
+    )
+    reason = ""
+    for number in range(TRIES):
+        if partial.is_whole:
+            break
+        response = yield from call(
+            ARTIFACT_SERVICE,
+            "CreateDownload",
+            request,
+            artifact_service_pb2.CreateDownloadResponse,
+        )
+        reason = yield Download(
+            url=response.url, partial=partial, on_bytes=on_bytes, try_number=number
+        )
+    if not partial.is_whole:
+        raise UnavailableError(
+            "DEP_SERVICE_UNAVAILABLE", f"The download of {path.name} broke off: {reason}."
+        )
+    partial.finish()
+
+
+def _is_already_there(path: Path, file: artifact_pb2.ArtifactFile) -> bool:
+    if not path.is_file() or path.stat().st_size != file.size_bytes:
+        return False
+    return size_and_sha256(path)[1] == file.sha256

@@ -1,0 +1,158 @@
+"""How a client speaks to the gateway: steps, deadlines, and when a call is made again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from tunesmith.credentials import Credentials
+from tunesmith.errors import UnavailableError, from_rpc, is_from_platform, status_of
+from tunesmith.transfer import Download, Upload
+
+CALL_SECONDS = 30.0
+# Submission checks the model hub, which may be slow; the platform promises an answer within this.
+SUBMIT_SECONDS = 90.0
+# A watch is opened again after this time, so that a connection that died without a word is noticed.
+WATCH_SECONDS = 300.0
+RETRIED = frozenset({grpc.StatusCode.UNAVAILABLE})
+# How a stream ends when the transport, and not the platform, has ended it.
+BROKEN = frozenset({grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One unary call. The request carries its `request_id`, so that making it again is safe."""
+
+    method: str
+    request: Message
+    response: type[Message]
+    timeout_seconds: float = CALL_SECONDS
+
+
+Step: TypeAlias = Call | Upload | Download
+Result = TypeVar("Result")
+# An operation is written once, as a generator of steps; both clients drive it.
+Operation: TypeAlias = Generator[Step, Any, Result]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """When a call that found nobody is made again: exponential delays with jitter.
+
+    Attributes:
+        tries: calls in all.
+        first_seconds: delay before the second.
+        longest_seconds: no delay is longer.
+        outage_seconds: a watch gives up after so long without an event from a reachable platform.
+        rng: where the jitter comes from.
+    """
+
+    tries: int = 8
+    first_seconds: float = 0.2
+    longest_seconds: float = 4.0
+    outage_seconds: float = 300.0
+    rng: random.Random = field(default_factory=random.Random)
+
+    def delays(self) -> Iterator[float]:
+        """Delays between the tries, in seconds."""
+        for number in range(self.tries - 1):
+            yield self.delay(number)
+
+    def delay(self, number: int) -> float:
+        """Delay after the failure with this number, from 0: half of it fixed, half of it random."""
+        full = min(self.first_seconds * 2.0 ** min(number, 16), self.longest_seconds)
+        return full / 2 + self.rng.random() * full / 2
+
+
+@dataclass(slots=True, kw_only=True)
+class WatchCursor:
+    """What a watch has seen: it turns streams that break into one without gap or repetition."""
+
+    after_sequence: int
+    policy: RetryPolicy
+    ended: bool = False
+    failure_count: int = 0
+    silent_since: float | None = None
+
+    def accepts(self, sequence: int) -> bool:
+        """Whether an event is the next one.
+
+        An older one is a repetition. A later one means that the stream has a hole: it is closed and
+        opened again after the last event that was seen.
+        """
+        if sequence <= self.after_sequence:
+            return False
+        if sequence > self.after_sequence + 1:
+            raise GapFound
+        self.after_sequence = sequence
+        self.failure_count = 0
+        self.silent_since = None
+        return True
+
+    def delay_after(self, error: grpc.RpcError | None, *, now: float) -> float:
+        """Seconds to wait before the stream is opened again.
+
+        Args:
+            error: what ended it; None for an end without a word, or a hole.
+            now: monotonic time in seconds.
+        Raises:
+            TunesmithError: what ended it will not pass, or has lasted too long.
+        """
+        if error is not None and status_of(error) is grpc.StatusCode.DEADLINE_EXCEEDED:
+            # Nothing happened for WATCH_SECONDS; a queued run may be silent for hours.
+            return 0.0
+        if error is not None and not _will_pass(error):
+            raise from_rpc(error)
+        self.silent_since = now if self.silent_since is None else self.silent_since
+        if now - self.silent_since > self.policy.outage_seconds:
+            raise (
+                from_rpc(error)
+                if error is not None
+                else UnavailableError(
+                    "DEP_SERVICE_UNAVAILABLE", "The stream of events ends again and again."
+                )
+            )
+        self.failure_count += 1
+        return self.policy.delay(self.failure_count - 1)
+
+
+class GapFound(Exception):
+    """A stream has skipped an event; never leaves the client."""
+
+
+def channel_options() -> Sequence[tuple[str, int | str]]:
+    """Options of the channel: keepalive finds dead connections; retries are the client's own."""
+    return (
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.enable_retries", 0),
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.max_receive_message_length", 16 << 20),
+    )
+
+
+def call_metadata(credentials: Credentials) -> tuple[tuple[str, str], ...]:
+    """Metadata of every call: who calls."""
+    return (("authorization", f"Bearer {credentials.token}"),)
+
+
+def channel_credentials(credentials: Credentials) -> grpc.ChannelCredentials | None:
+    """Credentials of a TLS channel; None for a plain one on this machine."""
+    if not credentials.is_tls:
+        return None
+    roots = Path(credentials.ca_file).read_bytes() if credentials.ca_file else None
+    return grpc.ssl_channel_credentials(root_certificates=roots)
+
+
+def _will_pass(error: grpc.RpcError) -> bool:
+    if status_of(error) in RETRIED:
+        return True
+    return status_of(error) in BROKEN and not is_from_platform(error)

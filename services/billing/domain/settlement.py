@@ -1,0 +1,209 @@
+"""The bill of a run: what is reserved at submission, and what is charged, given back and refunded at its end.
+
+The charge is whole billable minutes times the rate told at submission (A1), never more than was reserved. What
+was not charged is released. A failure that the platform answers for is then refunded in full as an entry of its
+own, so that charge and refund can both be seen (A2); a cancellation never is.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from billing.domain.ledger import EntryKind, Transfer, credits_text, run_transfer
+from billing.domain.timeline import Ending, Outcome, Timeline
+
+_SECOND_MICROS: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """What was reserved for a run and on which terms."""
+
+    run: str
+    project: str
+    amount_micros: int
+    rate_micros_per_minute: int
+    maximum_minutes: int
+    gpu_tier: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bill:
+    """The sums of a run's entries. Once closed, charged + released = held."""
+
+    held_micros: int
+    charged_micros: int
+    released_micros: int
+    refunded_micros: int
+    minutes: int
+
+
+def hold_transfer(hold: Hold, *, event_time: datetime) -> Transfer:
+    """The reservation of a run's highest price."""
+    return run_transfer(
+        EntryKind.HOLD,
+        run=hold.run,
+        project=hold.project,
+        amount_micros=hold.amount_micros,
+        reason=(
+            f"Reserved for the run: at most {_minutes_text(hold.maximum_minutes)} on {hold.gpu_tier} at "
+            f"{credits_text(hold.rate_micros_per_minute)} credits a minute. What is not used comes back."
+        ),
+        event_time=event_time,
+    )
+
+
+def release_whole(hold: Hold, *, reason: str, event_time: datetime) -> Transfer:
+    """Gives a reservation back whole, for a submission that did not come to be."""
+    return run_transfer(
+        EntryKind.RELEASE,
+        run=hold.run,
+        project=hold.project,
+        amount_micros=hold.amount_micros,
+        reason=reason,
+        event_time=event_time,
+    )
+
+
+def charged_minutes(hold: Hold, timeline: Timeline) -> int:
+    """Whole minutes that are charged: the billable ones, as far as the reservation reaches."""
+    rate = hold.rate_micros_per_minute
+    if rate == 0:
+        return timeline.billable_minutes
+    return min(timeline.billable_minutes, hold.amount_micros // rate)
+
+
+def settle(
+    hold: Hold, timeline: Timeline, outcome: Outcome, *, event_time: datetime
+) -> tuple[Transfer, ...]:
+    """The entries that end a run: a charge, maybe of nothing; what comes free; a refund where one is owed."""
+    minutes = charged_minutes(hold, timeline)
+    charge_micros = minutes * hold.rate_micros_per_minute
+
+    def entry(kind: EntryKind, amount_micros: int, reason: str, *, minutes: int = 0) -> Transfer:
+        return run_transfer(
+            kind,
+            run=hold.run,
+            project=hold.project,
+            amount_micros=amount_micros,
+            reason=reason,
+            event_time=event_time,
+            minutes=minutes,
+        )
+
+    reason = _capture_reason(hold, timeline, outcome)
+    entries = [entry(EntryKind.CAPTURE, charge_micros, reason, minutes=minutes)]
+    if rest_micros := hold.amount_micros - charge_micros:
+        entries.append(entry(EntryKind.RELEASE, rest_micros, _release_reason(charge_micros)))
+    if is_refunded(outcome):
+        reason = _refund_reason(outcome, charge_micros)
+        entries.append(entry(EntryKind.REFUND, charge_micros, reason, minutes=minutes))
+    return tuple(entries)
+
+
+def is_refunded(outcome: Outcome) -> bool:
+    """Whether the platform gives the charge back: a failure that it vouched against (A2)."""
+    return outcome.ending is Ending.FAILED and outcome.refundable
+
+
+def bill_of(transfers: tuple[Transfer, ...]) -> Bill:
+    """The sums of a run's entries."""
+
+    def total(kind: EntryKind) -> int:
+        return sum(each.amount_micros for each in transfers if each.kind is kind)
+
+    return Bill(
+        held_micros=total(EntryKind.HOLD),
+        charged_micros=total(EntryKind.CAPTURE),
+        released_micros=total(EntryKind.RELEASE),
+        refunded_micros=total(EntryKind.REFUND),
+        minutes=sum(each.minutes for each in transfers if each.kind is EntryKind.CAPTURE),
+    )
+
+
+def differences(
+    recorded: tuple[Transfer, ...], recomputed: tuple[Transfer, ...]
+) -> tuple[str, ...]:
+    """What the ledger and a recomputation do not agree on, one sentence each."""
+    ours = {each.kind: each for each in recorded}
+    theirs = {each.kind: each for each in recomputed}
+    sentences = []
+    for kind in EntryKind:
+        mine, other = ours.get(kind), theirs.get(kind)
+        if mine is None and other is not None:
+            amount = credits_text(other.amount_micros)
+            sentences.append(f"The ledger has no {kind} entry; the events give {amount} credits.")
+        elif mine is not None and other is None:
+            sentences.append(f"The ledger has a {kind} entry that the events do not give.")
+        elif mine is not None and other is not None:
+            sentences += _unequal(mine, other)
+    return tuple(sentences)
+
+
+def _unequal(recorded: Transfer, recomputed: Transfer) -> list[str]:
+    sentences = []
+    if recorded.amount_micros != recomputed.amount_micros:
+        sentences.append(
+            f"The {recorded.kind} entry is {credits_text(recorded.amount_micros)} credits; "
+            f"the events give {credits_text(recomputed.amount_micros)}."
+        )
+    if recorded.minutes != recomputed.minutes:
+        sentences.append(
+            f"The {recorded.kind} entry counts {recorded.minutes} minutes; "
+            f"the events give {recomputed.minutes}."
+        )
+    return sentences
+
+
+def _capture_reason(hold: Hold, timeline: Timeline, outcome: Outcome) -> str:
+    minutes = charged_minutes(hold, timeline)
+    if timeline.billable_micros == 0:
+        return "Charged nothing: the run ended before any training that counts."
+    time = _time_text(timeline.billable_micros)
+    if minutes == 0 and timeline.billable_minutes == 0:
+        return f"Charged nothing: the run trained for {time}, and only whole minutes are charged."
+    sentence = (
+        f"Charged {_minutes_text(minutes)} at {credits_text(hold.rate_micros_per_minute)} credits a minute: "
+        f"the run trained for {time}, rounded down to whole minutes."
+    )
+    if minutes < timeline.billable_minutes:
+        sentence += " More was not reserved, and more than that is never charged."
+    return sentence + _kept_reason(outcome)
+
+
+def _kept_reason(outcome: Outcome) -> str:
+    """Why a charge stays, for the endings after which one might expect it back."""
+    if outcome.ending is Ending.CANCELLED:
+        return " Minutes used before a cancellation are not given back."
+    if outcome.ending is Ending.COMPLETED or outcome.refundable:
+        return ""
+    if outcome.fault_refundable:
+        return (
+            f" Not refunded: the run failed with {outcome.fault_code}, and the platform does not vouch for "
+            "its model, as was agreed to at submission."
+        )
+    return f" Not refunded: the run failed with {outcome.fault_code}, whose cause lies in its inputs."
+
+
+def _release_reason(charge_micros: int) -> str:
+    if charge_micros == 0:
+        return "Given back: the whole reservation, since nothing was charged."
+    return "Given back: the part of the reservation that was not charged."
+
+
+def _refund_reason(outcome: Outcome, charge_micros: int) -> str:
+    if charge_micros == 0:
+        return f"Refund for a run that failed with {outcome.fault_code}: nothing had been charged."
+    return f"Refunded in full: the run failed with {outcome.fault_code}, which the platform answers for."
+
+
+def _minutes_text(minutes: int) -> str:
+    return "1 minute" if minutes == 1 else f"{minutes} minutes"
+
+
+def _time_text(micros: int) -> str:
+    """A span for people: `42 s`, `7 min 59 s`; under a second `less than 1 s`."""
+    minutes, seconds = divmod(micros // _SECOND_MICROS, 60)
+    if minutes:
+        return f"{minutes} min {seconds} s"
+    return f"{seconds} s" if seconds else "less than 1 s"

@@ -1,0 +1,298 @@
+"""The timeline of a run: its events as intervals, each with whether it is charged and why.
+
+Only the clock's events make time billable: it starts with the first optimizer step of an attempt (A3), stops when
+the adapter is stored (A4), pauses while a GPU cools (A7), and what a lost attempt did after its last checkpoint is
+void (A6). Where events contradict each other, the reading that charges less is taken.
+
+All arithmetic is in whole microseconds since 1970, the resolution of the database's clock.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Final
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICRO: Final = timedelta(microseconds=1)
+
+
+class Phase(StrEnum):
+    """What the platform did with a run: its stage, or that it waited for another attempt."""
+
+    QUEUED = "queued"
+    PROVISIONING = "provisioning"
+    DATA_DOWNLOAD = "data download"
+    INITIALIZATION = "initialization"
+    TRAINING = "training"
+    SAVING = "saving"
+    UPLOAD = "upload"
+    EXPORTING = "exporting"
+    RETRYING = "retrying"
+    DONE = "done"
+
+
+# Phases in which no GPU node works on the run.
+_IDLE: Final = frozenset({Phase.QUEUED, Phase.EXPORTING, Phase.RETRYING, Phase.DONE})
+
+
+class Clock(StrEnum):
+    """What an event did to the billable clock."""
+
+    STARTED = "started"
+    PAUSED = "paused"
+    RESUMED = "resumed"
+    STOPPED = "stopped"
+    VOIDED = "voided"
+
+
+class Ending(StrEnum):
+    """How a run ended."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """The end of a run, as its last event tells it."""
+
+    ending: Ending
+    refundable: bool
+    fault_code: str
+    fault_refundable: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """What one event of a run says to the bill."""
+
+    sequence: int
+    event_time: datetime
+    attempt: int
+    phase: Phase
+    clock: Clock | None = None
+    reason: str = ""
+    void_from: datetime | None = None
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A span of a run's life; `end` is None while it lasts."""
+
+    start: datetime
+    end: datetime | None
+    billable: bool
+    active: bool
+    reason: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeline:
+    """The intervals of a run with their sums in microseconds: billable <= active <= wall."""
+
+    intervals: tuple[Interval, ...]
+    wall_micros: int
+    active_micros: int
+    billable_micros: int
+
+    @property
+    def billable_minutes(self) -> int:
+        """Whole billable minutes, rounded down in the user's favour (A1)."""
+        return self.billable_micros // 60_000_000
+
+    @property
+    def billable_millis(self) -> int:
+        """Billable time in whole milliseconds."""
+        return self.billable_micros // 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Span:
+    """A half-open span of microseconds."""
+
+    start: int
+    end: int
+    attempt: int = 0
+    label: str = ""
+
+    def covers(self, other: "_Span") -> bool:
+        return self.start <= other.start and other.end <= self.end
+
+
+@dataclass(slots=True, kw_only=True)
+class _ClockTape:
+    """Replays the clock's events in order and records running, void and paused spans."""
+
+    running: list[_Span]
+    void: list[_Span]
+    paused: list[_Span]
+    since: int | None = None
+    started: int | None = None
+    paused_since: int | None = None
+    pause_reason: str = ""
+    attempt: int = 0
+
+    def play(self, fact: Fact) -> None:
+        at = _micros(fact.event_time)
+        match fact.clock:
+            case Clock.STARTED:
+                self._start(at, fact.attempt)
+            case Clock.PAUSED:
+                if self.since is not None:
+                    self.close(at)
+                    self.paused_since, self.pause_reason = at, fact.reason
+            case Clock.RESUMED:
+                # After a stop only a new start counts, so that a stray event cannot charge.
+                if self.paused_since is not None:
+                    self.close(at)
+                    self.since = at
+            case Clock.STOPPED:
+                self.close(at)
+            case Clock.VOIDED:
+                self.close(at)
+                self._cancel(fact, at)
+            case None:
+                if fact.outcome is not None:
+                    self.close(at)
+
+    def _start(self, at: int, attempt: int) -> None:
+        if self.since is not None and attempt == self.attempt:
+            return
+        if self.since is not None:
+            # Another attempt took over and nobody said that the first was lost: it is not charged (A6).
+            self.void.append(_Span(start=self._from(at), end=at, attempt=self.attempt))
+        self.close(at)
+        self.since, self.started, self.attempt = at, at, attempt
+
+    def close(self, at: int) -> None:
+        if self.since is not None:
+            self.running.append(_Span(start=self.since, end=max(self.since, at), attempt=self.attempt))
+        if self.paused_since is not None:
+            end = max(self.paused_since, at)
+            self.paused.append(_Span(start=self.paused_since, end=end, label=self.pause_reason))
+        self.since = self.paused_since = None
+
+    def _cancel(self, fact: Fact, at: int) -> None:
+        begin = self._from(at) if fact.void_from is None else _micros(fact.void_from)
+        if begin < at:
+            self.void.append(_Span(start=begin, end=at, attempt=self.attempt or fact.attempt))
+
+    def _from(self, at: int) -> int:
+        return at if self.started is None else self.started
+
+
+def timeline(facts: Iterable[Fact], *, now: datetime | None = None) -> Timeline:
+    """Returns the timeline of a run from its facts, in any order and with repetitions.
+
+    Args:
+        now: until when an unended run is measured. Default its newest fact.
+    """
+    ordered = sorted({fact.sequence: fact for fact in facts}.values(), key=lambda f: f.sequence)
+    last = next((i for i, fact in enumerate(ordered) if fact.outcome), len(ordered) - 1)
+    ordered = ordered[: last + 1]
+    if not ordered:
+        return Timeline(intervals=(), wall_micros=0, active_micros=0, billable_micros=0)
+    tape = _ClockTape(running=[], void=[], paused=[])
+    for fact in ordered:
+        tape.play(fact)
+    start = _micros(ordered[0].event_time)
+    ended = ordered[-1].outcome is not None
+    newest = max(_micros(fact.event_time) for fact in ordered)
+    end = newest if ended or now is None else max(newest, _micros(now))
+    tape.close(end)
+    pieces = _cut(ordered, tape, _Span(start=start, end=end))
+    return Timeline(
+        intervals=_merge(pieces, open_end=not ended),
+        wall_micros=end - start,
+        active_micros=sum(_length(piece) for piece in pieces if piece.active),
+        billable_micros=sum(_length(piece) for piece in pieces if piece.billable),
+    )
+
+
+def outcome_of(facts: Iterable[Fact]) -> tuple[Outcome, datetime] | None:
+    """Returns how and when a run ended, or None while it has not."""
+    ended = [fact for fact in facts if fact.outcome is not None]
+    if not ended:
+        return None
+    first = min(ended, key=lambda fact: fact.sequence)
+    assert first.outcome is not None
+    return first.outcome, first.event_time
+
+
+def _cut(ordered: Sequence[Fact], tape: _ClockTape, life: _Span) -> list[Interval]:
+    """Cuts a run's life at every moment at which something changed and judges each piece."""
+    spans = [*tape.running, *tape.void, *tape.paused]
+    moments = {_micros(fact.event_time) for fact in ordered}
+    moments |= {edge for span in spans for edge in (span.start, span.end)} | {life.start, life.end}
+    edges = sorted(moment for moment in moments if life.start <= moment <= life.end)
+    pieces = []
+    for begin, end in zip(edges, edges[1:], strict=False):
+        pieces.append(_judge(_Span(start=begin, end=end), ordered, tape))
+    return pieces
+
+
+def _judge(piece: _Span, ordered: Sequence[Fact], tape: _ClockTape) -> Interval:
+    """Says of a piece of time whether it is charged, whether a node worked, and why."""
+    running = next((span for span in tape.running if span.covers(piece)), None)
+    void = next((span for span in tape.void if span.covers(piece)), None)
+    paused = next((span for span in tape.paused if span.covers(piece)), None)
+    current = _current(ordered, piece.start)
+    billable = running is not None and void is None
+    attempt = running.attempt if running else current.attempt
+    if void is not None and (running or paused):
+        reason, attempt = f"lost with attempt {void.attempt}", void.attempt
+    elif paused is not None:
+        reason = paused.label or "paused"
+    else:
+        reason = str(current.phase)
+    return Interval(
+        start=_time(piece.start),
+        end=_time(piece.end),
+        billable=billable,
+        active=running is not None or current.phase not in _IDLE,
+        reason=reason,
+        attempt=attempt,
+    )
+
+
+def _current(ordered: Sequence[Fact], moment: int) -> Fact:
+    """The newest fact that had happened at a moment."""
+    current = ordered[0]
+    for fact in ordered:
+        if _micros(fact.event_time) <= moment:
+            current = fact
+    return current
+
+
+def _merge(pieces: Sequence[Interval], *, open_end: bool) -> tuple[Interval, ...]:
+    """Joins neighbours of one kind; the last one of a run that goes on has no end."""
+    merged: list[Interval] = []
+    for piece in pieces:
+        if merged and _kind(merged[-1]) == _kind(piece):
+            merged[-1] = replace(merged[-1], end=piece.end)
+        else:
+            merged.append(piece)
+    if merged and open_end:
+        merged[-1] = replace(merged[-1], end=None)
+    return tuple(merged)
+
+
+def _kind(interval: Interval) -> tuple[bool, bool, str, int]:
+    return interval.billable, interval.active, interval.reason, interval.attempt
+
+
+def _length(interval: Interval) -> int:
+    assert interval.end is not None
+    return (interval.end - interval.start) // _MICRO
+
+
+def _micros(moment: datetime) -> int:
+    return (moment - _EPOCH) // _MICRO
+
+
+def _time(micros: int) -> datetime:
+    return _EPOCH + micros * _MICRO

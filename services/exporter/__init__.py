@@ -1,0 +1,1 @@
+"""Exporter: merges an adapter into its base, quantises it in one pass, proves it and bundles it."""

@@ -1,0 +1,278 @@
+"""Base models as GGUF: converted once per revision, kept in a cache, placements proven bit by bit."""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from lexicon.faults import Fault, FaultCode
+from numpy.typing import NDArray
+
+from exporter.domain.layout import Placement, find_placement
+from exporter.domain.quantization import TensorType
+from exporter.weights import Checkpoint, GgufFile, read_json, to_bfloat16_bits, to_float32
+from exporter.writer import disk_errors, reserve_disk, sync_folder
+
+# Changes whenever entries made before must not be used any more.
+CACHE_FORMAT: Final = 1
+CONVERSION_SECONDS: Final = 4 * 3600.0
+# Of a failed tool's output, the end says why.
+OUTPUT_CHARACTERS: Final = 4000
+
+GGUF_NAME: Final = "base.gguf"
+PLACEMENTS_NAME: Final = "placements.json"
+# What later steps read of the checkpoint's folder, so that it need not stay.
+_KEPT_FILES: Final = ("config.json", "generation_config.json")
+# What the converter may see: weights, settings and tokenizers, never code.
+_VISIBLE: Final = re.compile(
+    r".*\.(?:safetensors|json|jinja|txt)|tokenizer\.model|tekken\.json|README\.md"
+)
+_EXPERT: Final = re.compile(r"\.experts\.(\d+)\.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseModel:
+    """A converted base: its folder in the cache."""
+
+    folder: Path
+
+    @property
+    def gguf(self) -> Path:
+        return self.folder / GGUF_NAME
+
+    def placements(self) -> dict[str, Placement]:
+        entries = read_json(self.folder / PLACEMENTS_NAME)
+        return {name: Placement(**entry) for name, entry in entries.items()}
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """`config.json` or `generation_config.json` of the checkpoint; empty when it has none."""
+        return read_json(self.folder / name)
+
+
+def cache_key(identity: str, *, llama_version: str) -> str:
+    """Name of a base's entry: what it is converted from and by what."""
+    text = f"{CACHE_FORMAT}\n{llama_version}\n{identity}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def cached_base(cache: Path, key: str) -> BaseModel | None:
+    """Returns an earlier conversion."""
+    folder = cache / key
+    return BaseModel(folder=folder) if (folder / PLACEMENTS_NAME).is_file() else None
+
+
+def prepare_base(checkpoint_folder: Path, cache: Path, key: str, *, vendor: Path) -> BaseModel:
+    """Returns the base as GGUF, converting it unless that was done before.
+
+    Two exporters that share a cache wait for each other; an entry appears whole or not at all.
+
+    Args:
+        vendor: folder with llama.cpp's `conversion` package and `gguf-py`.
+    Raises:
+        Fault: MODEL_WEIGHTS_INVALID, MODEL_NOT_CONVERTIBLE with the converter's output, EXPORT_DISK_FULL.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    with _exclusive(cache / f"{key}.lock"), disk_errors():
+        if found := cached_base(cache, key):
+            return found
+        partial = cache / f"{key}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        _convert(checkpoint_folder, partial, vendor)
+        partial.rename(cache / key)
+        sync_folder(cache)
+    return BaseModel(folder=cache / key)
+
+
+def _convert(source: Path, target: Path, vendor: Path) -> None:
+    checkpoint = Checkpoint(source)
+    try:
+        stored = _dominant_type(checkpoint)
+        reserve_disk(target, sum(file.size_bytes for file in checkpoint.files) * 21 // 20)
+        record = target / "record.json"
+        _run_converter(source, target, vendor, outtype=stored.name.lower(), record=record)
+        groups = json.loads(record.read_text(encoding="utf-8"))
+        with GgufFile(target / GGUF_NAME) as gguf:
+            placements = _placements(checkpoint, gguf, groups, _head_counts(source))
+    finally:
+        checkpoint.close()
+    for name in _KEPT_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    record.unlink()
+    encoded = json.dumps({name: asdict(placement) for name, placement in placements.items()})
+    with (target / PLACEMENTS_NAME).open("w", encoding="utf-8") as out:
+        out.write(encoded)
+        out.flush()
+        os.fsync(out.fileno())
+    with (target / GGUF_NAME).open("rb") as done:
+        os.fsync(done.fileno())
+
+
+def _run_converter(source: Path, target: Path, vendor: Path, *, outtype: str, record: Path) -> None:
+    """Runs llama.cpp's converter in a process of its own; both of its streams are kept."""
+    view = target / "view"
+    _make_view(source, view)
+    command = [
+        sys.executable, "-m", "exporter.conversion_tool", "--vendor", str(vendor), "--model", str(view),
+        "--outfile", str(target / GGUF_NAME), "--outtype", outtype, "--record", str(record),
+    ]  # fmt: skip
+    try:
+        done = subprocess.run(
+            command, env=_tool_environment(), capture_output=True, text=True, errors="replace",
+            stdin=subprocess.DEVNULL, timeout=CONVERSION_SECONDS, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise Fault(
+            FaultCode.MODEL_NOT_CONVERTIBLE,
+            f"llama.cpp's converter did not end within {CONVERSION_SECONDS:.0f} s.",
+        ) from None
+    finally:
+        shutil.rmtree(view, ignore_errors=True)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or ["no output"]
+        raise Fault(
+            FaultCode.MODEL_NOT_CONVERTIBLE,
+            f"llama.cpp's converter refused the base model: {lines[-1][:300]}",
+            exit_code=done.returncode,
+            stdout=done.stdout[-OUTPUT_CHARACTERS:],
+            stderr=done.stderr[-OUTPUT_CHARACTERS:],
+        )
+
+
+def _make_view(source: Path, view: Path) -> None:
+    """A folder of links to what the converter may read; settings that name code to run are cut out."""
+    view.mkdir()
+    for path in sorted(source.iterdir()):
+        if not path.is_file() or not _VISIBLE.fullmatch(path.name):
+            continue
+        if path.name in {"config.json", "tokenizer_config.json"}:
+            settings = read_json(path)
+            settings.pop("auto_map", None)
+            (view / path.name).write_text(json.dumps(settings), encoding="utf-8")
+        else:
+            (view / path.name).symlink_to(path.resolve())
+
+
+def _tool_environment() -> dict[str, str]:
+    """No secret and no network for the tool; its caches are not ours to write into."""
+    kept = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "SYSTEMROOT")
+    environment = {name: os.environ[name] for name in kept if name in os.environ}
+    return environment | {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def _dominant_type(checkpoint: Checkpoint) -> TensorType:
+    """The type that loses nothing: that of all matrices when they agree, float32 otherwise."""
+    kinds = Counter(
+        checkpoint.span(name).element_type
+        for name in checkpoint.owner
+        if len(checkpoint.span(name).shape) >= 2
+    )
+    match sorted(kinds):
+        case ["BF16"]:
+            return TensorType.BF16
+        case ["F16"]:
+            return TensorType.F16
+        case _:
+            return TensorType.F32
+
+
+def _head_counts(source: Path) -> tuple[int, ...]:
+    config = read_json(source / "config.json")
+    text = config.get("text_config")
+    settings = text if isinstance(text, Mapping) else config
+    names = ("num_attention_heads", "num_key_value_heads")
+    return tuple(value for name in names if isinstance(value := settings.get(name), int))
+
+
+def _placements(
+    checkpoint: Checkpoint,
+    gguf: GgufFile,
+    groups: Sequence[Mapping[str, Sequence[str]]],
+    head_counts: Sequence[int],
+) -> dict[str, Placement]:
+    """Finds for each tensor of the checkpoint where its bits lie; what moved otherwise is left out."""
+    found: dict[str, Placement] = {}
+    for group in groups:
+        for source, target in _pairs(checkpoint, gguf, group):
+            if source in found:
+                continue
+            placement = _placement(checkpoint, gguf, source, target, head_counts)
+            if placement:
+                found[source] = placement
+    return found
+
+
+def _pairs(
+    checkpoint: Checkpoint, gguf: GgufFile, group: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[str, str]]:
+    for source in group["sources"]:
+        for target in group["targets"]:
+            if source in checkpoint.owner and target in gguf.by_name:
+                yield source, target
+
+
+def _placement(
+    checkpoint: Checkpoint, gguf: GgufFile, source: str, target: str, head_counts: Sequence[int]
+) -> Placement | None:
+    info = gguf.by_name[target]
+    if info.type.is_quantized:
+        return None
+    span = checkpoint.span(source)
+    bits = _as_bits(checkpoint.array(source), span.element_type, info.type)
+    stored = gguf.bits(info)
+    stored = stored.view(np.uint32) if info.type is TensorType.F32 else stored.view(np.uint16)
+    expert = None
+    if match := _EXPERT.search(source):
+        expert, rows = int(match[1]), info.dimensions[1]
+        stored = stored[expert * rows : (expert + 1) * rows]
+    return find_placement(
+        bits.reshape(-1, info.column_count) if bits.size % info.column_count == 0 else bits,
+        stored,
+        tensor=target,
+        expert=expert,
+        head_counts=head_counts,
+    )
+
+
+def _as_bits(array: NDArray[Any], element_type: str, wanted: TensorType) -> NDArray[Any]:
+    """A checkpoint tensor as the bits that the converter stores for it."""
+    same = {"BF16": TensorType.BF16, "F16": TensorType.F16, "F32": TensorType.F32}.get(element_type)
+    if same is wanted:
+        return array.view(np.uint32) if wanted is TensorType.F32 else array.view(np.uint16)
+    floats = to_float32(array, element_type)
+    match wanted:
+        case TensorType.BF16:
+            return to_bfloat16_bits(floats)
+        case TensorType.F16:
+            return floats.astype(np.float16).view(np.uint16)
+        case _:
+            return floats.view(np.uint32)
+
+
+@contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    """Holds a lock file; it goes with the process that holds it."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)

@@ -1,0 +1,173 @@
+"""The texts of a GGUF bundle: Modelfile, install scripts and README, so that it runs where it is unpacked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from exporter.domain.gates import Figures
+from exporter.domain.quantization import Quantization
+
+# Order of the files in the archive (001-37).
+ENTRIES: Final = (
+    "model.gguf", "Modelfile", "install.sh", "install.bat", "README.md", "export_proof.json"
+)  # fmt: skip
+
+# Ollama reserves memory for the whole context, so that a long one is not taken without being asked for.
+MAX_DEFAULT_CONTEXT: Final = 8192
+
+# Names of sampling settings in generation_config.json and in a Modelfile.
+_SAMPLING: Final = (
+    ("temperature", "temperature", float),
+    ("top_p", "top_p", float),
+    ("top_k", "top_k", int),
+    ("min_p", "min_p", float),
+    ("repetition_penalty", "repeat_penalty", float),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleFacts:
+    """What the texts tell about a model.
+
+    `ollama_name` is the name that the install scripts give the model. `template` is None when no TEMPLATE
+    prints what the chat template prints.
+    """
+
+    ollama_name: str
+    base_model: str
+    run: str
+    quantization: Quantization
+    template: str | None
+    stops: Sequence[str]
+    context_tokens: int
+    generation: Mapping[str, Any]
+    figures: Figures | None
+
+
+def modelfile(facts: BundleFacts) -> str:
+    """Returns the Modelfile: source, template, stop words and the base's own sampling defaults."""
+    lines = ["FROM ./model.gguf", ""]
+    if facts.template is not None:
+        lines += [f'TEMPLATE """{facts.template}"""', ""]
+    lines += [f"PARAMETER stop {_quoted(stop)}" for stop in facts.stops]
+    lines += sampling_lines(facts.generation)
+    if facts.context_tokens > 0:
+        lines.append(f"PARAMETER num_ctx {min(facts.context_tokens, MAX_DEFAULT_CONTEXT)}")
+    return "\n".join(lines) + "\n"
+
+
+def sampling_lines(generation: Mapping[str, Any]) -> list[str]:
+    """PARAMETER lines for the base's generation settings; greedy bases get temperature 0."""
+    if generation.get("do_sample") is False:
+        return ["PARAMETER temperature 0"]
+    lines = []
+    for name, parameter, kind in _SAMPLING:
+        value = generation.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            lines.append(f"PARAMETER {parameter} {kind(value)}")
+    return lines
+
+
+def stop_words(
+    *, assistant_end: str, special_tokens: Sequence[str], end_tokens: Sequence[str]
+) -> list[str]:
+    """Returns the texts at which generation stops: the end token and the marks that end an answer."""
+    marks = [token for token in special_tokens if token and token in assistant_end]
+    return list(dict.fromkeys([*marks, *(token for token in end_tokens if token)]))
+
+
+def install_sh(facts: BundleFacts) -> str:
+    """A script for Linux and macOS that registers the model with Ollama."""
+    return f"""#!/bin/sh
+# Registers this model with Ollama under the name {facts.ollama_name}, or the name given as argument.
+set -eu
+cd "$(dirname "$0")"
+name="${{1:-{facts.ollama_name}}}"
+if ! command -v ollama >/dev/null 2>&1; then
+  echo "ollama was not found. Install it from https://ollama.com, or run model.gguf with llama.cpp:" >&2
+  echo "  llama-cli -m model.gguf" >&2
+  exit 1
+fi
+if ! ollama list >/dev/null 2>&1; then
+  echo "ollama does not answer. Start it with: ollama serve" >&2
+  exit 1
+fi
+ollama create "$name" -f Modelfile
+echo "Done. Try it: ollama run $name"
+"""
+
+
+def install_bat(facts: BundleFacts) -> str:
+    """The same for Windows, with its line ends."""
+    text = f"""@echo off
+rem Registers this model with Ollama under the name {facts.ollama_name}, or the name given as argument.
+setlocal
+cd /d "%~dp0"
+set "name=%~1"
+if "%name%"=="" set "name={facts.ollama_name}"
+where ollama >nul 2>nul
+if errorlevel 1 (
+  echo ollama was not found. Install it from https://ollama.com, or run model.gguf with llama.cpp. 1>&2
+  exit /b 1
+)
+ollama list >nul 2>nul
+if errorlevel 1 (
+  echo ollama does not answer. Start it with: ollama serve 1>&2
+  exit /b 1
+)
+ollama create "%name%" -f Modelfile
+if errorlevel 1 exit /b 1
+echo Done. Try it: ollama run %name%
+"""
+    return text.replace("\n", "\r\n")
+
+
+def readme(facts: BundleFacts) -> str:
+    """The README of the bundle."""
+    template = (
+        "The chat template of the training is inside `model.gguf`, and the `Modelfile` carries the same."
+        if facts.template is not None
+        else "The chat template of the training is inside `model.gguf`. It does more than a Modelfile can say, "
+        "so the Modelfile carries none: prefer a runtime that reads the template from the GGUF, such as "
+        "llama.cpp with `--jinja`."
+    )
+    return f"""# {facts.ollama_name}
+
+A fine-tuned model, merged into one file and quantised as {facts.quantization}.
+
+| | |
+|---|---|
+| Base model | `{facts.base_model}` |
+| Run | `{facts.run}` |
+| Quantisation | {facts.quantization} |
+
+## Run it
+
+- Ollama: `sh install.sh` (Linux, macOS) or `install.bat` (Windows), then `ollama run {facts.ollama_name}`.
+- llama.cpp: `llama-cli -m model.gguf` or `llama-server -m model.gguf`.
+
+{template}
+
+## Proof
+
+{_proof_text(facts.figures)}
+
+`export_proof.json` holds the same in figures, with the SHA-256 of `model.gguf`.
+"""
+
+
+def _proof_text(figures: Figures | None) -> str:
+    if figures is None:
+        return "The adapter came without a reference, so that its behaviour could not be compared."
+    return f"""Over {figures.token_count} tokens of held-out answers:
+
+| compared with | same most likely token | mean KL divergence |
+|---|---|---|
+| the trained adapter | {figures.adapter.top1_agreement:.1%} | {figures.adapter.mean_kl:.4f} nats |
+| the base model | {figures.base.top1_agreement:.1%} | {figures.base.mean_kl:.4f} nats |
+
+The held-out loss differs from the adapter's by {figures.loss_delta:+.4f} nats per token."""
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'

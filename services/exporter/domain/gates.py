@@ -1,0 +1,192 @@
+"""How close a finished GGUF is to what was trained, and whether that is close enough.
+
+Distributions are known by their k most likely tokens; the rest of the mass is one further outcome, which
+makes every divergence a lower bound of the true one. Logarithms are natural.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from lexicon.faults import Fault, FaultCode
+from numpy.typing import NDArray
+
+from exporter.domain.quantization import Quantization, TensorType
+
+# Mean divergence from the adapter, in nats per token, up to which a mix is sound without a further look.
+# Ten times what sound exports of a 3 M-parameter model showed, where quantisation hurts most.
+KL_BOUNDS: Final = {
+    Quantization.F16: 0.02,
+    Quantization.BF16: 0.02,
+    Quantization.Q8_0: 0.05,
+    Quantization.Q6_K: 0.1,
+    Quantization.Q5_K_M: 0.2,
+    Quantization.Q4_K_M: 0.4,
+    Quantization.Q4_0: 0.5,
+    Quantization.Q3_K_M: 0.8,
+    Quantization.Q2_K: 2.0,
+}
+
+# Root of the mean squared error of stored rows over that of the rows themselves. A normal distribution
+# gives about half of each bound; rows of other shapes stay below it unless bytes are damaged.
+WEIGHT_ERROR_BOUNDS: Final = {
+    TensorType.F32: 0.0,
+    TensorType.F16: 0.001,
+    TensorType.BF16: 0.005,
+    TensorType.Q8_0: 0.02,
+    TensorType.Q6_K: 0.05,
+    TensorType.Q5_K: 0.09,
+    TensorType.Q5_0: 0.12,
+    TensorType.Q5_1: 0.12,
+    TensorType.Q4_K: 0.18,
+    TensorType.Q4_0: 0.25,
+    TensorType.Q3_K: 0.35,
+    TensorType.Q2_K: 0.6,
+}
+
+# A base whose own reference is reproduced this closely is the one that was trained on.
+SAME_BASE_KL: Final = 0.05
+# Adapters that differ less from their base than this cannot be told apart by behaviour.
+DISTINCT_KL: Final = 0.02
+# A sound merge may cost this many nats per token at the most, whatever the mix.
+MAX_LOSS_DELTA: Final = 2.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distributions:
+    """Next-token distributions by their most likely tokens, (rows, k), sorted descending."""
+
+    ids: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closeness:
+    """How a model compares with one reference over the scored tokens."""
+
+    mean_kl: float
+    top1_agreement: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """How the GGUF behaves on held-out conversations."""
+
+    adapter: Closeness
+    base: Closeness
+    separation_kl: float
+    loss: float
+    adapter_loss: float
+    token_count: int
+
+    @property
+    def loss_delta(self) -> float:
+        """Held-out loss of the GGUF minus that of the adapter, nats per token."""
+        return self.loss - self.adapter_loss
+
+    @property
+    def can_tell_apart(self) -> bool:
+        """Whether adapter and base differ enough that closeness to either means something."""
+        return self.separation_kl >= DISTINCT_KL
+
+
+def row_divergences(
+    reference: Distributions, model_logprobs_at_ids: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """KL(reference || model) of each row, in nats.
+
+    Args:
+        model_logprobs_at_ids: the model's log-probabilities of the reference's tokens, (rows, k).
+    """
+    p_log = reference.logprobs.astype(np.float64)
+    q_log = model_logprobs_at_ids.astype(np.float64)
+    p = np.exp(p_log)
+    p_rest = np.clip(1.0 - p.sum(axis=1), 0.0, 1.0)
+    q_rest = np.clip(1.0 - np.exp(q_log).sum(axis=1), 1e-12, 1.0)
+    rest = np.where(p_rest > 0, p_rest * (np.log(np.maximum(p_rest, 1e-12)) - np.log(q_rest)), 0.0)
+    divergences: NDArray[np.float64] = (p * (p_log - q_log)).sum(axis=1) + rest
+    return np.maximum(divergences, 0.0)
+
+
+def separation(adapter: Distributions, base: Distributions) -> float:
+    """Mean KL(adapter || base) as far as the two lists tell; a lower bound.
+
+    A token that is not among the base's most likely is taken to be as likely as the last of them.
+    """
+    looked_up = np.empty_like(adapter.logprobs)
+    for row in range(len(looked_up)):
+        order = np.argsort(base.ids[row])
+        known = base.ids[row][order]
+        place = np.minimum(np.searchsorted(known, adapter.ids[row]), len(known) - 1)
+        hit = known[place] == adapter.ids[row]
+        looked_up[row] = np.where(hit, base.logprobs[row][order][place], base.logprobs[row].min())
+    return float(row_divergences(adapter, looked_up).mean())
+
+
+def is_plainly_sound(figures: Figures, mix: Quantization) -> bool:
+    """Near the adapter, and nearer to it than to the base where the two differ."""
+    near = figures.adapter.mean_kl <= KL_BOUNDS[mix]
+    nearer = figures.adapter.mean_kl < figures.base.mean_kl or not figures.can_tell_apart
+    return near and nearer
+
+
+def judge(figures: Figures, mix: Quantization, *, base_kl_of_base: float) -> None:
+    """Decides over an export that is not plainly sound; returns when it may still go out.
+
+    Args:
+        base_kl_of_base: mean divergence of the unquantised base from the base's own reference.
+    Raises:
+        Fault: EXPORT_WRONG_BASE, EXPORT_NOOP_MERGE, EXPORT_QUANTIZATION_BROKEN.
+    """
+    numbers = {
+        "adapter_mean_kl": round(figures.adapter.mean_kl, 6),
+        "base_mean_kl": round(figures.base.mean_kl, 6),
+        "loss_delta": round(figures.loss_delta, 6),
+        "token_count": figures.token_count,
+        "quantization": str(mix),
+    }
+    if base_kl_of_base > SAME_BASE_KL:
+        raise Fault(
+            FaultCode.EXPORT_WRONG_BASE,
+            f"The base at hand differs from the one trained on by {base_kl_of_base:.3f} nats per token.",
+            **numbers,
+        )
+    if figures.can_tell_apart and figures.base.mean_kl <= figures.adapter.mean_kl:
+        raise Fault(
+            FaultCode.EXPORT_NOOP_MERGE,
+            f"The export is closer to the base ({figures.base.mean_kl:.3f} nats per token) than to the adapter "
+            f"({figures.adapter.mean_kl:.3f}).",
+            **numbers,
+        )
+    if figures.loss_delta > MAX_LOSS_DELTA:
+        raise Fault(
+            FaultCode.EXPORT_QUANTIZATION_BROKEN,
+            f"{mix} costs {figures.loss_delta:.2f} nats per token on held-out text.",
+            **numbers,
+        )
+
+
+def require_sound_rows(
+    name: str,
+    tensor_type: TensorType,
+    *,
+    wanted: NDArray[np.float32],
+    stored: NDArray[np.float32],
+) -> float:
+    """Returns the relative error of rows read back from the file.
+
+    Raises:
+        Fault: EXPORT_QUANTIZATION_BROKEN.
+    """
+    power = float(np.square(wanted, dtype=np.float64).mean())
+    error = float(np.square(stored.astype(np.float64) - wanted).mean())
+    relative = float(np.sqrt(error / power)) if power > 0 else float(np.sqrt(error))
+    if not relative <= WEIGHT_ERROR_BOUNDS[tensor_type]:
+        raise Fault(
+            FaultCode.EXPORT_QUANTIZATION_BROKEN,
+            f"{name} does not read back as it was computed: relative error {relative:.3f} as {tensor_type.name}.",
+            tensor=name,
+            relative_error=relative,
+            tensor_type=tensor_type.name,
+        )
+    return relative

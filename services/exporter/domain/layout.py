@@ -1,0 +1,75 @@
+"""How the tensors of a checkpoint lie in the GGUF that the converter made of it.
+
+Rows may be reordered (llama.cpp interleaves rotary halves of queries and keys), experts are stacked. Both
+are found by comparing numbers, not by trusting names: a placement is only known once every bit agreed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where a checkpoint tensor went.
+
+    `rotary_heads` is 0 for rows in their own order, otherwise the heads over which rows were interleaved;
+    `expert` is the slice of a stacked tensor.
+    """
+
+    tensor: str
+    rotary_heads: int = 0
+    expert: int | None = None
+
+
+def row_order(row_count: int, *, rotary_heads: int) -> NDArray[np.intp] | None:
+    """Returns for each row of the GGUF the row of the checkpoint, or None when they are the same.
+
+    The converter's permutation: (head, half, pair) becomes (head, pair, half).
+    """
+    if rotary_heads == 0:
+        return None
+    rows = np.arange(row_count).reshape(rotary_heads, 2, row_count // rotary_heads // 2)
+    return rows.swapaxes(1, 2).reshape(row_count)
+
+
+def find_placement(
+    source_bits: NDArray[np.generic],
+    target_bits: NDArray[np.generic],
+    *,
+    tensor: str,
+    expert: int | None,
+    head_counts: Sequence[int],
+) -> Placement | None:
+    """Returns how a matrix was placed, or None when no known way gives the same bits.
+
+    Args:
+        source_bits: the matrix of the checkpoint, (rows, columns), converted to the target's type.
+        target_bits: the matrix in the file, same shape.
+        head_counts: numbers of heads that may have been interleaved.
+    """
+    if source_bits.shape != target_bits.shape:
+        return None
+    row_count = source_bits.shape[0]
+    if _equal_in_order(source_bits, target_bits, np.arange(row_count)):
+        return Placement(tensor=tensor, expert=expert)
+    for heads in dict.fromkeys(head_counts):
+        if heads <= 0 or row_count % (2 * heads) != 0:
+            continue
+        order = row_order(row_count, rotary_heads=heads)
+        if order is not None and _equal_in_order(source_bits, target_bits, order):
+            return Placement(tensor=tensor, rotary_heads=heads, expert=expert)
+    return None
+
+
+def _equal_in_order(
+    source: NDArray[np.generic], target: NDArray[np.generic], order: NDArray[np.intp]
+) -> bool:
+    """Compares in slabs, so that a large matrix is never copied whole."""
+    slab_rows = 1024
+    return all(
+        np.array_equal(source[order[start : start + slab_rows]], target[start : start + slab_rows])
+        for start in range(0, len(order), slab_rows)
+    )

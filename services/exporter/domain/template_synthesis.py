@@ -1,0 +1,213 @@
+"""A Modelfile's TEMPLATE, derived from what a model's own chat template prints.
+
+The chat template is asked to render short conversations of made-up words; the text around the words gives
+the marks of each role. The result is then compared with the chat template over other conversations, so that
+a template which does more than wrap messages in marks is found out, not guessed at.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+from lexicon.faults import Fault
+
+from exporter.domain import go_template
+
+Message = tuple[str, str]
+Render = Callable[[Sequence[Message], bool], str]
+
+# Words that no template looks for. They start and end with letters, since many templates trim.
+_SYSTEM: Final = "Sapphire rules"
+_FIRST: Final = "Umber question"
+_ANSWER: Final = "Amber reply"
+_SECOND: Final = "Violet question"
+
+SystemPlace = Literal["none", "block", "first-user", "last-user"]
+
+# Conversations over which a derived template must print exactly what the chat template prints.
+PROBES: Final[tuple[tuple[Message, ...], ...]] = (
+    (("user", "Hello!"),),
+    (("user", "What is 17 + 25?"), ("assistant", "42."), ("user", "And doubled?")),
+    (("system", "Answer briefly."), ("user", "Why is the sky blue?")),
+    (
+        ("system", "You speak like a pirate."),
+        ("user", "Wer bist du? – ein Test: äöü €"),
+        ("assistant", "Arr, ich bin's.\nZeile zwei."),
+        ("user", "日本語で言ってください。"),
+    ),
+    (
+        ("user", "def f(x):\n    return x ** 2  # square"),
+        ("assistant", "It squares `x`.\n\n- one\n- two"),
+        ("user", "Tabs\tand  double  spaces 1234567"),
+        ("assistant", "Seen 🙂"),
+        ("user", "Thanks"),
+    ),
+    (("system", "A"), ("user", "B"), ("assistant", "C"), ("user", "D"), ("assistant", "E"), ("user", "F")),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marks:
+    """The text around messages.
+
+    `head` opens a conversation without a system message (with the template's own default, if it has one),
+    `head_before_system` one with it; `system_end` follows the system text.
+    """
+
+    head: str
+    user_start: str
+    user_end: str
+    assistant_start: str
+    assistant_end: str
+    prompt: str
+    system_place: SystemPlace = "none"
+    head_before_system: str = ""
+    system_end: str = ""
+
+    def without_begin(self, begin_token: str) -> "Marks":
+        """The same without the begin token, for runtimes that add it themselves."""
+        return replace(
+            self,
+            head=self.head.removeprefix(begin_token),
+            head_before_system=self.head_before_system.removeprefix(begin_token),
+        )
+
+
+def derive_marks(render: Render) -> Marks | None:
+    """Returns the marks of a chat template, or None when it does not work by marks.
+
+    Args:
+        render: renders (role, text) messages, with the prompt for an answer when the flag is set.
+    """
+    user: Message = ("user", _FIRST)
+    answer: Message = ("assistant", _ANSWER)
+    asked = _cut(_try(render, [user], True), _FIRST)
+    bare = _cut(_try(render, [user], False), _FIRST)
+    answered = _cut(_try(render, [user, answer], False), _FIRST, _ANSWER)
+    turns = _cut(_try(render, [user, answer, ("user", _SECOND)], True), _FIRST, _ANSWER, _SECOND)
+    if not (asked and bare and answered and turns):
+        return None
+    head, tail = asked
+    user_end = bare[1]
+    assistant_end = answered[2]
+    if not (
+        tail.startswith(user_end)
+        and turns[1].startswith(user_end)
+        and turns[2].startswith(assistant_end)
+        and head.endswith(user_start := turns[2].removeprefix(assistant_end))
+    ):
+        return None
+    marks = Marks(
+        head=head.removesuffix(user_start),
+        user_start=user_start,
+        user_end=user_end,
+        assistant_start=turns[1].removeprefix(user_end),
+        assistant_end=assistant_end,
+        prompt=tail.removeprefix(user_end),
+    )
+    return _with_system(render, marks)
+
+
+def go_source(marks: Marks) -> str:
+    """Returns the TEMPLATE that prints these marks."""
+    opening = _literal(marks.head)
+    inside = ""
+    if marks.system_place == "block":
+        opening = (
+            f"{{{{ if .System }}}}{_literal(marks.head_before_system)}{{{{ .System }}}}"
+            f"{_literal(marks.system_end)}{{{{ else }}}}{_literal(marks.head)}{{{{ end }}}}"
+        )
+    elif marks.system_place in {"first-user", "last-user"}:
+        condition = "$first" if marks.system_place == "first-user" else "$last"
+        inside = (
+            f"{{{{ if and {condition} $.System }}}}{{{{ $.System }}}}{_literal(marks.system_end)}{{{{ end }}}}"
+        )
+    return (
+        f"{opening}{{{{ $first := true }}}}{{{{ range $i, $_ := .Messages }}}}"
+        "{{ $last := eq (len (slice $.Messages $i)) 1 }}"
+        f'{{{{ if eq .Role "user" }}}}{_literal(marks.user_start)}{inside}{{{{ .Content }}}}'
+        f"{_literal(marks.user_end)}{{{{ $first = false }}}}"
+        f"{{{{ if $last }}}}{_literal(marks.prompt)}{{{{ end }}}}"
+        f'{{{{ else if eq .Role "assistant" }}}}{_literal(marks.assistant_start)}{{{{ .Content }}}}'
+        f"{{{{ if not $last }}}}{_literal(marks.assistant_end)}{{{{ end }}}}"
+        "{{ end }}{{ end }}"
+    )
+
+
+def ollama_data(messages: Sequence[Message]) -> dict[str, Any]:
+    """What Ollama hands a template: all messages, and the system texts joined."""
+    return {
+        "System": "\n\n".join(text for role, text in messages if role == "system"),
+        "Messages": [{"Role": role, "Content": text} for role, text in messages],
+        "Tools": None,
+        "Response": "",
+    }
+
+
+def probes_of(render: Render) -> Iterator[tuple[tuple[Message, ...], str]]:
+    """Yields the probes that the chat template accepts, with what it prints."""
+    for probe in PROBES:
+        text = _try(render, probe, True)
+        if text is not None:
+            yield probe, text
+
+
+def prints_the_same(source: str, render: Render, *, begin_token: str) -> bool:
+    """Whether a TEMPLATE prints what the chat template prints, up to a begin token that runtimes add."""
+    try:
+        return all(
+            go_template.render(source, ollama_data(probe)) == text.removeprefix(begin_token)
+            for probe, text in probes_of(render)
+        )
+    except go_template.GoTemplateError:
+        return False
+
+
+def _with_system(render: Render, marks: Marks) -> Marks:
+    """Adds where the system text goes; a template that refuses system messages has no place for it."""
+    plain = _cut(_try(render, [("system", _SYSTEM), ("user", _FIRST)], True), _SYSTEM, _FIRST)
+    if not plain:
+        return marks
+    before, between, _ = plain
+    if between.endswith(marks.user_start) and not before.endswith(marks.head + marks.user_start):
+        return replace(
+            marks,
+            system_place="block",
+            head_before_system=before,
+            system_end=between.removesuffix(marks.user_start),
+        )
+    longer = [("system", _SYSTEM), ("user", _FIRST), ("assistant", _ANSWER), ("user", _SECOND)]
+    text = _try(render, longer, True) or ""
+    is_last = text.find(_SYSTEM) > text.find(_ANSWER)
+    return replace(
+        marks, system_place="last-user" if is_last else "first-user", system_end=between
+    )
+
+
+def _try(render: Render, messages: Sequence[Message], add_prompt: bool) -> str | None:
+    try:
+        return render(messages, add_prompt)
+    except Fault:
+        return None
+
+
+def _cut(text: str | None, *words: str) -> list[str] | None:
+    """Returns the text around words that each come exactly once, in order."""
+    if text is None or any(text.count(word) != 1 for word in words):
+        return None
+    places = [text.index(word) for word in words]
+    if places != sorted(places):
+        return None
+    starts = [0, *(place + len(word) for place, word in zip(places, words, strict=True))]
+    return [text[start:end] for start, end in zip(starts, [*places, len(text)], strict=True)]
+
+
+def _literal(text: str) -> str:
+    """Text as it stands in a Go template; braces would begin an action."""
+    return "".join(
+        f'{{{{ "{piece}" }}}}' if is_brace else piece
+        for is_brace, piece in (
+            (key, "".join(group)) for key, group in itertools.groupby(text, key=lambda c: c in "{}")
+        )
+    )

@@ -1,0 +1,303 @@
+"""One export from end to end: base, merge, quantise, prove, bundle. Runs in the working child."""
+
+import hashlib
+import json
+import os
+import re
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from lexicon.faults import Fault, FaultCode
+
+from exporter import proof, templates, writer
+from exporter.base import BaseModel, prepare_base
+from exporter.domain import bundle
+from exporter.domain.adapter import Adapter, read_adapter
+from exporter.domain.bundle import BundleFacts
+from exporter.domain.gates import Figures
+from exporter.domain.gguf_format import Header, string_value
+from exporter.domain.quantization import Quantization, TensorType, parse_quantization
+from exporter.llama_model import LlamaModel
+from exporter.merge import MergedTensor, merge_plan
+from exporter.pipe import Export, Exported, ProofFigures
+from exporter.weights import GgufFile, SafetensorsFile, read_json
+from exporter.writer import Encode, FilePlan
+
+WEIGHTS_NAME: Final = "adapter_model.safetensors"
+CONFIG_NAME: Final = "adapter_config.json"
+PROOF_FORMAT: Final = 1
+# A fixed time in the archive: the same inputs give the same bytes, however often they are exported.
+ARCHIVE_TIME: Final = (2024, 1, 1, 0, 0, 0)
+
+OnProgress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """What does not change between exports."""
+
+    cache: Path
+    vendor: Path
+    thread_count: int
+    encode: Encode
+    llama_version: str
+
+
+@dataclass(slots=True, kw_only=True)
+class _Clock:
+    """Seconds by step."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(time.monotonic() - begin, 3)
+
+
+def export(engine: Engine, job: Export, on_progress: OnProgress) -> Exported:
+    """Makes a bundle at `job.target`.
+
+    Raises:
+        Fault: EXPORT_ADAPTER_MISSING, EXPORT_ADAPTER_UNTRAINED, EXPORT_DISK_FULL, EXPORT_NOOP_MERGE,
+            EXPORT_WRONG_BASE, EXPORT_QUANTIZATION_BROKEN, EXPORT_TEMPLATE_MISMATCH, EXPORT_TENSOR_UNMAPPED,
+            EXPORT_VERIFY_MISMATCH, CONFIG_QUANTIZATION_UNKNOWN, MODEL_NOT_CONVERTIBLE, MODEL_WEIGHTS_INVALID.
+    """
+    mix = parse_quantization(job.quantization)
+    adapter_folder, target = Path(job.adapter), Path(job.target)
+    require_adapter(adapter_folder)
+    clock = _Clock()
+    with clock.step("base"):
+        on_progress("base", 0.0)
+        base = prepare_base(Path(job.checkpoint), engine.cache, job.base_key, vendor=engine.vendor)
+    with (
+        GgufFile(base.gguf) as gguf,
+        SafetensorsFile(adapter_folder / WEIGHTS_NAME) as weights,
+        writer.disk_errors(),
+    ):
+        adapter = _adapter(adapter_folder, weights)
+        tensors = merge_plan(gguf, base.placements(), adapter, weights)
+        trained = templates.read_template(adapter_folder, gguf.header)
+        metadata = [*trained.metadata(), string_value("general.name", _title(job))]
+        plan = writer.plan_file(gguf.header, mix, metadata)
+        model_path = target.parent / "model.gguf"
+        with clock.step("merge"):
+            _write(engine, plan, tensors, model_path, on_progress)
+        with clock.step("proof"):
+            on_progress("proof", 0.0)
+            evidence = _prove(engine, base, tensors, model_path, mix, trained, adapter_folder)
+        with clock.step("bundle"):
+            on_progress("bundle", 0.0)
+            facts = _facts(job, mix, base, gguf.header, trained, evidence.figures)
+            report = _report(engine, job, facts, evidence, adapter, model_path)
+            _archive(target, model_path, facts, report)
+    return Exported(entries=bundle.ENTRIES, proof=_wire_figures(evidence.figures), seconds=clock.seconds)
+
+
+def require_adapter(folder: Path) -> None:
+    """Refuses before any work when there is no adapter.
+
+    Raises:
+        Fault: EXPORT_ADAPTER_MISSING.
+    """
+    missing = [name for name in (WEIGHTS_NAME, CONFIG_NAME) if not (folder / name).is_file()]
+    if missing:
+        raise Fault(
+            FaultCode.EXPORT_ADAPTER_MISSING,
+            f"The adapter lacks {' and '.join(missing)}; no conversion was started.",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Evidence:
+    """What the proof found."""
+
+    figures: Figures | None
+    row_errors: Mapping[str, float]
+    types: Mapping[str, TensorType]
+    texts_compared: int
+    ends_by_itself: bool | None
+
+
+def _adapter(folder: Path, weights: SafetensorsFile) -> Adapter:
+    shapes = {name: span.shape for name, span in weights.tensors.items()}
+    return read_adapter(read_json(folder / CONFIG_NAME), shapes)
+
+
+def _write(
+    engine: Engine,
+    plan: FilePlan,
+    tensors: Mapping[str, MergedTensor],
+    path: Path,
+    on_progress: OnProgress,
+) -> None:
+    total, done = plan.element_count, 0
+
+    def count(elements: int) -> None:
+        nonlocal done
+        done += elements
+        on_progress("merge", 100.0 * done / total)
+
+    writer.write_file(
+        plan, tensors, path, encode=engine.encode, thread_count=engine.thread_count, on_elements=count
+    )
+
+
+def _prove(
+    engine: Engine,
+    base: BaseModel,
+    tensors: Mapping[str, MergedTensor],
+    path: Path,
+    mix: Quantization,
+    trained: templates.TrainedTemplate,
+    adapter_folder: Path,
+) -> _Evidence:
+    row_errors = proof.read_back(path, tensors)
+    segments = proof.read_reference(adapter_folder) or []
+    figures = None
+    if segments:
+        figures = proof.prove(path, base.gguf, segments, mix, thread_count=engine.thread_count)
+    with LlamaModel(path, thread_count=engine.thread_count) as model:
+        texts_compared = templates.prove_template(path, trained, segments, model)
+        ends_by_itself = templates.prove_end(model, segments)
+    with GgufFile(path) as file:
+        types = {info.name: info.type for info in file.header.tensors}
+    return _Evidence(
+        figures=figures,
+        row_errors=row_errors,
+        types=types,
+        texts_compared=texts_compared,
+        ends_by_itself=ends_by_itself,
+    )
+
+
+def _facts(
+    job: Export,
+    mix: Quantization,
+    base: BaseModel,
+    header: Header,
+    trained: templates.TrainedTemplate,
+    figures: Figures | None,
+) -> BundleFacts:
+    return BundleFacts(
+        ollama_name=_ollama_name(job),
+        base_model=job.base_model,
+        run=job.run,
+        quantization=mix,
+        template=trained.go,
+        stops=trained.stops,
+        context_tokens=header.number(f"{header.text('general.architecture')}.context_length"),
+        generation=base.settings("generation_config.json"),
+        figures=figures,
+    )
+
+
+def _report(
+    engine: Engine, job: Export, facts: BundleFacts, evidence: _Evidence, adapter: Adapter, path: Path
+) -> dict[str, Any]:
+    """The content of export_proof.json."""
+    worst: dict[str, float] = {}
+    for name, error in evidence.row_errors.items():
+        kind = evidence.types[name].name
+        worst[kind] = round(max(worst.get(kind, 0.0), error), 6)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    figures = evidence.figures
+    return {
+        "format": PROOF_FORMAT,
+        "run": job.run,
+        "base_model": job.base_model,
+        "quantization": str(facts.quantization),
+        "model_sha256": digest,
+        "model_bytes": path.stat().st_size,
+        "merged_matrices": len(adapter.deltas) + len(adapter.replacements),
+        "proven": figures is not None,
+        "behaviour": None if figures is None else _behaviour(figures),
+        "largest_relative_row_error_by_type": worst,
+        "texts_with_equal_tokens": evidence.texts_compared,
+        "modelfile_template": facts.template is not None,
+        "answer_ends_by_itself": evidence.ends_by_itself,
+        "versions": {"llama.cpp": engine.llama_version, "llama-cpp-python": version("llama-cpp-python")},
+    }
+
+
+def _behaviour(figures: Figures) -> dict[str, Any]:
+    return {
+        "tokens": figures.token_count,
+        "adapter": {
+            "top1_agreement": round(figures.adapter.top1_agreement, 6),
+            "mean_kl_nats": round(figures.adapter.mean_kl, 6),
+            "loss_nats_per_token": round(figures.adapter_loss, 6),
+        },
+        "base": {
+            "top1_agreement": round(figures.base.top1_agreement, 6),
+            "mean_kl_nats": round(figures.base.mean_kl, 6),
+        },
+        "gguf_loss_nats_per_token": round(figures.loss, 6),
+        "loss_delta_nats_per_token": round(figures.loss_delta, 6),
+        "adapter_and_base_differ_by_nats": round(figures.separation_kl, 6),
+    }
+
+
+def _archive(target: Path, model_path: Path, facts: BundleFacts, report: dict[str, Any]) -> None:
+    """Writes the archive, stored without compression since quantised weights hardly compress."""
+    texts = {
+        "Modelfile": bundle.modelfile(facts),
+        "install.sh": bundle.install_sh(facts),
+        "install.bat": bundle.install_bat(facts),
+        "README.md": bundle.readme(facts),
+        "export_proof.json": json.dumps(report, indent=2, ensure_ascii=False) + "\n",
+    }
+    writer.reserve_disk(target.parent, model_path.stat().st_size)
+    partial = target.with_name(target.name + writer.PARTIAL)
+    with partial.open("wb") as out:
+        with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            for name in bundle.ENTRIES:
+                entry = zipfile.ZipInfo(name, ARCHIVE_TIME)
+                # Unix rights in the upper half; install.sh must be executable where it is unpacked.
+                entry.external_attr = (0o100755 if name == "install.sh" else 0o100644) << 16
+                if name == "model.gguf":
+                    entry.file_size = model_path.stat().st_size
+                    with archive.open(entry, "w") as inside, model_path.open("rb") as model:
+                        while chunk := model.read(1 << 20):
+                            inside.write(chunk)
+                else:
+                    archive.writestr(entry, texts[name])
+        out.flush()
+        os.fsync(out.fileno())
+    partial.replace(target)
+    model_path.unlink()
+
+
+def _wire_figures(figures: Figures | None) -> ProofFigures:
+    if figures is None:
+        return ProofFigures()
+    return ProofFigures(
+        adapter_top1_agreement=figures.adapter.top1_agreement,
+        base_top1_agreement=figures.base.top1_agreement,
+        adapter_mean_kl=figures.adapter.mean_kl,
+        base_mean_kl=figures.base.mean_kl,
+        loss_delta=figures.loss_delta,
+        token_count=figures.token_count,
+        proven=True,
+    )
+
+
+def _title(job: Export) -> str:
+    return f"{job.base_model.rsplit('/', 1)[-1]} tuned by {job.run.rsplit('/', 1)[-1] or 'tunesmith'}"
+
+
+def _ollama_name(job: Export) -> str:
+    """A name that Ollama takes: lower case, digits, dots and dashes."""
+    base = re.sub(r"[^a-z0-9.]+", "-", job.base_model.rsplit("/", 1)[-1].lower()).strip("-.")
+    run = re.sub(r"[^a-z0-9]+", "-", job.run.rsplit("/", 1)[-1].lower()).strip("-")
+    return "-".join(part for part in (base or "model", run[-8:]) if part)

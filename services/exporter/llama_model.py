@@ -1,0 +1,161 @@
+"""A GGUF loaded into llama.cpp: token ids, logits and greedy answers, on the CPU."""
+
+import ctypes
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import llama_cpp
+import numpy as np
+from lexicon.faults import Fault, FaultCode
+from numpy.typing import NDArray
+
+# Lines of llama.cpp's log that go into an error.
+LOG_LINES: Final = 40
+# Tokens that are evaluated at once; bounds the memory for their logits.
+BATCH_TOKENS: Final = 512
+
+_log: deque[str] = deque(maxlen=LOG_LINES)
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]  # ctypes' own
+def _keep_log(_level: int, text: bytes, _data: ctypes.c_void_p) -> None:
+    _log.append(text.decode("utf-8", "replace"))
+
+
+class LlamaModel:
+    """An open model; closes with its context."""
+
+    def __init__(self, path: Path, *, thread_count: int, vocabulary_only: bool = False) -> None:
+        """Load a GGUF.
+
+        Raises:
+            Fault: EXPORT_VERIFY_MISMATCH when llama.cpp does not load it, with the end of its log.
+        """
+        llama_cpp.llama_log_set(_keep_log, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        parameters = llama_cpp.llama_model_default_params()
+        parameters.vocab_only = vocabulary_only
+        parameters.n_gpu_layers = 0
+        self._threads = thread_count
+        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
+        if not self._model:
+            raise Fault(
+                FaultCode.EXPORT_VERIFY_MISMATCH,
+                f"llama.cpp does not load {path.name}.",
+                llama_log="".join(_log)[-2000:],
+            )
+        self._vocabulary = llama_cpp.llama_model_get_vocab(self._model)
+        self.token_count: int = llama_cpp.llama_vocab_n_tokens(self._vocabulary)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        llama_cpp.llama_model_free(self._model)
+
+    def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
+        """Token ids with special tokens recognised in the text.
+
+        Args:
+            add_special: let the vocabulary add its begin or end tokens, as runtimes do.
+        """
+        encoded = text.encode("utf-8")
+        # Every token covers at least one byte, beside the few special ones.
+        room = len(encoded) + 8
+        tokens = (llama_cpp.llama_token * room)()
+        count = llama_cpp.llama_tokenize(
+            self._vocabulary, encoded, len(encoded), tokens, room, add_special, True
+        )
+        assert count >= 0
+        return list(tokens[:count])
+
+    def ends_generation(self, token: int) -> bool:
+        """Tells whether runtimes stop at this token."""
+        return bool(llama_cpp.llama_vocab_is_eog(self._vocabulary, token))
+
+    def logits(
+        self, tokens: Sequence[int], wanted: Sequence[int]
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yields (position, logits of the next token) for the wanted positions, ascending.
+
+        Args:
+            tokens: one conversation from position 0.
+        Raises:
+            Fault: EXPORT_VERIFY_MISMATCH when llama.cpp cannot evaluate it.
+        """
+        with self._context(len(tokens)) as context:
+            yield from self._evaluate(context, tokens, set(wanted), first=0)
+
+    def answer(self, tokens: Sequence[int], *, max_tokens: int) -> list[int]:
+        """Returns the most likely continuation, with the token that ends it if it came."""
+        made: list[int] = []
+        with self._context(len(tokens) + max_tokens) as context:
+            fresh, first = list(tokens), 0
+            while len(made) < max_tokens:
+                last = len(fresh) - 1 + first
+                rows = [row for _, row in self._evaluate(context, fresh, {last}, first=first)]
+                made.append(int(rows[0].argmax()))
+                if self.ends_generation(made[-1]):
+                    break
+                first += len(fresh)
+                fresh = made[-1:]
+        return made
+
+    @contextmanager
+    def _context(self, token_count: int) -> Iterator[Any]:
+        parameters = llama_cpp.llama_context_default_params()
+        parameters.n_ctx = token_count
+        parameters.n_batch = parameters.n_ubatch = min(token_count, BATCH_TOKENS)
+        parameters.n_threads = parameters.n_threads_batch = self._threads
+        parameters.no_perf = True
+        # Exact numbers matter more than speed here: no lossy attention or cache.
+        parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        parameters.type_k = parameters.type_v = llama_cpp.GGML_TYPE_F32
+        context = llama_cpp.llama_init_from_model(self._model, parameters)
+        if not context:
+            raise Fault(
+                FaultCode.EXPORT_VERIFY_MISMATCH,
+                "llama.cpp does not open the model.",
+                llama_log="".join(_log)[-2000:],
+            )
+        try:
+            yield context
+        finally:
+            llama_cpp.llama_free(context)
+
+    def _evaluate(
+        self, context: Any, tokens: Sequence[int], wanted: set[int], *, first: int
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        for start in range(0, len(tokens), BATCH_TOKENS):
+            part = tokens[start : start + BATCH_TOKENS]
+            batch = llama_cpp.llama_batch_init(len(part), 0, 1)
+            try:
+                batch.n_tokens = len(part)
+                for index, token in enumerate(part):
+                    position = first + start + index
+                    batch.token[index] = token
+                    batch.pos[index] = position
+                    batch.n_seq_id[index] = 1
+                    batch.seq_id[index][0] = 0
+                    batch.logits[index] = position in wanted
+                if llama_cpp.llama_decode(context, batch) != 0:
+                    raise Fault(
+                        FaultCode.EXPORT_VERIFY_MISMATCH,
+                        "llama.cpp does not evaluate the model.",
+                        llama_log="".join(_log)[-2000:],
+                    )
+                for index in range(len(part)):
+                    if first + start + index in wanted:
+                        row = llama_cpp.llama_get_logits_ith(context, index)
+                        yield (
+                            first + start + index,
+                            np.ctypeslib.as_array(row, shape=(self.token_count,)).copy(),
+                        )
+            finally:
+                llama_cpp.llama_batch_free(batch)

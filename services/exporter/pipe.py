@@ -1,0 +1,81 @@
+"""What the exporter and its working child say to each other: one JSON object a line.
+
+The child's stdout belongs to libraries that print what they like; messages have a pipe of their own.
+"""
+
+from typing import Annotated
+
+import msgspec
+
+# The longest message is a fault with the output of a tool; weights never travel here.
+LINE_BYTES_MAX = 1 << 20
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=True):
+    """A line; msgspec tells the kinds apart by the name of the class."""
+
+
+class Export(_Message):
+    """To the child: make this bundle.
+
+    `checkpoint` is the folder of the base as it came from the hub or the store, `base_key` its name in the
+    cache of converted bases. `target` is the archive to write; its folder is the child's to use.
+    """
+
+    checkpoint: str
+    base_key: str
+    base_model: str
+    adapter: str
+    quantization: str
+    target: str
+    run: str
+
+
+class Ready(_Message):
+    """From the child: imports, symbols and a tiny conversion passed; work may come."""
+
+    llama_version: str
+    fast_types: tuple[str, ...]
+
+
+class Progress(_Message):
+    """From the child: how far it is."""
+
+    step: str
+    percent: float
+
+
+class ProofFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """How the finished file behaves; all zero when there was no reference."""
+
+    adapter_top1_agreement: float = 0.0
+    base_top1_agreement: float = 0.0
+    adapter_mean_kl: float = 0.0
+    base_mean_kl: float = 0.0
+    loss_delta: float = 0.0
+    token_count: int = 0
+    proven: bool = False
+
+
+class Exported(_Message):
+    """From the child: the archive lies at `target`."""
+
+    entries: tuple[str, ...]
+    proof: ProofFigures
+    seconds: dict[str, float]
+
+
+class Failed(_Message):
+    """From the child: a fault, as it goes onto the wire later."""
+
+    code: str
+    message: str
+    metadata: dict[str, str]
+
+
+ToChild = Annotated[Export, "message to the child"]
+FromChild = Ready | Progress | Exported | Failed
+
+decode_for_child = msgspec.json.Decoder(Export).decode
+decode_from_child: "msgspec.json.Decoder[FromChild]" = msgspec.json.Decoder(FromChild)
+encode = msgspec.json.Encoder().encode

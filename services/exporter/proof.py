@@ -1,0 +1,189 @@
+"""The proof: the finished file is read back and runs over the trainer's held-out conversations."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from lexicon.faults import Fault, FaultCode
+from numpy.typing import NDArray
+
+from exporter import ggml
+from exporter.domain import gates
+from exporter.domain.gates import Closeness, Distributions, Figures
+from exporter.domain.quantization import Quantization
+from exporter.llama_model import LlamaModel
+from exporter.merge import MergedTensor
+from exporter.weights import GgufFile, SafetensorsFile
+
+REFERENCE_NAME: Final = "proof_reference.safetensors"
+REFERENCE_FORMAT: Final = "1"
+# Rows of each tensor that are read back: enough to meet every damaged block type, not all of a large file.
+ROWS_READ_BACK: Final = 32
+MAX_REFERENCE_TOKENS: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """One held-out conversation: `scored` are the positions whose next token is part of the answer."""
+
+    tokens: list[int]
+    scored: list[int]
+    adapter: Distributions
+    base: Distributions
+
+    @property
+    def targets(self) -> list[int]:
+        """The answer's tokens, one for each scored position."""
+        return [self.tokens[position + 1] for position in self.scored]
+
+    @property
+    def prompt(self) -> list[int]:
+        """Tokens before the answer."""
+        return self.tokens[: self.scored[0] + 1]
+
+
+def read_reference(adapter_folder: Path) -> list[Segment] | None:
+    """Returns the trainer's reference, or None when the adapter came without one.
+
+    Raises:
+        Fault: MODEL_WEIGHTS_INVALID.
+    """
+    path = adapter_folder / REFERENCE_NAME
+    if not path.is_file():
+        return None
+    with SafetensorsFile(path) as file:
+        if file.metadata.get("format_version") != REFERENCE_FORMAT:
+            return None
+        try:
+            arrays = {name: np.array(file.array(name)) for name in file.tensors}
+            return list(_segments(arrays))
+        except (KeyError, ValueError, IndexError) as error:
+            raise Fault(
+                FaultCode.MODEL_WEIGHTS_INVALID, f"{REFERENCE_NAME} does not fit itself: {error}."
+            ) from error
+
+
+def measure(model: LlamaModel, segments: list[Segment]) -> Figures:
+    """Runs a model over the reference."""
+    adapter_kl: list[float] = []
+    base_kl: list[float] = []
+    adapter_hits = base_hits = 0
+    losses: list[float] = []
+    adapter_losses: list[float] = []
+    for segment in segments:
+        logprobs = _next_token_logprobs(model, segment)
+        rows = np.arange(len(logprobs))[:, None]
+        adapter_kl += gates.row_divergences(segment.adapter, logprobs[rows, segment.adapter.ids]).tolist()
+        base_kl += gates.row_divergences(segment.base, logprobs[rows, segment.base.ids]).tolist()
+        best = logprobs.argmax(axis=1)
+        adapter_hits += int((best == segment.adapter.ids[:, 0]).sum())
+        base_hits += int((best == segment.base.ids[:, 0]).sum())
+        losses += (-logprobs[rows[:, 0], segment.targets]).tolist()
+        adapter_losses += _reference_losses(segment.adapter, segment.targets)
+    count = len(losses)
+    return Figures(
+        adapter=Closeness(mean_kl=float(np.mean(adapter_kl)), top1_agreement=adapter_hits / count),
+        base=Closeness(mean_kl=float(np.mean(base_kl)), top1_agreement=base_hits / count),
+        separation_kl=gates.separation(_joined(s.adapter for s in segments), _joined(s.base for s in segments)),
+        loss=float(np.mean(losses)),
+        adapter_loss=float(np.mean(adapter_losses)),
+        token_count=count,
+    )
+
+
+def read_back(path: Path, tensors: Mapping[str, MergedTensor]) -> dict[str, float]:
+    """Compares rows of the finished file with what was merged; returns the relative error by tensor.
+
+    Raises:
+        Fault: EXPORT_QUANTIZATION_BROKEN, EXPORT_VERIFY_MISMATCH.
+    """
+    errors: dict[str, float] = {}
+    with GgufFile(path) as file:
+        if file.by_name.keys() != tensors.keys():
+            raise Fault(FaultCode.EXPORT_VERIFY_MISMATCH, "The file's tensors are not those of the base.")
+        for info in file.header.tensors:
+            count = min(info.row_count, ROWS_READ_BACK)
+            # From the end of the tensor, where a cut or shifted file shows.
+            first = info.row_count - count
+            stored = ggml.decode(
+                file.raw(info, first_row=first, row_count=count), info.type, column_count=info.column_count
+            )
+            wanted = tensors[info.name].rows(first=first, count=count)
+            errors[info.name] = gates.require_sound_rows(info.name, info.type, wanted=wanted, stored=stored)
+    return errors
+
+
+def prove(
+    path: Path, base_path: Path, segments: list[Segment], mix: Quantization, *, thread_count: int
+) -> Figures:
+    """Runs the gates over a finished file.
+
+    Raises:
+        Fault: EXPORT_WRONG_BASE, EXPORT_NOOP_MERGE, EXPORT_QUANTIZATION_BROKEN, EXPORT_VERIFY_MISMATCH.
+    """
+    with LlamaModel(path, thread_count=thread_count) as model:
+        figures = measure(model, segments)
+    if not gates.is_plainly_sound(figures, mix):
+        with LlamaModel(base_path, thread_count=thread_count) as model:
+            base_figures = measure(model, segments)
+        gates.judge(figures, mix, base_kl_of_base=base_figures.base.mean_kl)
+    return figures
+
+
+def _next_token_logprobs(model: LlamaModel, segment: Segment) -> NDArray[np.float32]:
+    if max(segment.tokens) >= model.token_count:
+        raise Fault(FaultCode.EXPORT_WRONG_BASE, "The reference holds tokens that the base does not have.")
+    rows = np.stack([row for _, row in model.logits(segment.tokens[:-1], segment.scored)])
+    if not np.isfinite(rows).all():
+        raise Fault(FaultCode.EXPORT_QUANTIZATION_BROKEN, "The export's logits are not finite.")
+    shifted = rows - rows.max(axis=1, keepdims=True)
+    logprobs: NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return logprobs
+
+
+def _reference_losses(reference: Distributions, targets: list[int]) -> list[float]:
+    """-log p of the targets; one outside the list is taken to be as likely as its last."""
+    hit = reference.ids == np.asarray(targets)[:, None]
+    found = np.where(hit, reference.logprobs, -np.inf).max(axis=1)
+    return (-np.where(np.isfinite(found), found, reference.logprobs.min(axis=1))).tolist()
+
+
+def _joined(parts: Iterator[Distributions]) -> Distributions:
+    everything = list(parts)
+    return Distributions(
+        ids=np.concatenate([part.ids for part in everything]),
+        logprobs=np.concatenate([part.logprobs for part in everything]),
+    )
+
+
+def _segments(arrays: Mapping[str, NDArray[np.generic]]) -> Iterator[Segment]:
+    tokens = arrays["token_ids"].astype(np.int64)
+    offsets = arrays["segment_offsets"].astype(np.int64)
+    scored = arrays["scored"].astype(bool)
+    if len(tokens) > MAX_REFERENCE_TOKENS or len(tokens) != len(scored) or np.any(tokens < 0):
+        raise ValueError("token_ids and scored differ")
+    if offsets[0] != 0 or offsets[-1] != len(tokens) or np.any(np.diff(offsets) < 0):
+        raise ValueError("segment_offsets do not cover token_ids")
+    for start, end in zip(offsets[:-1], offsets[1:], strict=True):
+        # The last token of a conversation has no next one to compare with.
+        positions = np.flatnonzero(scored[start : end - 1])
+        if len(positions):
+            rows = start + positions
+            yield Segment(
+                tokens=tokens[start:end].tolist(),
+                scored=positions.tolist(),
+                adapter=_distributions(arrays, "adapter", rows),
+                base=_distributions(arrays, "base", rows),
+            )
+
+
+def _distributions(
+    arrays: Mapping[str, NDArray[np.generic]], model: str, rows: NDArray[np.int64]
+) -> Distributions:
+    ids = arrays[f"{model}_topk_ids"][rows].astype(np.int32)
+    logprobs = arrays[f"{model}_topk_logprobs"][rows].astype(np.float32)
+    if ids.shape != logprobs.shape or ids.ndim != 2 or np.any(ids < 0) or not np.isfinite(logprobs).all():
+        raise ValueError(f"the distributions of the {model} are impossible")
+    return Distributions(ids=ids, logprobs=logprobs)

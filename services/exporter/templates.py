@@ -1,0 +1,199 @@
+"""The chat template of an export: embedded, translated for Modelfiles, and proven token by token."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from corpus import chat
+from corpus.samples import Message as ChatMessage
+from corpus.samples import Role
+from lexicon.faults import Fault, FaultCode
+from tokenizers import Tokenizer
+
+from exporter.domain import go_template, template_synthesis
+from exporter.domain.bundle import stop_words
+from exporter.domain.gguf_format import Header, Metadata, string_value
+from exporter.domain.template_synthesis import Message
+from exporter.llama_model import LlamaModel
+from exporter.proof import Segment
+from exporter.weights import GgufFile
+
+TEMPLATE_KEY: Final = "tokenizer.chat_template"
+# An answer to a held-out prompt may take this many tokens to come to its end.
+ANSWER_TOKENS: Final = 256
+
+# Texts that meet the corners of tokenizers: spaces, digits, cases, scripts, joined emoji, code.
+_PLAIN_TEXTS: Final = (
+    " leading and  double   spaces\n\n\nlines\t\ttabs ",
+    "Numbers 0 12 345 6789 3.14159 1,000,000 2024-01-31",
+    "I'm you're we've THEY'LL don't can't",
+    "Ünïcödé ß ﬁ Å é 한국어 العربية हिन्दी ไทย",
+    "👩‍👩‍👧‍👦 🇩🇪 🙂‍↔️ ½ ² ① ∑ →",
+    "if (a[i] != b->c) { return x<<2; } // <tag attr='v'/>",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedTemplate:
+    """The template that the adapter was trained with, and how it looks to Ollama.
+
+    `go` is None when no TEMPLATE prints the same.
+    """
+
+    template: chat.ChatTemplate
+    tokenizer: Tokenizer
+    go: str | None
+    stops: Sequence[str]
+
+    def render(self, messages: Sequence[Message], add_prompt: bool) -> str:
+        return _render(self.template, messages, add_prompt)
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids as the training saw them."""
+        encoded: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return encoded
+
+    def metadata(self) -> list[Metadata]:
+        """What the GGUF must carry of it."""
+        return [string_value(TEMPLATE_KEY, self.template.source)]
+
+
+def read_template(adapter_folder: Path, base: Header) -> TrainedTemplate:
+    """Reads template and tokenizer that are stored with the adapter.
+
+    Raises:
+        Fault: EXPORT_ADAPTER_MISSING when the adapter's tokenizer is absent, MODEL_CHAT_TEMPLATE_INVALID.
+    """
+    tokenizer_path = adapter_folder / "tokenizer.json"
+    if not tokenizer_path.is_file():
+        raise Fault(FaultCode.EXPORT_ADAPTER_MISSING, "The adapter came without its tokenizer.json.")
+    template = chat.load(adapter_folder)
+    tokenizer = Tokenizer.from_file(str(tokenizer_path))
+    marks = template_synthesis.derive_marks(lambda m, p: _render(template, m, p))
+    begin = begin_token(base)
+    source = template_synthesis.go_source(marks.without_begin(begin)) if marks else None
+    if source is not None and not template_synthesis.prints_the_same(
+        source, lambda m, p: _render(template, m, p), begin_token=begin
+    ):
+        source = None
+    special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+    return TrainedTemplate(
+        template=template,
+        tokenizer=tokenizer,
+        go=source,
+        stops=stop_words(
+            assistant_end=marks.assistant_end if marks else "",
+            special_tokens=special,
+            end_tokens=[template.eos_token or ""],
+        ),
+    )
+
+
+def begin_token(base: Header) -> str:
+    """The text of the token that runtimes put before every prompt, empty when they put none."""
+    tokens, add = base.metadata.get("tokenizer.ggml.tokens"), base.metadata.get("tokenizer.ggml.add_bos_token")
+    begin_id = base.number("tokenizer.ggml.bos_token_id", -1)
+    is_sentencepiece = base.text("tokenizer.ggml.model") == "llama"
+    adds = bool(add.scalar) if add else is_sentencepiece
+    if not adds or tokens is None or begin_id < 0:
+        return ""
+    return str(tokens.items[begin_id])
+
+
+def prove_template(path: Path, trained: TrainedTemplate, segments: Sequence[Segment], model: LlamaModel) -> int:
+    """Compares token ids three ways and with the reference; returns the number of texts compared.
+
+    The three: training tokenizer on the training template; llama.cpp on the template inside the GGUF;
+    llama.cpp on the Modelfile's template, with the begin token that runtimes add.
+
+    Raises:
+        Fault: EXPORT_TEMPLATE_MISMATCH.
+    """
+    with GgufFile(path) as file:
+        embedded_source = file.header.text(TEMPLATE_KEY)
+    if embedded_source is None:
+        raise Fault(FaultCode.EXPORT_TEMPLATE_MISMATCH, "The GGUF carries no chat template.")
+    embedded = chat.ChatTemplate.compile(embedded_source, tokens=trained.template.tokens)
+    compared = 0
+    for text in _PLAIN_TEXTS:
+        _require_equal(trained.ids(text), model.tokenize(text), "a plain text")
+        compared += 1
+    for probe, text in template_synthesis.probes_of(trained.render):
+        wanted = trained.ids(text)
+        _require_equal(wanted, model.tokenize(_render(embedded, probe, True)), "the template in the GGUF")
+        compared += 1
+        if trained.go is not None:
+            printed = go_template.render(trained.go, template_synthesis.ollama_data(probe))
+            _require_equal(wanted, model.tokenize(printed, add_special=True), "the Modelfile's template")
+            compared += 1
+    for segment in segments:
+        _require_frame(trained, segment)
+        compared += 1
+    return compared
+
+
+def prove_end(model: LlamaModel, segments: Sequence[Segment]) -> bool | None:
+    """Tells whether an answer of the finished model ends by itself; None when no reference answer did.
+
+    Raises:
+        Fault: EXPORT_TEMPLATE_MISMATCH when runtimes would not stop where the adapter stopped.
+    """
+    ended = [segment for segment in segments if _ends_itself(model, segment, segments)]
+    if not ended:
+        return None
+    segment = min(ended, key=lambda candidate: len(candidate.scored))
+    budget = max(ANSWER_TOKENS, 2 * len(segment.scored))
+    return model.ends_generation(model.answer(segment.prompt, max_tokens=budget)[-1])
+
+
+def _ends_itself(model: LlamaModel, segment: Segment, segments: Sequence[Segment]) -> bool:
+    """Whether the reference's answer ended with an end token, which the GGUF must know as one."""
+    last = segment.tokens[-1]
+    if model.ends_generation(last):
+        return True
+    shared = sum(other.tokens[-1] == last for other in segments)
+    # An answer cut at its length limit ends anywhere; answers that all end alike ended themselves.
+    if len(segments) > 2 and shared == len(segments):
+        raise Fault(
+            FaultCode.EXPORT_TEMPLATE_MISMATCH,
+            f"Answers end with token {last}, at which runtimes of the GGUF would not stop.",
+            token=last,
+        )
+    return False
+
+
+def _render(template: chat.ChatTemplate, messages: Sequence[Message], add_prompt: bool) -> str:
+    return template.render(
+        [ChatMessage(role=Role(role), content=text) for role, text in messages],
+        add_generation_prompt=add_prompt,
+    )
+
+
+def _require_frame(trained: TrainedTemplate, segment: Segment) -> None:
+    """The reference's prompt must be framed as the template frames a prompt."""
+    word = "Sapphire question"
+    frame = trained.render([("user", word)], True)
+    head, found, tail = frame.partition(word)
+    prompt: str = trained.tokenizer.decode(segment.prompt, skip_special_tokens=False)
+    if not found or not prompt.startswith(head.rstrip()) or not prompt.rstrip().endswith(tail.strip()):
+        raise Fault(
+            FaultCode.EXPORT_TEMPLATE_MISMATCH,
+            "The chat template stored with the adapter is not the one that it was trained with.",
+        )
+
+
+def _require_equal(wanted: list[int], found: list[int], where: str) -> None:
+    if wanted == found:
+        return
+    place = next(
+        (index for index, pair in enumerate(zip(wanted, found, strict=False)) if pair[0] != pair[1]),
+        min(len(wanted), len(found)),
+    )
+    raise Fault(
+        FaultCode.EXPORT_TEMPLATE_MISMATCH,
+        f"The training and {where} give different tokens, first at position {place}.",
+        position=place,
+        training_tokens=str(wanted[place : place + 5]),
+        export_tokens=str(found[place : place + 5]),
+    )

@@ -1,0 +1,1 @@
+"""The public door: verifies callers, forwards their gRPC calls, serves signed transfers."""

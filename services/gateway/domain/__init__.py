@@ -1,0 +1,1 @@
+"""What the gateway lets through, and where it goes."""

@@ -1,0 +1,119 @@
+"""Artifacts: hub entries, one a run, with at most one file of a kind and quantisation."""
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Final
+
+from lexicon.faults import Fault, FaultCode
+from lexicon.names import ArtifactName, RunName
+
+from hub.domain.labels import label, sha256_text
+
+# `Q4_K_M`, `IQ4_XS`, `F16` and their like.
+_QUANTIZATION: Final = re.compile(r"[A-Z0-9_]{0,16}", re.ASCII)
+_MAX_ENTRIES: Final = 1000
+
+
+class ArtifactKind(StrEnum):
+    """What a stored file is."""
+
+    LORA_ADAPTER = "lora_adapter"
+    GGUF_BUNDLE = "gguf_bundle"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactFile:
+    """One downloadable file; `create_time` is None before it is stored."""
+
+    kind: ArtifactKind
+    quantization: str
+    file_name: str
+    size_bytes: int
+    sha256: str
+    object_key: str
+    entries: tuple[str, ...]
+    create_time: datetime | None = None
+
+    def is_same_place(self, other: "ArtifactFile") -> bool:
+        """Whether one of them takes the place of the other in an artifact."""
+        return (self.kind, self.quantization) == (other.kind, other.quantization)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A hub entry: what one run left behind."""
+
+    name: ArtifactName
+    run: RunName
+    base_model: str
+    files: tuple[ArtifactFile, ...]
+    create_time: datetime
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.files)
+
+
+def artifact_name(run: RunName) -> ArtifactName:
+    """The hub entry of a run has the run's own id: there is one, and nobody has to look it up."""
+    return ArtifactName(project=run.project, artifact=run.run)
+
+
+def check_file(file: ArtifactFile) -> ArtifactFile:
+    """Returns a file whose description is well formed.
+
+    Raises:
+        Fault: INPUT_FIELD_INVALID.
+    """
+    sha256_text(file.sha256, field="file.sha256")
+    label(file.file_name, field="file.file_name", default="")
+    if not file.file_name or "/" in file.file_name or "\\" in file.file_name:
+        raise _invalid("file.file_name", "must be a name without a folder")
+    if file.size_bytes <= 0:
+        raise _invalid("file.size_bytes", "must be more than 0")
+    if not _QUANTIZATION.fullmatch(file.quantization):
+        raise _invalid("file.quantization", "must be the name of a GGUF quantisation or empty")
+    if bool(file.quantization) != (file.kind is ArtifactKind.GGUF_BUNDLE):
+        raise _invalid("file.quantization", "is for GGUF bundles, and required there")
+    if len(file.entries) > _MAX_ENTRIES:
+        raise _invalid("file.entries", f"must have at most {_MAX_ENTRIES} names")
+    return file
+
+
+def check_stored(file: ArtifactFile, *, size_bytes: int, sha256: str) -> None:
+    """Holds what a worker says that it stored against what the store has.
+
+    Raises:
+        Fault: STORAGE_CHECKSUM_MISMATCH.
+    """
+    if (file.size_bytes, file.sha256) != (size_bytes, sha256):
+        raise Fault(
+            FaultCode.STORAGE_CHECKSUM_MISMATCH,
+            f"{file.file_name} is stored with {size_bytes} bytes and another digest than was said.",
+            expected_sha256=file.sha256,
+            actual_sha256=sha256,
+        )
+
+
+def choose(artifact: Artifact, kind: ArtifactKind, *, quantization: str) -> ArtifactFile:
+    """Returns the file that a download means; without a quantisation the newest of its kind.
+
+    Raises:
+        Fault: ARTIFACT_NOT_FOUND, naming what there is.
+    """
+    of_kind = [file for file in artifact.files if file.kind is kind]
+    fitting = [file for file in of_kind if quantization in {"", file.quantization}]
+    if not fitting:
+        there_is = ", ".join(file.quantization or str(file.kind) for file in artifact.files)
+        raise Fault(
+            FaultCode.ARTIFACT_NOT_FOUND,
+            f"The artifact has no such file; it has {there_is}.",
+            artifact=str(artifact.name),
+        )
+    return max(fitting, key=lambda file: file.create_time or artifact.create_time)
+
+
+def _invalid(field: str, rule: str) -> Fault:
+    return Fault(FaultCode.INPUT_FIELD_INVALID, f"{field} {rule}.", field=field)

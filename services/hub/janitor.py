@@ -1,0 +1,68 @@
+"""The janitor: removes objects that no row refers to, and gives up uploads that never came."""
+
+import asyncio
+from datetime import timedelta
+from typing import Final
+
+from chassis import telemetry
+from chassis.postgres import is_outage
+from lexicon.faults import Fault
+from objects.store import ObjectStore
+
+from hub.domain.datasets import COMMIT_GRACE_MINUTES
+from hub.store import Store
+
+PAUSE_SECONDS: Final = 60.0
+# The store is read through once a day for what died half-written.
+SWEEP_EVERY_ROUNDS: Final = 24 * 60
+
+log = telemetry.logger(__name__)
+
+
+class Janitor:
+    """Keeps the object store in step with the rows."""
+
+    def __init__(self, store: Store, objects: ObjectStore) -> None:
+        self._store = store
+        self._objects = objects
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Works in rounds until told to stop; trouble ends a round, not the janitor."""
+        rounds = 0
+        while not stop.is_set():
+            try:
+                await self.run_once()
+                if rounds % SWEEP_EVERY_ROUNDS == 0:
+                    await self._sweep()
+            except Exception as error:
+                if not (isinstance(error, Fault) or is_outage(error)):
+                    raise
+                log.warning("janitor round failed", reason=type(error).__name__)
+            rounds += 1
+            try:
+                await asyncio.wait_for(stop.wait(), PAUSE_SECONDS)
+            except TimeoutError:
+                continue
+
+    async def run_once(self) -> int:
+        """Gives up expired uploads, removes garbage, and returns how many objects it removed."""
+        async with self._store.unit() as unit:
+            before = await unit.now() - timedelta(minutes=COMMIT_GRACE_MINUTES)
+            await unit.expire_uploads(before=before)
+        return await self.collect()
+
+    async def collect(self) -> int:
+        """Removes the objects that were given up, at most a hundred, and returns how many."""
+        async with self._store.unit() as unit:
+            keys = await unit.some_garbage()
+        for key in keys:
+            await self._objects.delete(key)
+            async with self._store.unit() as unit:
+                await unit.forget_garbage(key)
+        return len(keys)
+
+    async def _sweep(self) -> None:
+        async with self._store.unit() as unit:
+            now = await unit.now()
+        removed = await self._objects.sweep(now=now)
+        log.info("object store swept", removed=removed)

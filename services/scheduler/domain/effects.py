@@ -1,0 +1,411 @@
+"""The effects of transitions: each does one thing to a run and tells of it.
+
+A draft is a decision in the making; the effects of a transition work on it in the order of the
+table.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Final
+
+from lexicon.faults import FaultCode
+from scheduler.domain import clock, failures, leasing, limits
+from scheduler.domain.events import (
+    ArtifactStored,
+    Body,
+    CheckpointCommitted,
+    ClockChange,
+    ClockChanged,
+    Ended,
+    Event,
+    Progressed,
+    SamplesRecorded,
+    StateChanged,
+    Warned,
+)
+from scheduler.domain.run import (
+    TERMINAL,
+    Checkpoint,
+    Finish,
+    FinishCause,
+    Lease,
+    Metrics,
+    Outcome,
+    Run,
+    RunFault,
+    State,
+    Task,
+    TaskKind,
+    TaskState,
+    check,
+)
+from scheduler.domain.signals import (
+    CheckpointReported,
+    ExportCompleted,
+    MetricsReported,
+    PauseReported,
+    ReportBody,
+    Signal,
+    StageReached,
+    TaskLeased,
+    TrainingBegan,
+    TrainingCompleted,
+    WarningReported,
+)
+from scheduler.domain.transitions import Effect, Transition, Trigger, require
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """A run before and after, and everything that is written with it in one transaction.
+
+    Attributes:
+        before: None for a new run.
+        events: numbered on from the sequence before, without a gap.
+        tasks: tasks that changed, by kind.
+        leases: leases that changed, by id.
+        metrics: figures of single steps, for the plot of the model card.
+    """
+
+    before: Run | None
+    after: Run
+    events: tuple[Event, ...] = ()
+    tasks: Mapping[TaskKind, Task] = field(default_factory=dict)
+    leases: Mapping[str, Lease] = field(default_factory=dict)
+    metrics: tuple[Metrics, ...] = ()
+
+    @property
+    def changes(self) -> bool:
+        """Whether there is anything to write."""
+        return self.before is None or self.after != self.before
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One trigger with what its effects need."""
+
+    trigger: Trigger
+    at: datetime
+    signal: Signal | ReportBody | None = None
+    fault: RunFault | None = None
+    cause: FinishCause | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Draft:
+    """A decision in the making."""
+
+    run: Run
+    now: datetime
+    events: list[Event] = field(default_factory=list)
+    tasks: dict[TaskKind, Task] = field(default_factory=dict)
+    leases: dict[str, Lease] = field(default_factory=dict)
+    metrics: list[Metrics] = field(default_factory=list)
+    before: Run = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.before = self.run
+
+    def apply(self, step: Step) -> None:
+        """Makes the transition of a step.
+
+        Raises:
+            Fault: RUN_TRANSITION_ILLEGAL when the table has none.
+        """
+        self.make(step, require(step.trigger, self.run.state, self.run.stage))
+
+    def make(self, step: Step, row: Transition) -> None:
+        for effect in row.effects:
+            _EFFECTS[effect](self, step, row)
+
+    def emit(self, body: Body, *, at: datetime) -> None:
+        run = self.run
+        self.run = replace(run, sequence=run.sequence + 1)
+        event = Event(
+            sequence=self.run.sequence,
+            time=at,
+            attempt=run.attempt,
+            state=run.state,
+            stage=run.stage,
+            body=body,
+        )
+        self.events.append(event)
+
+    def put_task(self, task: Task) -> None:
+        self.run = replace(self.run, task=task)
+        self.tasks[task.kind] = task
+
+    def put_lease(self, lease: Lease) -> None:
+        """Keeps a changed lease; one that has ended leaves the run."""
+        self.run = replace(self.run, lease=lease if lease.end_time is None else None)
+        self.leases[lease.lease_id] = lease
+
+    def decision(self) -> Decision:
+        after = self.run
+        if after != self.before:
+            after = replace(after, update_time=self.now)
+            check(after)
+        assert not (self.before.has_ended and self.events), self.before.name
+        return Decision(
+            before=self.before,
+            after=after,
+            events=tuple(self.events),
+            tasks=self.tasks,
+            leases=self.leases,
+            metrics=tuple(self.metrics),
+        )
+
+
+def _open_lease(draft: Draft, step: Step, row: Transition) -> None:
+    signal, run = step.signal, draft.run
+    assert isinstance(signal, TaskLeased)
+    assert run.task.kind is signal.kind
+    lease = leasing.next_lease(run, signal, step.at)
+    draft.run = replace(
+        run,
+        fencing_epoch=lease.fencing_epoch,
+        attempt=lease.attempt if signal.kind is TaskKind.TRAIN else run.attempt,
+        clock=run.clock.open(step.at),
+    )
+    draft.put_lease(lease)
+    draft.put_task(replace(run.task, state=TaskState.LEASED))
+
+
+def _close_lease(draft: Draft, step: Step, row: Transition) -> None:
+    """The node is free; the task is done, failed or cancelled unless it queues again."""
+    run = draft.run
+    assert row.outcome is not None
+    if run.lease is not None:
+        draft.run = replace(run, clock=run.clock.close(step.at))
+        draft.put_lease(replace(run.lease, end_time=step.at, outcome=row.outcome, fault=step.fault))
+    ended = {
+        Outcome.COMPLETED: TaskState.DONE,
+        Outcome.CANCELLED: TaskState.CANCELLED,
+    }.get(row.outcome, TaskState.FAILED)
+    draft.put_task(replace(run.task, state=ended))
+
+
+def _requeue(draft: Draft, step: Step, row: Transition) -> None:
+    """The task keeps its place in the queue; what was given back does not count as an attempt."""
+    task = draft.run.task
+    failed = 0 if row.outcome is Outcome.RELEASED else 1
+    count = task.failures + failed
+    rest = leasing.retry_delay(count) if row.outcome is Outcome.FAILED else clock.ZERO
+    again = replace(task, state=TaskState.QUEUED, failures=count, not_before=step.at + rest)
+    draft.put_task(again)
+
+
+def _queue_export(draft: Draft, step: Step, row: Transition) -> None:
+    draft.put_task(
+        Task(
+            kind=TaskKind.EXPORT,
+            state=TaskState.QUEUED,
+            failures=0,
+            queue_time=step.at,
+            not_before=step.at,
+        )
+    )
+
+
+def _move(draft: Draft, step: Step, row: Transition) -> None:
+    run = draft.run
+    stage = step.signal.stage if isinstance(step.signal, StageReached) else row.stage
+    target = row.target or run.state
+    fault = step.fault if target is State.FAILED else None
+    draft.run = replace(
+        run,
+        state=target,
+        stage=stage or run.stage,
+        fault=fault,
+        end_time=step.at if target in TERMINAL else None,
+        cancel_request_time=step.at if target is State.CANCELLED else run.cancel_request_time,
+    )
+    node = run.lease.node if run.lease else _node_of(draft)
+    body = StateChanged(
+        from_state=run.state,
+        from_stage=run.stage,
+        node=node,
+        reason=row.reason,
+        fault=step.fault,
+    )
+    draft.emit(body, at=step.at)
+
+
+def _node_of(draft: Draft) -> str:
+    """The node whose lease has just ended, empty when none has."""
+    closed = [lease for lease in draft.leases.values() if lease.end_time is not None]
+    return closed[-1].node if closed else ""
+
+
+def _start_clock(draft: Draft, step: Step, row: Transition) -> None:
+    run = draft.run
+    assert run.lease is not None
+    assert isinstance(step.signal, TrainingBegan)
+    begun = replace(run.lease, start_time=step.at, resumed_from_step=max(step.signal.from_step, 0))
+    draft.run = replace(run, clock=run.clock.start(step.at), start_time=run.start_time or step.at)
+    draft.put_lease(begun)
+    _tell_clock(draft, ClockChange.STARTED, step.at, reason=row.reason)
+
+
+def _pause_clock(draft: Draft, step: Step, row: Transition) -> None:
+    assert isinstance(step.signal, PauseReported)
+    draft.run = replace(draft.run, clock=draft.run.clock.pause(step.at))
+    _tell_clock(draft, ClockChange.PAUSED, step.at, reason=step.signal.reason)
+
+
+def _resume_clock(draft: Draft, step: Step, row: Transition) -> None:
+    assert isinstance(step.signal, PauseReported)
+    draft.run = replace(draft.run, clock=draft.run.clock.resume(step.at))
+    _tell_clock(draft, ClockChange.RESUMED, step.at, reason=step.signal.reason)
+
+
+def _stop_clock(draft: Draft, step: Step, row: Transition) -> None:
+    """Stops a clock that runs or is paused; one that stands stays as it is."""
+    if not draft.run.clock.ticks:
+        return
+    draft.run = replace(draft.run, clock=draft.run.clock.stop(step.at))
+    reason = row.reason or "The budget is spent; the rest is free."
+    _tell_clock(draft, ClockChange.STOPPED, step.at, reason=reason)
+
+
+def _void_clock(draft: Draft, step: Step, row: Transition) -> None:
+    """Takes back what the attempt did after its last checkpoint, for the next one does it again."""
+    run = draft.run
+    if run.clock.started_time is None:
+        return
+    point = run.checkpoint
+    kept = point.time if point and point.fencing_epoch == run.fencing_epoch else None
+    draft.run = replace(run, clock=run.clock.void(step.at, keep_until=kept))
+    body = ClockChanged(change=ClockChange.VOIDED, reason=row.reason, void_from=kept)
+    draft.emit(body, at=step.at)
+
+
+def _tell_clock(draft: Draft, change: ClockChange, at: datetime, *, reason: str) -> None:
+    draft.emit(ClockChanged(change=change, reason=reason), at=at)
+
+
+def _record_metrics(draft: Draft, step: Step, row: Transition) -> None:
+    """Keeps the figures, and tells them unless that was done a moment ago."""
+    assert isinstance(step.signal, MetricsReported)
+    draft.run = replace(draft.run, metrics=step.signal.metrics)
+    draft.metrics.append(step.signal.metrics)
+    if limits.is_progress_due(draft.run, draft.now):
+        _tell_progress(draft, step, row)
+
+
+def _record_result(draft: Draft, step: Step, row: Transition) -> None:
+    signal, run = step.signal, draft.run
+    if isinstance(signal, ExportCompleted):
+        draft.run = replace(run, proofs=signal.proofs)
+        return
+    assert isinstance(signal, TrainingCompleted)
+    draft.run = replace(
+        run,
+        metrics=signal.metrics or run.metrics,
+        samples=signal.samples,
+        adapter=signal.adapter,
+    )
+    draft.emit(SamplesRecorded(samples=signal.samples), at=step.at)
+
+
+def _store_artifacts(draft: Draft, step: Step, row: Transition) -> None:
+    assert isinstance(step.signal, TrainingCompleted | ExportCompleted)
+    for file in step.signal.files:
+        draft.run = replace(draft.run, artifact=file.artifact)
+        draft.emit(ArtifactStored(file=file), at=step.at)
+
+
+def _tell_progress(draft: Draft, step: Step, row: Transition) -> None:
+    run = replace(draft.run, progress_time=draft.now)
+    draft.run = run
+    body = Progressed(
+        metrics=run.metrics,
+        reading=reading(run, draft.now),
+        cost_micros=limits.cost_now(run, draft.now),
+    )
+    draft.emit(body, at=draft.now)
+
+
+def _commit_checkpoint(draft: Draft, step: Step, row: Transition) -> None:
+    signal, run = step.signal, draft.run
+    assert isinstance(signal, CheckpointReported)
+    point = Checkpoint(
+        step=signal.step, time=step.at, fencing_epoch=run.fencing_epoch, files=signal.files
+    )
+    draft.run = replace(run, checkpoint=point)
+    draft.emit(CheckpointCommitted(step=signal.step), at=step.at)
+
+
+def _warn(draft: Draft, step: Step, row: Transition) -> None:
+    assert isinstance(step.signal, WarningReported)
+    _tell_warning(draft, step.at, code=step.signal.code, message=step.signal.message)
+
+
+def _warn_node_lost(draft: Draft, step: Step, row: Transition) -> None:
+    code = FaultCode.RUNTIME_WORKER_LOST
+    _tell_warning(draft, step.at, code=code, message=failures.NODE_LOST)
+
+
+def _warn_retrying(draft: Draft, step: Step, row: Transition) -> None:
+    code = step.fault.code if step.fault else FaultCode.RUNTIME_WORKER_LOST
+    _tell_warning(draft, step.at, code=code, message=failures.RETRYING)
+
+
+def _warn_limit(draft: Draft, step: Step, row: Transition) -> None:
+    limit = "timeout" if step.cause is FinishCause.TIMEOUT else "budget"
+    text = f"The {limit} of the run is reached; training ends now and the work is kept."
+    _tell_warning(draft, step.at, code=FaultCode.RUN_TIMEOUT, message=text)
+
+
+def _tell_warning(draft: Draft, at: datetime, *, code: str, message: str) -> None:
+    draft.run = replace(draft.run, warning_count=draft.run.warning_count + 1)
+    draft.emit(Warned(code=code, message=message), at=at)
+
+
+def _request_finish(draft: Draft, step: Step, row: Transition) -> None:
+    assert step.cause is not None
+    if draft.run.finish is None:
+        draft.run = replace(draft.run, finish=Finish(cause=step.cause, time=step.at))
+
+
+def _end(draft: Draft, step: Step, row: Transition) -> None:
+    run = draft.run
+    body = Ended(
+        state=run.state,
+        fault=run.fault,
+        reading=reading(run, step.at),
+        rate_micros_per_minute=run.terms.rate_micros_per_minute,
+        refundable=failures.is_refundable(run.terms, run.fault),
+    )
+    draft.emit(body, at=step.at)
+
+
+def reading(run: Run, now: datetime) -> clock.Reading:
+    """The four clocks of a run."""
+    return clock.read(run.clock, submit_time=run.submit_time, end_time=run.end_time, now=now)
+
+
+_EFFECTS: Final[Mapping[Effect, Callable[[Draft, Step, Transition], None]]] = {
+    Effect.OPEN_LEASE: _open_lease,
+    Effect.CLOSE_LEASE: _close_lease,
+    Effect.REQUEUE: _requeue,
+    Effect.QUEUE_EXPORT: _queue_export,
+    Effect.MOVE: _move,
+    Effect.START_CLOCK: _start_clock,
+    Effect.PAUSE_CLOCK: _pause_clock,
+    Effect.RESUME_CLOCK: _resume_clock,
+    Effect.STOP_CLOCK: _stop_clock,
+    Effect.VOID_CLOCK: _void_clock,
+    Effect.RECORD_METRICS: _record_metrics,
+    Effect.RECORD_RESULT: _record_result,
+    Effect.STORE_ARTIFACTS: _store_artifacts,
+    Effect.TELL_PROGRESS: _tell_progress,
+    Effect.COMMIT_CHECKPOINT: _commit_checkpoint,
+    Effect.WARN: _warn,
+    Effect.WARN_NODE_LOST: _warn_node_lost,
+    Effect.WARN_RETRYING: _warn_retrying,
+    Effect.WARN_LIMIT: _warn_limit,
+    Effect.REQUEST_FINISH: _request_finish,
+    Effect.END: _end,
+}

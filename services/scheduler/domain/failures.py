@@ -1,0 +1,80 @@
+"""What a failure means for a run: another attempt or the end, the user's words, the refund."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from lexicon.faults import TABLE, Category, FaultCode, Owner, Retry
+from scheduler.domain.leasing import MAX_ATTEMPTS
+from scheduler.domain.run import Run, RunFault, TaskKind, Terms
+
+# Texts that users match (000-27).
+NODE_LOST: Final = "Connection to GPU node lost"
+RETRYING: Final = "Retrying after transient failure"
+
+# With this many earlier runs of the same configuration that ran out of memory, the platform is at
+# fault (000-12).
+OOM_REPEATED_COUNT: Final = 2
+
+
+def is_transient(fault: RunFault) -> bool:
+    """Whether another attempt may succeed: the platform's fault, and the same again helps."""
+    row = TABLE[fault.code]
+    return row.owner is Owner.PLATFORM and row.retry is Retry.SAME
+
+
+def is_refundable(terms: Terms, fault: RunFault | None) -> bool:
+    """Whether a failure is refunded: the platform vouched for the model and owns the code."""
+    return fault is not None and terms.vouched and TABLE[fault.code].refundable
+
+
+def node_lost(run: Run) -> RunFault:
+    """The fault of a run whose node was lost in every attempt."""
+    assert run.lease is not None
+    return _platform_fault(
+        run,
+        FaultCode.RUNTIME_WORKER_LOST,
+        f"{NODE_LOST}; given up after {MAX_ATTEMPTS} attempts.",
+        metadata={"attempts": str(MAX_ATTEMPTS)},
+    )
+
+
+def overrun(run: Run) -> RunFault:
+    """The fault of a run that went on after its timeout."""
+    return _platform_fault(run, FaultCode.RUN_TIMEOUT, TABLE[FaultCode.RUN_TIMEOUT].meaning)
+
+
+def final(run: Run, fault: RunFault, *, same_oom_count: int) -> RunFault:
+    """The fault that ends a run, with the words that fit its circumstances."""
+    row = TABLE[fault.code]
+    if run.task.kind is TaskKind.EXPORT and row.category is not Category.EXPORT:
+        # An export that failed for good carries the category EXPORT, whatever the cause was (A5).
+        return _platform_fault(
+            run,
+            FaultCode.RUNTIME_GGUF_EXPORT_FAILED,
+            f"The GGUF export failed: {fault.message}",
+            metadata={**fault.metadata, "cause": fault.code},
+        )
+    if is_oom_repeated(fault, same_oom_count=same_oom_count):
+        return replace(fault, remedy=row.variants["repeated"])
+    if fault.code is FaultCode.RUNTIME_GPU_OOM and not run.terms.vouched:
+        return replace(fault, remedy=row.variants["not_vouched"])
+    return fault
+
+
+def is_oom_repeated(fault: RunFault, *, same_oom_count: int) -> bool:
+    """Whether one configuration ran out of memory so often that operators must know."""
+    return fault.code is FaultCode.RUNTIME_GPU_OOM and same_oom_count >= OOM_REPEATED_COUNT
+
+
+def _platform_fault(
+    run: Run, code: FaultCode, message: str, *, metadata: Mapping[str, str] | None = None
+) -> RunFault:
+    return RunFault(
+        code=code,
+        message=message,
+        remedy=TABLE[code].remedy,
+        stage=run.stage,
+        node=run.lease.node if run.lease else "",
+        metadata=metadata or {},
+    )

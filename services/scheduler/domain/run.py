@@ -1,0 +1,291 @@
+"""A run and what belongs to it: its terms, its open task, its lease, its checkpoint."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Final
+
+from lexicon.faults import FaultCode, Stage
+from scheduler.domain.clock import Clock
+
+# A wire message that the domain carries along and never reads.
+Document = bytes
+
+
+class State(StrEnum):
+    """The seven states that users see."""
+
+    QUEUED = "QUEUED"
+    WAITING_FOR_GPU = "WAITING_FOR_GPU"
+    TRAINING = "TRAINING"
+    RETRYING = "RETRYING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+TERMINAL: Final = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED})
+
+# Stages in the order in which a run passes through them.
+STAGE_ORDER: Final[Mapping[Stage, int]] = {stage: index for index, stage in enumerate(Stage)}
+
+
+class TaskKind(StrEnum):
+    """What a worker does for a run."""
+
+    TRAIN = "TRAIN"
+    EXPORT = "EXPORT"
+
+
+class TaskState(StrEnum):
+    """Where a task stands."""
+
+    QUEUED = "QUEUED"
+    LEASED = "LEASED"
+    DONE = "DONE"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+class Outcome(StrEnum):
+    """How a lease ended."""
+
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    LOST = "LOST"
+    RELEASED = "RELEASED"
+    CANCELLED = "CANCELLED"
+
+
+class FinishCause(StrEnum):
+    """Who asked for the end of the training."""
+
+    USER = "USER"
+    TIMEOUT = "TIMEOUT"
+    BUDGET = "BUDGET"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What was agreed at submission; nothing changes it later.
+
+    Attributes:
+        rate_micros_per_minute: price of a whole minute, in millionths of a credit.
+        hold_micros: reserved at submission; the charge never exceeds it.
+        budget_micros: most that may be charged, at most the hold.
+        timeout: longest training of an attempt from its first step; None for no limit.
+        vouched: verified model without an amber finding: failures of the platform are refunded.
+        gguf: whether a GGUF is made after the adapter.
+    """
+
+    tier: str
+    rate_micros_per_minute: int
+    hold_micros: int
+    budget_micros: int
+    timeout: timedelta | None
+    vouched: bool
+    gguf: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One piece of work for one node.
+
+    Attributes:
+        failures: attempts that ended badly; the next one is `failures + 1`.
+        queue_time: when it first queued; it keeps its place when it queues again.
+        not_before: not offered earlier.
+    """
+
+    kind: TaskKind
+    state: TaskState
+    failures: int
+    queue_time: datetime
+    not_before: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFault:
+    """What went wrong, in the words of the table of codes."""
+
+    code: FaultCode
+    message: str
+    remedy: str
+    stage: Stage
+    node: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """A task in the hands of a node.
+
+    Attributes:
+        attempt: attempt of the task, from 1; a lease that was given back does not count.
+        fencing_epoch: rises with every lease of the run.
+        report_number: highest report that was applied.
+        report_time: time of that report; later ones are not before it.
+        resumed_from_step: step it began from.
+    """
+
+    lease_id: str
+    kind: TaskKind
+    attempt: int
+    fencing_epoch: int
+    node: str
+    incarnation: str
+    lease_time: datetime
+    expire_time: datetime
+    report_number: int = 0
+    report_time: datetime
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    outcome: Outcome | None = None
+    fault: RunFault | None = None
+    resumed_from_step: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """From where another attempt resumes."""
+
+    step: int
+    time: datetime
+    fencing_epoch: int
+    files: Document
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """The latest figures; `document` has all of them."""
+
+    step: int
+    total_steps: int
+    loss: float
+    document: Document
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """Training was told to end and to keep the work."""
+
+    cause: FinishCause
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFile:
+    """An artifact file that is safely stored; `document` describes it."""
+
+    artifact: str
+    document: Document
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run as the rules see it.
+
+    Attributes:
+        traceparent: W3C trace context of the submission.
+        version: rises with every commit; a commit on an old version is refused.
+        sequence: number of its newest event.
+        fencing_epoch: epoch of its newest lease.
+        attempt: attempt of the training, 0 before the first.
+        lease: the lease under way.
+        adapter: files of the adapter; empty before it is stored.
+        progress_time: when progress was last told.
+        update_time: time of the newest decision; time does not go back behind it.
+    """
+
+    name: str
+    version: int
+    state: State
+    stage: Stage
+    terms: Terms
+    task: Task
+    submit_time: datetime
+    update_time: datetime
+    traceparent: str = ""
+    clock: Clock = field(default_factory=Clock)
+    lease: Lease | None = None
+    sequence: int = 0
+    fencing_epoch: int = 0
+    attempt: int = 0
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    cancel_request_time: datetime | None = None
+    finish: Finish | None = None
+    fault: RunFault | None = None
+    metrics: Metrics | None = None
+    checkpoint: Checkpoint | None = None
+    samples: Document = b""
+    proofs: Document = b""
+    adapter: Document = b""
+    artifact: str = ""
+    warning_count: int = 0
+    progress_time: datetime | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it will never change again."""
+        return self.state in TERMINAL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """What was submitted and what it meant then; nothing changes it later.
+
+    Attributes:
+        inputs: where the files of model and datasets lie.
+        fingerprint: equal for equal configurations.
+        source_run: run that it repeats; empty otherwise.
+    """
+
+    spec: Document
+    snapshot: Document
+    quote: Document
+    inputs: Document
+    plan: str
+    fingerprint: str
+    source_run: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """What the user may change at any time."""
+
+    display_name: str
+    tags: tuple[str, ...] = ()
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warning:
+    """Something that the user should know and that did not end the run."""
+
+    code: str
+    message: str
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A run with everything that is shown of it."""
+
+    run: Run
+    submission: Submission
+    labels: Labels
+    warnings: tuple[Warning, ...] = ()
+    attempts: tuple[Lease, ...] = ()
+
+
+def check(run: Run) -> None:
+    """Asserts what must be true of every run; the CHECKs of the tables say the same."""
+    assert run.has_ended == (run.end_time is not None), run.name
+    assert run.has_ended == (run.stage is Stage.DONE), run.name
+    assert not (run.has_ended and run.lease), run.name
+    assert (run.state is State.FAILED) == (run.fault is not None), run.name
+    assert (run.lease is not None) == (run.task.state is TaskState.LEASED), run.name
+    assert run.lease is None or run.lease.fencing_epoch == run.fencing_epoch, run.name
+    assert run.lease is not None or not run.clock.ticks, run.name

@@ -1,0 +1,192 @@
+-- name: now
+SELECT clock_timestamp();
+
+-- name: lock_run
+SELECT name FROM runs WHERE name = $1 FOR UPDATE;
+
+-- name: lock_run_if_free
+SELECT name FROM runs WHERE name = $1 FOR UPDATE SKIP LOCKED;
+
+-- name: read_run
+SELECT r.*, clock_timestamp() AS now,
+    t.state AS task_state, t.failures AS task_failures, t.queue_time AS task_queue_time,
+    t.not_before AS task_not_before,
+    l.kind AS lease_kind, l.attempt AS lease_attempt, l.fencing_epoch AS lease_epoch, l.node AS lease_node,
+    l.incarnation AS lease_incarnation, l.lease_time, l.expire_time AS lease_expire_time,
+    l.report_number AS lease_report_number, l.report_time AS lease_report_time,
+    l.start_time AS lease_start_time, l.resumed_from_step AS lease_resumed_from_step
+FROM runs r
+JOIN tasks t ON t.run = r.name AND t.kind = r.task
+LEFT JOIN leases l ON l.lease_id = r.lease_id
+WHERE r.name = $1;
+
+-- name: page_of_runs
+SELECT r.*, clock_timestamp() AS now,
+    t.state AS task_state, t.failures AS task_failures, t.queue_time AS task_queue_time,
+    t.not_before AS task_not_before,
+    l.kind AS lease_kind, l.attempt AS lease_attempt, l.fencing_epoch AS lease_epoch, l.node AS lease_node,
+    l.incarnation AS lease_incarnation, l.lease_time, l.expire_time AS lease_expire_time,
+    l.report_number AS lease_report_number, l.report_time AS lease_report_time,
+    l.start_time AS lease_start_time, l.resumed_from_step AS lease_resumed_from_step
+FROM runs r
+JOIN tasks t ON t.run = r.name AND t.kind = r.task
+LEFT JOIN leases l ON l.lease_id = r.lease_id
+WHERE r.project = $1 AND r.position < $2
+    AND (cardinality($3::text[]) = 0 OR r.state = ANY ($3::text[]))
+    AND ($4::text = '' OR $4::text = ANY (r.tags))
+ORDER BY r.position DESC
+LIMIT $5;
+
+-- name: insert_run
+INSERT INTO runs (
+    name, project, version, state, stage, tier, plan, rate_micros_per_minute, hold_micros, budget_micros, timeout,
+    vouched, gguf, fingerprint, spec, snapshot, quote, inputs, source_run, traceparent, display_name, tags, priority,
+    sequence, fencing_epoch, attempt, task, clock, wall_micros, active_micros, billable_micros, submit_time,
+    update_time
+) VALUES (
+    $1, $2, 1, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, 0, 0,
+    $24, $25, 0, 0, 0, $26, $26
+);
+
+-- name: update_run
+UPDATE runs SET
+    version = version + 1, state = $3, stage = $4, sequence = $5, fencing_epoch = $6, attempt = $7, task = $8,
+    lease_id = $9, clock = $10, wall_micros = $11, active_micros = $12, billable_micros = $13, finish = $14,
+    fault_code = $15, fault = $16, metrics = $17, step = $18, total_steps = $19, loss = $20, checkpoint_step = $21,
+    checkpoint_time = $22, checkpoint_epoch = $23, checkpoint_files = $24, samples = $25, proofs = $26, adapter = $27,
+    artifact = $28, warning_count = $29, update_time = $30, start_time = $31, end_time = $32,
+    cancel_request_time = $33, progress_time = $34
+WHERE name = $1 AND version = $2;
+
+-- name: update_labels
+UPDATE runs SET display_name = $2, tags = $3, priority = $4 WHERE name = $1;
+
+-- name: delete_run
+DELETE FROM runs WHERE name = $1;
+
+-- name: put_task
+INSERT INTO tasks (run, kind, state, project, tier, failures, queue_time, not_before)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+ON CONFLICT (run, kind) DO UPDATE SET
+    state = excluded.state, failures = excluded.failures, not_before = excluded.not_before;
+
+-- name: put_lease
+INSERT INTO leases (
+    lease_id, run, kind, attempt, fencing_epoch, node, incarnation, lease_time, expire_time, report_number,
+    report_time, start_time, end_time, outcome, fault, resumed_from_step
+) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+ON CONFLICT (lease_id) DO UPDATE SET
+    expire_time = excluded.expire_time, report_number = excluded.report_number,
+    report_time = excluded.report_time, start_time = excluded.start_time, end_time = excluded.end_time,
+    outcome = excluded.outcome, fault = excluded.fault, resumed_from_step = excluded.resumed_from_step;
+
+-- name: put_warning
+INSERT INTO warnings (run, sequence, code, message, warn_time) VALUES ($1, $2, $3, $4, $5);
+
+-- name: put_loss
+INSERT INTO losses (run, step, loss) VALUES ($1, $2, $3)
+ON CONFLICT (run, step) DO UPDATE SET loss = excluded.loss;
+
+-- name: losses_of_run
+SELECT loss FROM losses WHERE run = $1 AND step <= $2 ORDER BY step LIMIT $3;
+
+-- name: wake
+SELECT pg_notify($1, $2);
+
+-- name: attempts_of_runs
+SELECT * FROM leases WHERE run = ANY ($1::text[]) AND kind = 'TRAIN' ORDER BY run, fencing_epoch;
+
+-- name: warnings_of_runs
+SELECT * FROM warnings WHERE run = ANY ($1::text[]) ORDER BY run, sequence;
+
+-- name: lease_by_id
+SELECT * FROM leases WHERE lease_id = $1;
+
+-- name: open_lease_of_node
+SELECT * FROM leases WHERE node = $1 AND incarnation = $2 AND end_time IS NULL LIMIT 1;
+
+-- name: leases_of_old_incarnations
+SELECT * FROM leases WHERE node = $1 AND incarnation <> $2 AND end_time IS NULL;
+
+-- name: expired_leases
+SELECT * FROM leases WHERE end_time IS NULL AND expire_time < clock_timestamp() ORDER BY expire_time LIMIT $1;
+
+-- name: training_runs
+SELECT run FROM leases WHERE end_time IS NULL AND kind = 'TRAIN' ORDER BY lease_id;
+
+-- name: candidates
+SELECT t.run, t.kind, r.priority, t.queue_time, r.plan, r.project,
+    (SELECT count(*) FROM tasks o WHERE o.project = t.project AND o.state = 'LEASED' AND o.kind = 'TRAIN')
+        AS running_count
+FROM tasks t
+JOIN runs r ON r.name = t.run
+WHERE t.state = 'QUEUED' AND t.kind = $1 AND t.tier = $2 AND t.not_before <= clock_timestamp()
+    AND r.plan <> ALL ($3::text[])
+ORDER BY r.priority DESC, t.queue_time, t.run
+LIMIT $4;
+
+-- name: lock_project
+INSERT INTO projects (project) VALUES ($1) ON CONFLICT (project) DO UPDATE SET project = excluded.project;
+
+-- name: running_count
+SELECT count(*) FROM tasks WHERE project = $1 AND state = 'LEASED' AND kind = 'TRAIN';
+
+-- name: same_oom_count
+SELECT count(*) FROM runs
+WHERE project = $1 AND fingerprint = $2 AND fault_code = 'RUNTIME_GPU_OOM';
+
+-- name: put_node
+INSERT INTO nodes (name, incarnation, kind, tier, description, register_time, heartbeat_time)
+VALUES ($1, $2, $3, $4, $5, clock_timestamp(), clock_timestamp())
+ON CONFLICT (name) DO UPDATE SET
+    incarnation = excluded.incarnation, kind = excluded.kind, tier = excluded.tier,
+    description = excluded.description, register_time = excluded.register_time,
+    heartbeat_time = excluded.heartbeat_time, temperature_celsius = NULL;
+
+-- name: touch_node
+UPDATE nodes SET heartbeat_time = clock_timestamp(), temperature_celsius = coalesce($3, temperature_celsius)
+WHERE name = $1 AND incarnation = $2;
+
+-- name: read_node
+SELECT n.*, '' AS run FROM nodes n WHERE n.name = $1;
+
+-- name: page_of_nodes
+SELECT n.*, coalesce(l.run, '') AS run, clock_timestamp() AS now
+FROM nodes n
+LEFT JOIN leases l ON l.node = n.name AND l.incarnation = n.incarnation AND l.end_time IS NULL
+WHERE n.position > $1
+ORDER BY n.position
+LIMIT $2;
+
+-- name: begin_submission
+INSERT INTO submissions (project, request_id, run, create_time) VALUES ($1, $2, $3, clock_timestamp())
+ON CONFLICT (project, request_id) DO NOTHING;
+
+-- name: read_submission
+SELECT run, abandoned, create_time FROM submissions WHERE project = $1 AND request_id = $2;
+
+-- name: lock_submission
+SELECT run, abandoned, create_time FROM submissions WHERE project = $1 AND request_id = $2 FOR UPDATE;
+
+-- name: end_submission
+DELETE FROM submissions WHERE run = $1;
+
+-- name: abandon_submission
+UPDATE submissions SET abandoned = true WHERE run = $1;
+
+-- name: abandon_stale_submissions
+UPDATE submissions SET abandoned = true
+WHERE run IN (
+    SELECT run FROM submissions
+    WHERE abandoned OR create_time < clock_timestamp() - $1::interval
+    ORDER BY create_time
+    LIMIT $2
+    FOR UPDATE SKIP LOCKED
+)
+RETURNING run;
+
+-- name: events_of_run
+SELECT payload FROM outbox WHERE run = $1 AND sequence > $2 ORDER BY sequence LIMIT $3;
+
+-- name: newest_event
+SELECT sequence, subject FROM outbox WHERE run = $1 ORDER BY sequence DESC LIMIT 1;

@@ -1,0 +1,313 @@
+"""Rows ⇄ domain: what a row of each table says, and what is written into it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import msgspec
+
+from lexicon.faults import Stage
+from scheduler.domain.clock import Clock
+from scheduler.domain.effects import reading
+from scheduler.domain.run import (
+    Checkpoint,
+    Finish,
+    Labels,
+    Lease,
+    Metrics,
+    Outcome,
+    Record,
+    Run,
+    RunFault,
+    State,
+    Submission,
+    Task,
+    TaskKind,
+    TaskState,
+    Terms,
+    Warning,
+)
+from scheduler.wire_work import NodeRecord
+
+Row = Mapping[str, Any]
+
+_Value = TypeVar("_Value")
+_MICRO = timedelta(microseconds=1)
+
+
+def run_of(row: Row) -> Run:
+    """The run in a row of `read_run`."""
+    return Run(
+        name=row["name"],
+        version=row["version"],
+        state=State(row["state"]),
+        stage=Stage(row["stage"]),
+        terms=Terms(
+            tier=row["tier"],
+            rate_micros_per_minute=row["rate_micros_per_minute"],
+            hold_micros=row["hold_micros"],
+            budget_micros=row["budget_micros"],
+            timeout=row["timeout"],
+            vouched=row["vouched"],
+            gguf=row["gguf"],
+        ),
+        task=Task(
+            kind=TaskKind(row["task"]),
+            state=TaskState(row["task_state"]),
+            failures=row["task_failures"],
+            queue_time=row["task_queue_time"],
+            not_before=row["task_not_before"],
+        ),
+        submit_time=row["submit_time"],
+        update_time=row["update_time"],
+        traceparent=row["traceparent"],
+        clock=msgspec.json.decode(row["clock"], type=Clock),
+        lease=_open_lease(row),
+        sequence=row["sequence"],
+        fencing_epoch=row["fencing_epoch"],
+        attempt=row["attempt"],
+        start_time=row["start_time"],
+        end_time=row["end_time"],
+        cancel_request_time=row["cancel_request_time"],
+        finish=_decoded(row["finish"], Finish),
+        fault=_decoded(row["fault"], RunFault),
+        metrics=_metrics(row),
+        checkpoint=_checkpoint(row),
+        samples=row["samples"],
+        proofs=row["proofs"],
+        adapter=row["adapter"],
+        artifact=row["artifact"],
+        warning_count=row["warning_count"],
+        progress_time=row["progress_time"],
+    )
+
+
+def record_of(row: Row, *, warnings: Iterable[Row], attempts: Iterable[Row]) -> Record:
+    """A run with everything that is shown of it."""
+    return Record(
+        run=run_of(row),
+        submission=Submission(
+            spec=row["spec"],
+            snapshot=row["snapshot"],
+            quote=row["quote"],
+            inputs=row["inputs"],
+            plan=row["plan"],
+            fingerprint=row["fingerprint"],
+            source_run=row["source_run"],
+        ),
+        labels=Labels(
+            display_name=row["display_name"], tags=tuple(row["tags"]), priority=row["priority"]
+        ),
+        warnings=tuple(
+            Warning(code=each["code"], message=each["message"], time=each["warn_time"])
+            for each in warnings
+        ),
+        attempts=tuple(lease_of(each) for each in attempts),
+    )
+
+
+def lease_of(row: Row) -> Lease:
+    """The lease in a row of `leases`."""
+    return Lease(
+        lease_id=row["lease_id"],
+        kind=TaskKind(row["kind"]),
+        attempt=row["attempt"],
+        fencing_epoch=row["fencing_epoch"],
+        node=row["node"],
+        incarnation=row["incarnation"],
+        lease_time=row["lease_time"],
+        expire_time=row["expire_time"],
+        report_number=row["report_number"],
+        report_time=row["report_time"],
+        start_time=row["start_time"],
+        end_time=row["end_time"],
+        outcome=None if row["outcome"] is None else Outcome(row["outcome"]),
+        fault=_decoded(row["fault"], RunFault),
+        resumed_from_step=row["resumed_from_step"],
+    )
+
+
+def node_of(row: Row) -> NodeRecord:
+    """The node in a row of `nodes` with the run it works on."""
+    return NodeRecord(
+        name=row["name"],
+        incarnation=row["incarnation"],
+        kind=TaskKind(row["kind"]),
+        tier=row["tier"],
+        description=row["description"],
+        register_time=row["register_time"],
+        heartbeat_time=row["heartbeat_time"],
+        temperature_celsius=row["temperature_celsius"],
+        run=row["run"],
+    )
+
+
+def new_run_values(run: Run, submission: Submission, labels: Labels) -> Sequence[Any]:
+    """Arguments of `insert_run`."""
+    terms = run.terms
+    return (
+        run.name,
+        project_of(run.name),
+        run.state,
+        run.stage,
+        terms.tier,
+        submission.plan,
+        terms.rate_micros_per_minute,
+        terms.hold_micros,
+        terms.budget_micros,
+        terms.timeout,
+        terms.vouched,
+        terms.gguf,
+        submission.fingerprint,
+        submission.spec,
+        submission.snapshot,
+        submission.quote,
+        submission.inputs,
+        submission.source_run,
+        run.traceparent,
+        labels.display_name,
+        list(labels.tags),
+        labels.priority,
+        run.sequence,
+        run.task.kind,
+        _encoded(run.clock),
+        run.submit_time,
+    )
+
+
+def run_values(run: Run) -> Sequence[Any]:
+    """Arguments of `update_run`."""
+    clocks = reading(run, run.update_time)
+    point, metrics = run.checkpoint, run.metrics
+    return (
+        run.name,
+        run.version,
+        run.state,
+        run.stage,
+        run.sequence,
+        run.fencing_epoch,
+        run.attempt,
+        run.task.kind,
+        run.lease.lease_id if run.lease else None,
+        _encoded(run.clock),
+        clocks.wall // _MICRO,
+        clocks.active // _MICRO,
+        clocks.billable // _MICRO,
+        _encoded(run.finish),
+        run.fault.code if run.fault else None,
+        _encoded(run.fault),
+        metrics.document if metrics else None,
+        metrics.step if metrics else None,
+        metrics.total_steps if metrics else None,
+        metrics.loss if metrics else None,
+        point.step if point else None,
+        point.time if point else None,
+        point.fencing_epoch if point else None,
+        point.files if point else None,
+        run.samples,
+        run.proofs,
+        run.adapter,
+        run.artifact,
+        run.warning_count,
+        run.update_time,
+        run.start_time,
+        run.end_time,
+        run.cancel_request_time,
+        run.progress_time,
+    )
+
+
+def task_values(run: Run, task: Task) -> Sequence[Any]:
+    """Arguments of `put_task`."""
+    # Exporters are one pool, whatever the tier of the training was.
+    tier = run.terms.tier if task.kind is TaskKind.TRAIN else EXPORT_TIER
+    return (
+        run.name,
+        task.kind,
+        task.state,
+        project_of(run.name),
+        tier,
+        task.failures,
+        task.queue_time,
+        task.not_before,
+    )
+
+
+def lease_values(run: Run, lease: Lease) -> Sequence[Any]:
+    """Arguments of `put_lease`."""
+    return (
+        lease.lease_id,
+        run.name,
+        lease.kind,
+        lease.attempt,
+        lease.fencing_epoch,
+        lease.node,
+        lease.incarnation,
+        lease.lease_time,
+        lease.expire_time,
+        lease.report_number,
+        lease.report_time,
+        lease.start_time,
+        lease.end_time,
+        lease.outcome,
+        _encoded(lease.fault),
+        lease.resumed_from_step,
+    )
+
+
+def project_of(run_name: str) -> str:
+    """Id of the project in a run's name."""
+    return run_name.split("/")[1]
+
+
+# Tier of all exporters.
+EXPORT_TIER = "export"
+
+
+def _open_lease(row: Row) -> Lease | None:
+    if row["lease_id"] is None:
+        return None
+    return Lease(
+        lease_id=row["lease_id"],
+        kind=TaskKind(row["lease_kind"]),
+        attempt=row["lease_attempt"],
+        fencing_epoch=row["lease_epoch"],
+        node=row["lease_node"],
+        incarnation=row["lease_incarnation"],
+        lease_time=row["lease_time"],
+        expire_time=row["lease_expire_time"],
+        report_number=row["lease_report_number"],
+        report_time=row["lease_report_time"],
+        start_time=row["lease_start_time"],
+        resumed_from_step=row["lease_resumed_from_step"],
+    )
+
+
+def _metrics(row: Row) -> Metrics | None:
+    if row["metrics"] is None:
+        return None
+    return Metrics(
+        step=row["step"],
+        total_steps=row["total_steps"],
+        loss=row["loss"],
+        document=row["metrics"],
+    )
+
+
+def _checkpoint(row: Row) -> Checkpoint | None:
+    if row["checkpoint_step"] is None:
+        return None
+    return Checkpoint(
+        step=row["checkpoint_step"],
+        time=row["checkpoint_time"],
+        fencing_epoch=row["checkpoint_epoch"],
+        files=row["checkpoint_files"],
+    )
+
+
+def _encoded(value: object | None) -> str | None:
+    return None if value is None else msgspec.json.encode(value).decode()
+
+
+def _decoded(text: str | None, kind: type[_Value]) -> _Value | None:
+    return None if text is None else msgspec.json.decode(text, type=kind)

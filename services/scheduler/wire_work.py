@@ -1,0 +1,373 @@
+"""Protobuf ⇄ domain for the work side: nodes, reports, leases and what a lease carries."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from chassis import errors
+from lexicon.faults import Fault, FaultCode
+from scheduler.domain.run import Checkpoint, Document, Lease, Metrics, Record, TaskKind
+from scheduler.domain.signals import (
+    CheckpointReported,
+    MetricsReported,
+    PauseReported,
+    Report,
+    ReportBody,
+    StageReached,
+    TrainingBegan,
+    WarningReported,
+)
+from scheduler.wire import MESSAGE_CHARACTERS_MAX, parse, timestamp
+from tunesmith.api.artifact.v1 import artifact_pb2
+from tunesmith.api.dataset.v1 import dataset_pb2
+from tunesmith.api.event.v1 import event_pb2
+from tunesmith.api.run.v1 import run_pb2, spec_pb2
+from tunesmith.api.validation.v1 import validation_service_pb2
+from tunesmith.api.work.v1 import work_pb2, work_service_pb2
+
+MAX_REPORTS: Final = 1000
+MAX_FILES: Final = 1000
+SAMPLE_COUNT: Final = 3
+
+# Asked when the submission brings no prompts of its own.
+DEFAULT_PROMPTS: Final = (
+    "What can you help me with?",
+    "Explain in two sentences why the sky is blue.",
+    "Give me three tips for a good night's sleep.",
+)
+
+_PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*", re.ASCII)
+_PATH_CHARACTERS_MAX: Final = 300
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRecord:
+    """A worker as the scheduler knows it; `description` is what it said of itself."""
+
+    name: str
+    incarnation: str
+    kind: TaskKind
+    tier: str
+    description: Document
+    register_time: datetime
+    heartbeat_time: datetime
+    temperature_celsius: float | None = None
+    run: str = ""
+
+
+def kind_to_proto(kind: TaskKind) -> work_pb2.TaskKind:
+    """The contract's kind of task."""
+    return work_pb2.TaskKind.Value(f"TASK_KIND_{kind.name}")
+
+
+def kind_from_proto(kind: int) -> TaskKind:
+    """Our kind of task.
+
+    Raises:
+        Fault: INPUT_FIELD_INVALID for one that is not set or not known.
+    """
+    try:
+        return TaskKind(work_pb2.TaskKind.Name(kind).removeprefix("TASK_KIND_"))
+    except ValueError:
+        raise Fault(
+            FaultCode.INPUT_FIELD_INVALID, "node.kind must be TRAIN or EXPORT.", field="node.kind"
+        ) from None
+
+
+def node_to_proto(node: NodeRecord, *, now: datetime, silent: timedelta) -> work_pb2.Node:
+    """A node as users see it; LOST after it was silent for so long."""
+    proto = parse(work_pb2.Node, node.description)
+    if now - node.heartbeat_time > silent:
+        proto.state = work_pb2.NODE_STATE_LOST
+    elif node.run:
+        proto.state = work_pb2.NODE_STATE_LEASED
+    else:
+        proto.state = work_pb2.NODE_STATE_READY
+    proto.name = node.name
+    proto.run = node.run
+    proto.heartbeat_time.FromDatetime(node.heartbeat_time)
+    proto.register_time.FromDatetime(node.register_time)
+    if node.temperature_celsius is not None:
+        proto.temperature_celsius = node.temperature_celsius
+    return proto
+
+
+def metrics_from_proto(proto: run_pb2.RunMetrics) -> Metrics:
+    """The figures of a step."""
+    return Metrics(
+        step=max(proto.step, 0),
+        total_steps=max(proto.total_steps, 0),
+        loss=proto.loss,
+        document=proto.SerializeToString(),
+    )
+
+
+def reports_from_proto(
+    reports: Sequence[work_service_pb2.TaskReport], *, prefix: str
+) -> tuple[Report, ...]:
+    """A worker's reports; one of a kind that this version does not know is left out.
+
+    Args:
+        prefix: URI under which the lease's files must lie.
+    Raises:
+        Fault: INPUT_FIELD_INVALID for too many, a number below 1, or a file that is not the lease's.
+    """
+    if len(reports) > MAX_REPORTS:
+        raise Fault(
+            FaultCode.INPUT_FIELD_INVALID,
+            f"reports may hold at most {MAX_REPORTS}.",
+            field="reports",
+        )
+    found = []
+    for proto in reports:
+        if proto.report_number < 1:
+            raise Fault(
+                FaultCode.INPUT_FIELD_INVALID,
+                "report_number must be 1 or more.",
+                field="reports.report_number",
+            )
+        body = _report_body(proto, prefix=prefix)
+        if body is not None:
+            age = timedelta(milliseconds=min(max(proto.age_millis, 0), 10**12))
+            found.append(Report(number=proto.report_number, age=age, body=body))
+    return tuple(found)
+
+
+def _report_body(proto: work_service_pb2.TaskReport, *, prefix: str) -> ReportBody | None:
+    match proto.WhichOneof("report"):
+        case "stage":
+            stage = errors.stage_from_proto(proto.stage)
+            return None if stage is None else StageReached(stage=stage)
+        case "training_started":
+            return TrainingBegan(from_step=max(proto.training_started.from_step, 0))
+        case "metrics":
+            return MetricsReported(metrics=metrics_from_proto(proto.metrics))
+        case "warning":
+            return WarningReported(
+                code=proto.warning.code[:MESSAGE_CHARACTERS_MAX],
+                message=proto.warning.message[:MESSAGE_CHARACTERS_MAX],
+            )
+        case "checkpoint":
+            files = proto.checkpoint.files
+            check_files(files, prefix=prefix)
+            return CheckpointReported(step=max(proto.checkpoint.step, 0), files=pack_files(files))
+        case "clock_paused":
+            paused = proto.clock_paused
+            return PauseReported(
+                paused=paused.paused, reason=paused.reason[:MESSAGE_CHARACTERS_MAX]
+            )
+    return None
+
+
+def output_prefix(run_name: str, fencing_epoch: int) -> str:
+    """URI under which a lease may write: it holds the epoch, so that a lost attempt is apart."""
+    run_id = run_name.rpartition("/")[2]
+    return f"object://runs/{run_id}/{fencing_epoch}/"
+
+
+def check_path(path: str) -> str:
+    """A relative path of plain segments.
+
+    Raises:
+        Fault: INPUT_FIELD_INVALID for any other.
+    """
+    if len(path) > _PATH_CHARACTERS_MAX or not _PATH.fullmatch(path):
+        raise Fault(
+            FaultCode.INPUT_FIELD_INVALID,
+            "A path must be relative, of letters, digits, dots, hyphens and underscores.",
+            field="files.path",
+        )
+    return path
+
+
+def check_files(files: Sequence[work_pb2.OutputFile], *, prefix: str) -> None:
+    """Checks that files are the lease's own and fully named.
+
+    Raises:
+        Fault: INPUT_FIELD_INVALID when one lies elsewhere, has no digest, or they are too many.
+    """
+    if len(files) > MAX_FILES:
+        raise Fault(
+            FaultCode.INPUT_FIELD_INVALID, f"At most {MAX_FILES} files.", field="files"
+        )
+    for file in files:
+        path = check_path(file.path)
+        if file.uri != prefix + path:
+            raise Fault(
+                FaultCode.INPUT_FIELD_INVALID,
+                "A file must lie where SignOutputs put it.",
+                field="files.uri",
+                path=path,
+            )
+        if not _SHA256.fullmatch(file.sha256) or file.size_bytes < 0:
+            raise Fault(
+                FaultCode.INPUT_FIELD_INVALID,
+                "A file needs its size and its sha256 in lower-case hexadecimal.",
+                field="files.sha256",
+                path=path,
+            )
+
+
+def pack_files(files: Iterable[work_pb2.OutputFile]) -> Document:
+    """Files as one document."""
+    return work_service_pb2.CheckpointStored(files=files).SerializeToString()
+
+
+def unpack_files(document: Document) -> Sequence[work_pb2.OutputFile]:
+    """The files in a document."""
+    return parse(work_service_pb2.CheckpointStored, document).files
+
+
+def pack_samples(result: work_service_pb2.TrainResult) -> Document:
+    """Samples as they stand in their event; a worker that sends more is cut."""
+    samples = result.samples[:SAMPLE_COUNT]
+    return event_pb2.SamplesRecorded(samples=samples).SerializeToString()
+
+
+def pack_proofs(result: work_service_pb2.ExportResult) -> Document:
+    """The export's proofs as one document."""
+    return work_service_pb2.CompleteTaskRequest(export=result).SerializeToString()
+
+
+def adapter_files(files: Iterable[work_pb2.OutputFile]) -> list[work_pb2.OutputFile]:
+    """The files that an export needs: those that are no artifacts themselves."""
+    none = artifact_pb2.ARTIFACT_KIND_UNSPECIFIED
+    return [file for file in files if file.artifact_kind == none]
+
+
+def artifact_file(run_name: str, file: work_pb2.OutputFile) -> artifact_pb2.ArtifactFile:
+    """A stored output as the hub registers it."""
+    run_id = run_name.rpartition("/")[2]
+    if file.artifact_kind == artifact_pb2.ARTIFACT_KIND_LORA_ADAPTER:
+        name = f"{run_id}-lora.zip"
+    else:
+        name = f"{run_id}-{file.quantization}-gguf.zip"
+    return artifact_pb2.ArtifactFile(
+        kind=file.artifact_kind,
+        quantization=file.quantization,
+        file_name=name,
+        size_bytes=file.size_bytes,
+        sha256=file.sha256,
+        uri=file.uri,
+        entries=file.entries,
+    )
+
+
+def inputs_of(record: Record) -> list[str]:
+    """URIs that the open task of a run reads."""
+    inputs = parse(validation_service_pb2.ValidateRunResponse, record.submission.inputs)
+    uris = [file.uri for file in inputs.model.files]
+    if record.run.task.kind is TaskKind.EXPORT:
+        return uris + [file.uri for file in unpack_files(record.run.adapter)]
+    uris += [dataset.uri for dataset in inputs.datasets]
+    if record.run.checkpoint is not None:
+        uris += [file.uri for file in unpack_files(record.run.checkpoint.files)]
+    return uris
+
+
+def lease_to_proto(
+    record: Record,
+    lease: Lease,
+    *,
+    urls: Mapping[str, str],
+    losses: Sequence[float],
+    heartbeat_millis: int,
+) -> work_pb2.Lease:
+    """What a worker gets: the task with URLs that need no credential."""
+    proto = work_pb2.Lease(
+        lease_id=lease.lease_id,
+        run=record.run.name,
+        attempt=lease.attempt,
+        fencing_epoch=lease.fencing_epoch,
+        expire_time=timestamp(lease.expire_time),
+        kind=kind_to_proto(lease.kind),
+        traceparent=record.run.traceparent,
+        heartbeat_millis=heartbeat_millis,
+    )
+    inputs = parse(validation_service_pb2.ValidateRunResponse, record.submission.inputs)
+    spec = parse(spec_pb2.RunSpec, record.submission.spec)
+    snapshot = parse(run_pb2.RunSnapshot, record.submission.snapshot)
+    base = work_pb2.BaseModelInput(
+        base_model=spec.base_model,
+        model_id=snapshot.model_id,
+        revision=snapshot.model_revision,
+        files=[
+            _input(file.path, file.uri, file.size_bytes, file.sha256, urls)
+            for file in inputs.model.files
+        ],
+    )
+    if lease.kind is TaskKind.TRAIN:
+        proto.train.CopyFrom(
+            _train_task(spec, snapshot, inputs, record.run.checkpoint, base=base, urls=urls)
+        )
+    else:
+        proto.export.CopyFrom(
+            work_pb2.ExportTask(
+                base=base,
+                adapter=_inputs(unpack_files(record.run.adapter), urls),
+                quantizations=snapshot.export.quantizations,
+                snapshot=snapshot,
+                losses=losses,
+            )
+        )
+    return proto
+
+
+def _train_task(
+    spec: spec_pb2.RunSpec,
+    snapshot: run_pb2.RunSnapshot,
+    inputs: validation_service_pb2.ValidateRunResponse,
+    checkpoint: Checkpoint | None,
+    *,
+    base: work_pb2.BaseModelInput,
+    urls: Mapping[str, str],
+) -> work_pb2.TrainTask:
+    # The datasets of the spec come first; one to validate on may follow.
+    trained = inputs.datasets[: len(spec.datasets)]
+    held_out = spec.training.validation.dataset
+    task = work_pb2.TrainTask(
+        base=base,
+        datasets=[_dataset(found, urls) for found in trained],
+        training=snapshot.training,
+        lora=snapshot.lora,
+        sample_prompts=list(spec.sample_prompts) or DEFAULT_PROMPTS,
+    )
+    for found in inputs.datasets:
+        if _is_of(found, held_out):
+            task.validation.CopyFrom(_dataset(found, urls))
+    if checkpoint is not None:
+        task.checkpoint.extend(_inputs(unpack_files(checkpoint.files), urls))
+        task.checkpoint_step = checkpoint.step
+    return task
+
+
+def _is_of(version: dataset_pb2.DatasetVersion, dataset: str) -> bool:
+    """Whether a version is the one that a name means, with or without its number."""
+    return bool(dataset) and f"{version.name}/".startswith(f"{dataset}/")
+
+
+def _dataset(version: dataset_pb2.DatasetVersion, urls: Mapping[str, str]) -> work_pb2.DatasetInput:
+    # The name that the user gave the file is data only; the path is made of our own words.
+    dataset_id, number = version.name.split("/")[3], version.version
+    suffix = re.search(r"\.[a-z0-9]{1,8}$", version.file_name.lower())
+    path = f"{dataset_id}-{number}{suffix.group() if suffix else ''}"
+    return work_pb2.DatasetInput(
+        name=version.name,
+        format=version.format,
+        file=_input(path, version.uri, version.size_bytes, version.sha256, urls),
+    )
+
+
+def _inputs(
+    files: Iterable[work_pb2.OutputFile], urls: Mapping[str, str]
+) -> list[work_pb2.InputFile]:
+    return [_input(file.path, file.uri, file.size_bytes, file.sha256, urls) for file in files]
+
+
+def _input(
+    path: str, uri: str, size_bytes: int, sha256: str, urls: Mapping[str, str]
+) -> work_pb2.InputFile:
+    return work_pb2.InputFile(path=path, url=urls[uri], size_bytes=size_bytes, sha256=sha256)

@@ -1,0 +1,49 @@
+"""The trainer process: health, the lease loop, and a training child kept ready."""
+
+import asyncio
+import os
+
+from chassis import server, telemetry
+from chassis.client import connect
+from chassis.config import describe, load
+from chassis.leasing import Worker
+from chassis.tls import Tls
+from trainer import node
+from trainer.config import Config
+from trainer.worker import Trainer
+
+log = telemetry.logger(__name__)
+
+
+async def main() -> None:
+    """Lease and train until told to stop."""
+    telemetry.start("trainer")
+    config = load(Config, os.environ)
+    log.info("starting", config=describe(config))
+    tls = Tls.load(certificate=config.tls_cert, key=config.tls_key, authority=config.tls_ca)
+    channel = connect(config.scheduler_addr, token=lambda: config.node_token, tls=tls)
+    trainer = Trainer(config)
+
+    async def lease(stop: asyncio.Event) -> None:
+        await trainer.ready()
+        described = node.describe(
+            name=config.node_name, tier=config.node_tier, capabilities=trainer.capabilities
+        )
+        await Worker(channel, described, trainer.handle, stop).run()
+
+    try:
+        await server.run_server(
+            service="trainer",
+            listen=config.listen,
+            tls=tls,
+            signing_key=None,
+            register=lambda _: (),
+            background=[lease],
+        )
+    finally:
+        await trainer.close()
+        await channel.close()
+
+
+if __name__ == "__main__":
+    server.main(main)

@@ -1,0 +1,188 @@
+"""The training child as the agent sees it: started ahead of need, and ended within a second."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from chassis import telemetry
+from lexicon.faults import Fault, FaultCode
+from trainer.domain.plan import TrainPlan
+from trainer.pipe import (
+    LINE_BYTES_MAX,
+    Failed,
+    Finished,
+    FromChild,
+    Ready,
+    Train,
+    decode_from_child,
+    encode,
+)
+
+log = telemetry.logger(__name__)
+
+# Loading torch and its friends takes half a minute on a busy laptop, minutes on a cold disk.
+READY_SECONDS_MAX = 300.0
+# The kernel ends a killed process at once; what is waited for is its memory being given back.
+END_SECONDS_MAX = 10.0
+# What the child may see of the agent's environment: where programs and libraries are, how many
+# cores and which devices it may use. No token, no address, nothing of the platform.
+PASSED_ON = (
+    "PATH", "PYTHONPATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES",
+    "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "XDG_CACHE_HOME", "SYSTEMROOT",
+)  # fmt: skip
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONUNBUFFERED": "1",
+}
+# Counts the processes that the kernel has killed for want of memory.
+KERNEL_COUNTERS = Path("/proc/vmstat")
+
+
+def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The child's whole environment: harmless names only, and no network for libraries."""
+    return {name: environment[name] for name in PASSED_ON if name in environment} | OFFLINE
+
+
+class Child:
+    """One child process and the socket to it."""
+
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        log_path: Path,
+    ) -> None:
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+        self.log_path = log_path
+        self._memory_kills = _memory_kill_count()
+        self.idle = True
+        self.warm: tuple[str, ...] = ()
+        self.capabilities: tuple[str, ...] = ()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.returncode is None
+
+    @classmethod
+    async def start(cls, log_path: Path) -> "Child":
+        """Start a child; it loads its libraries while nobody waits for it."""
+        ours, theirs = socket.socketpair()
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        with log_path.open("ab") as output, theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "trainer.training",
+                str(theirs.fileno()),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=(theirs.fileno(),),
+                env=child_environment(os.environ),
+                start_new_session=True,
+            )
+        reader, writer = await asyncio.open_connection(sock=ours, limit=LINE_BYTES_MAX)
+        return cls(process, reader, writer, log_path)
+
+    async def ready(self) -> None:
+        """Wait until the libraries are loaded.
+
+        Raises:
+            Fault: RUNTIME_TRAINING_FAILED when the child ends or says nothing for minutes.
+        """
+        try:
+            async with asyncio.timeout(READY_SECONDS_MAX):
+                message = await self.receive()
+        except TimeoutError as error:
+            raise Fault(
+                FaultCode.RUNTIME_TRAINING_FAILED,
+                f"The training process was not ready within {READY_SECONDS_MAX:.0f} s",
+            ) from error
+        assert isinstance(message, Ready)
+        self.warm, self.capabilities = message.warm, message.capabilities
+
+    async def send(self, message: msgspec.Struct) -> None:
+        """Send one message; a child that is gone is noticed by `receive`."""
+        with suppress(ConnectionError):
+            self._writer.write(encode(message))
+            await self._writer.drain()
+
+    async def receive(self) -> FromChild:
+        """The next message.
+
+        Raises:
+            Fault: RUNTIME_GPU_OOM when the kernel killed the child for memory,
+                RUNTIME_WORKER_LOST when it ended in any other way.
+        """
+        try:
+            line = await self._reader.readline()
+        except (ConnectionError, ValueError) as error:
+            log.warning("child_channel_broke", cause=str(error))
+            line = b""
+        if line:
+            return decode_from_child(line)
+        async with asyncio.timeout(END_SECONDS_MAX):
+            code = await self._process.wait()
+        log.error("child_ended", exit_code=code, log_tail=log_tail(self.log_path))
+        if code == -signal.SIGKILL and _memory_kill_count() > self._memory_kills:
+            raise Fault(
+                FaultCode.RUNTIME_GPU_OOM,
+                "The node's memory ran out, and the kernel ended the training process",
+                exit_code=code,
+            )
+        raise Fault(
+            FaultCode.RUNTIME_WORKER_LOST,
+            f"The training process ended unexpectedly (exit code {code})",
+            exit_code=code,
+        )
+
+    async def train(self, plan: TrainPlan) -> AsyncIterator[FromChild]:
+        """Give the child a plan; what it says until the run has ended one way or the other."""
+        self.idle, self.log_path = False, Path(plan.log_path)
+        await self.send(Train(plan=plan))
+        while not self.idle:
+            message = await self.receive()
+            if isinstance(message, Finished | Failed):
+                self.idle = True
+                self.warm = message.warm if isinstance(message, Finished) else ()
+            yield message
+
+    async def kill(self) -> None:
+        """End the child and all it started, at once; its memory and device are free afterwards."""
+        if self.alive:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            async with asyncio.timeout(END_SECONDS_MAX):
+                await self._process.wait()
+        self._writer.close()
+
+
+def log_tail(path: Path, *, lines_count: int = 20) -> str:
+    """The last lines of a child's log, for the operator's log."""
+    with suppress(OSError):
+        return "\n".join(path.read_text("utf-8", errors="replace").splitlines()[-lines_count:])
+    return ""
+
+
+def _memory_kill_count() -> int:
+    with suppress(OSError):
+        for line in KERNEL_COUNTERS.read_text("ascii").splitlines():
+            name, _, value = line.partition(" ")
+            if name == "oom_kill":
+                return int(value)
+    return 0

@@ -1,0 +1,60 @@
+"""The model card that travels with an adapter."""
+
+from trainer.domain.plan import TrainPlan
+
+
+def model_card(plan: TrainPlan, *, steps: int | None, loss: float | None) -> str:
+    """README.md of the adapter: what it is, from what, by which numbers, how to use it."""
+    adapter = plan.adapter
+    rows = {
+        "Run": plan.run,
+        "Base model": f"{plan.base.base_model} (revision {plan.base.revision or 'not given'})",
+        "Datasets": ", ".join(dataset.name for dataset in plan.datasets),
+        "Method": plan.method.value,
+        "Rank, alpha, dropout": f"{adapter.rank}, {adapter.alpha:g}, {adapter.dropout:g}",
+        "Target modules": ", ".join(adapter.target_modules),
+        "rsLoRA, DoRA": f"{_word(adapter.use_rslora)}, {_word(adapter.use_dora)}",
+        "Steps": "as the checkpoint had" if steps is None else str(steps),
+        "Batch": f"{plan.micro_batch_size} x {plan.accumulation_steps} examples a step",
+        "Learning rate": f"{plan.lr_peak:g}, {plan.schedule.value}, "
+        f"{plan.warmup_ratio:.0%} warm-up",
+        "Longest example": f"{plan.max_sequence_tokens} tokens",
+        "Seed": str(plan.seed),
+        "Last training loss": "not measured" if loss is None else f"{loss:.4f}",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"""---
+library_name: peft
+base_model: {plan.base.base_model}
+pipeline_tag: text-generation
+tags:
+- lora
+- tunesmith
+---
+
+# LoRA adapter for {plan.base.base_model}
+
+| | |
+|---|---|
+{table}
+
+## Use
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained("{plan.base.base_model}")
+model = PeftModel.from_pretrained(base, "path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+```
+
+## Intended use and limits
+
+Describe here what the adapter is for, and what it was not tested on. It inherits the licence and
+the limits of its base model.
+"""
+
+
+def _word(flag: bool) -> str:
+    return "yes" if flag else "no"

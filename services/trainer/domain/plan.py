@@ -1,0 +1,182 @@
+"""What one run trains, with every default filled in and every file on the local disk."""
+
+import enum
+import math
+from dataclasses import dataclass
+
+# Without a wish of the user a run leaves ten checkpoints behind: a lost node costs a tenth of it.
+CHECKPOINTS_PER_RUN = 10
+VALIDATIONS_PER_RUN = 10
+
+
+class Method(enum.StrEnum):
+    """The training objective."""
+
+    SFT = "sft"
+    DPO = "dpo"
+    ORPO = "orpo"
+    KTO = "kto"
+    SIMPO = "simpo"
+
+
+class Backend(enum.StrEnum):
+    """The rail as the user chose it."""
+
+    AUTO = "auto"
+    CUDA = "cuda"
+    CPU = "cpu"
+    MLX = "mlx"
+
+
+class Schedule(enum.StrEnum):
+    """The shape of the learning rate after the warm-up."""
+
+    COSINE = "cosine"
+    LINEAR = "linear"
+    CONSTANT = "constant"
+
+
+class Optimizer(enum.StrEnum):
+    """The update rule."""
+
+    ADAMW_TORCH = "adamw_torch"
+    ADAMW_8BIT = "adamw_8bit"
+    PAGED_ADAMW_8BIT = "paged_adamw_8bit"
+
+
+class Precision(enum.StrEnum):
+    """The arithmetic of the forward and backward pass."""
+
+    AUTO = "auto"
+    BF16 = "bf16"
+    FP16 = "fp16"
+    FP32 = "fp32"
+    FP8 = "fp8"
+
+
+class TrainOn(enum.StrEnum):
+    """Which tokens carry a label."""
+
+    RESPONSES = "responses"
+    ALL = "all"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetFile:
+    """One dataset version on the local disk."""
+
+    name: str
+    format: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """The base model: its id as the user gave it, and its folder on the local disk.
+
+    `digest` names the exact bytes, so that a warm model is only used again for the same ones.
+    """
+
+    base_model: str
+    model_id: str
+    revision: str
+    folder: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterPlan:
+    """The LoRA adapter; the delta B·A is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank))."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    target_modules: tuple[str, ...]
+    use_rslora: bool
+    use_dora: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationPlan:
+    """When to validate, on which share of the rows, and when to stop early."""
+
+    holdout_ratio: float
+    dataset: DatasetFile | None
+    every_steps: int
+    early_stop_patience: int
+    early_stop_min_delta: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainPlan:
+    """Everything the training child needs; paths are local, and nothing in it is secret."""
+
+    run: str
+    attempt: int
+    fencing_epoch: int
+    base: Base
+    datasets: tuple[DatasetFile, ...]
+    adapter: AdapterPlan
+    method: Method
+    backend: Backend
+    epochs: int
+    max_steps: int
+    micro_batch_size: int
+    accumulation_steps: int
+    lr_peak: float
+    schedule: Schedule
+    warmup_ratio: float
+    weight_decay: float
+    max_grad_norm: float
+    max_sequence_tokens: int
+    packing: bool
+    gradient_checkpointing: bool
+    optimizer: Optimizer
+    precision: Precision
+    seed: int
+    oom_recovery: bool
+    unsloth_fallback: bool
+    load_in_4bit: bool
+    torch_compile: bool
+    train_on: TrainOn
+    checkpoint_every_steps: int
+    checkpoint_keep_count: int
+    validation: ValidationPlan | None
+    sample_prompts: tuple[str, ...]
+    work_folder: str
+    log_path: str
+    checkpoint_folder: str | None
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Examples of one optimizer step."""
+        return self.micro_batch_size * self.accumulation_steps
+
+
+def total_steps(plan: TrainPlan, *, row_count: int) -> int:
+    """Optimizer steps of the whole run: `max_steps`, or all epochs over the rows."""
+    if plan.max_steps > 0:
+        return plan.max_steps
+    return plan.epochs * steps_per_epoch(plan, row_count=row_count)
+
+
+def steps_per_epoch(plan: TrainPlan, *, row_count: int) -> int:
+    """Optimizer steps of one pass; the last step of a pass may hold fewer examples."""
+    return math.ceil(row_count / plan.effective_batch_size)
+
+
+def total_epochs(plan: TrainPlan, *, row_count: int) -> int:
+    """Passes over the rows that the run begins."""
+    return math.ceil(
+        total_steps(plan, row_count=row_count) / steps_per_epoch(plan, row_count=row_count)
+    )
+
+
+def checkpoint_interval(plan: TrainPlan, *, steps: int) -> int:
+    """Steps between two checkpoints."""
+    return plan.checkpoint_every_steps or max(1, math.ceil(steps / CHECKPOINTS_PER_RUN))
+
+
+def validation_interval(validation: ValidationPlan, *, steps: int) -> int:
+    """Steps between two validations."""
+    return validation.every_steps or max(1, math.ceil(steps / VALIDATIONS_PER_RUN))

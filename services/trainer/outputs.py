@@ -1,0 +1,142 @@
+"""What a run leaves in the object store: checkpoints while it trains, the adapter at its end."""
+
+import asyncio
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from chassis import telemetry
+from chassis.leasing import LeaseSession
+from lexicon.faults import Fault
+from objects import transfer
+from trainer.bundle import write_zip
+from trainer.pipe import CheckpointWritten, Finished
+from tunesmith.api.artifact.v1 import artifact_pb2
+from tunesmith.api.work.v1 import work_pb2, work_service_pb2
+
+log = telemetry.logger(__name__)
+ARCHIVE_NAME = "adapter.zip"
+ADAPTER_FOLDER = "adapter"
+CHECKPOINT_FOLDER = "checkpoints"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """A local file and the path that it gets among the task's outputs."""
+
+    source: Path
+    path: str
+    artifact_kind: artifact_pb2.ArtifactKind = artifact_pb2.ARTIFACT_KIND_UNSPECIFIED
+    entries: tuple[str, ...] = ()
+
+
+async def store(session: LeaseSession, outputs: Sequence[Output]) -> list[work_pb2.OutputFile]:
+    """Upload the files to signed URLs and return what names them in CompleteTask.
+
+    Raises:
+        Fault: the codes of `objects.transfer.upload`, RUN_LEASE_LOST.
+    """
+    files = [await asyncio.to_thread(_described, output) for output in outputs]
+    signed = await session.sign_outputs(files)
+    for output, file, target in zip(outputs, files, signed, strict=True):
+
+        async def fresh_url(file: work_pb2.OutputFile = file) -> str:
+            return str((await session.sign_outputs([file]))[0].url)
+
+        await transfer.upload(output.source, target.url, refresh=fresh_url)
+        file.uri = target.uri
+    return files
+
+
+async def store_adapter(session: LeaseSession, finished: Finished) -> list[work_pb2.OutputFile]:
+    """Upload the adapter's archive, its loose files for the exporter, and the proof beside them."""
+    folder = Path(finished.adapter_folder)
+    loose = await asyncio.to_thread(_inside, folder)
+    archive = folder.with_name(ARCHIVE_NAME)
+    await asyncio.to_thread(write_zip, loose, archive)
+    outputs = [
+        Output(
+            source=archive,
+            path=ARCHIVE_NAME,
+            artifact_kind=artifact_pb2.ARTIFACT_KIND_LORA_ADAPTER,
+            entries=tuple(path.name for path in loose),
+        ),
+        *(Output(source=path, path=f"{ADAPTER_FOLDER}/{path.name}") for path in loose),
+    ]
+    if finished.proof_path is not None:
+        proof = Path(finished.proof_path)
+        outputs.append(Output(source=proof, path=f"{ADAPTER_FOLDER}/{proof.name}"))
+    return await store(session, outputs)
+
+
+class CheckpointUploader:
+    """Uploads checkpoints behind the back of training: one at a time, the newest first.
+
+    A checkpoint that is overtaken by a newer one before its turn is never uploaded. A failed upload
+    costs nothing but that checkpoint; the run goes on.
+    """
+
+    def __init__(self, session: LeaseSession, *, keep_count: int) -> None:
+        self._session = session
+        self._keep_count = keep_count
+        self._written: list[CheckpointWritten] = []
+        self._came = asyncio.Event()
+
+    def add(self, written: CheckpointWritten) -> None:
+        """A new checkpoint lies on the disk."""
+        self._written.append(written)
+        self._came.set()
+
+    async def run(self) -> None:
+        """Upload until cancelled."""
+        while True:
+            await self._came.wait()
+            self._came.clear()
+            await self.run_once()
+
+    async def run_once(self) -> bool:
+        """Upload the newest checkpoint and delete what is no longer needed; whether it counts."""
+        newest = self._written[-1]
+        stored = await self._upload(newest)
+        self._written = self._prune(self._written, newest)
+        return stored
+
+    async def _upload(self, written: CheckpointWritten) -> bool:
+        folder = Path(written.folder)
+        outputs = [
+            Output(source=path, path=f"{CHECKPOINT_FOLDER}/{folder.name}/{path.name}")
+            for path in await asyncio.to_thread(_inside, folder)
+        ]
+        try:
+            files = await store(self._session, outputs)
+        except Fault as fault:
+            log.warning("checkpoint_upload_failed", step=written.step, code=fault.code.value)
+            return False
+        checkpoint = work_service_pb2.CheckpointStored(step=written.step, files=files)
+        self._session.report(work_service_pb2.TaskReport(checkpoint=checkpoint))
+        return True
+
+    def _prune(
+        self, written: list[CheckpointWritten], newest: CheckpointWritten
+    ) -> list[CheckpointWritten]:
+        older = [one for one in written if one.step < newest.step]
+        surplus = older[: max(0, len(older) - self._keep_count)]
+        for one in surplus:
+            shutil.rmtree(one.folder, ignore_errors=True)
+        return [one for one in written if one not in surplus]
+
+
+def _described(output: Output) -> work_pb2.OutputFile:
+    local = transfer.describe(output.source)
+    return work_pb2.OutputFile(
+        path=output.path,
+        size_bytes=local.size_bytes,
+        sha256=local.sha256,
+        artifact_kind=output.artifact_kind,
+        entries=output.entries,
+    )
+
+
+def _inside(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir())

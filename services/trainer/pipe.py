@@ -1,0 +1,148 @@
+"""What agent and training child say to each other: one JSON object a line over a socket pair.
+
+The child's stdout belongs to libraries that print what they like; it goes to the run's log file.
+"""
+
+import msgspec
+
+from trainer.domain.plan import TrainPlan
+
+# The longest message is a plan with its prompts, or samples; weights never travel here.
+LINE_BYTES_MAX = 4 * 1024 * 1024
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A line; msgspec tells the kinds apart by the name of the class."""
+
+
+class Train(_Message, frozen=True, kw_only=True):
+    """To the child: train this."""
+
+    plan: TrainPlan
+
+
+class Finish(_Message, frozen=True, kw_only=True):
+    """To the child: end at the next step and save what there is."""
+
+
+class Pause(_Message, frozen=True, kw_only=True):
+    """To the child: wait before the next step."""
+
+
+class Resume(_Message, frozen=True, kw_only=True):
+    """To the child: go on."""
+
+
+class Ready(_Message, frozen=True, kw_only=True):
+    """From the child: libraries are loaded, a plan may come. `warm` names the bases in memory."""
+
+    warm: tuple[str, ...]
+    capabilities: tuple[str, ...]
+
+
+class StageBegan(_Message, frozen=True, kw_only=True):
+    """From the child: `initialization`, `training` or `saving` began."""
+
+    stage: str
+
+
+class Started(_Message, frozen=True, kw_only=True):
+    """From the child: the first optimizer step of this attempt begins now."""
+
+    from_step: int
+    total_steps: int
+
+
+class StepTaken(_Message, frozen=True, kw_only=True):
+    """From the child: one optimizer step is done."""
+
+    step: int
+    total_steps: int
+    epoch: int
+    total_epochs: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens_per_second: float
+    real_token_ratio: float
+    memory_bytes: int
+    remaining_seconds: float | None
+    validation_loss: float | None
+    micro_batch_size: int
+    accumulation_steps: int
+    trained_token_count: int
+
+
+class Warned(_Message, frozen=True, kw_only=True):
+    """From the child: something a user should know that does not end the run."""
+
+    code: str
+    message: str
+
+
+class CheckpointWritten(_Message, frozen=True, kw_only=True):
+    """From the child: a whole checkpoint lies in `folder`."""
+
+    step: int
+    folder: str
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """One sample: the answers of adapter and base to the same prompt."""
+
+    prompt: str
+    completion: str
+    base_completion: str
+    flags: tuple[str, ...]
+
+
+class Finished(_Message, frozen=True, kw_only=True):
+    """From the child: the adapter lies in `adapter_folder`; the next plan may come."""
+
+    adapter_folder: str
+    proof_path: str | None
+    samples: tuple[Answer, ...]
+    warm: tuple[str, ...]
+
+
+class Failed(_Message, frozen=True, kw_only=True):
+    """From the child: the run ended badly; the child is ready for the next plan."""
+
+    code: str
+    message: str
+    stage: str
+    metadata: dict[str, str]
+
+
+ToChild = Train | Finish | Pause | Resume
+FromChild = (
+    Ready | StageBegan | Started | StepTaken | Warned | CheckpointWritten | Finished | Failed
+)
+
+_to_child = msgspec.json.Decoder[ToChild](ToChild)
+_from_child = msgspec.json.Decoder[FromChild](FromChild)
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """The message as one line."""
+    return msgspec.json.encode(message) + b"\n"
+
+
+def decode_to_child(line: bytes) -> ToChild:
+    """A line from the agent.
+
+    Raises:
+        msgspec.ValidationError: the two sides do not speak the same version.
+    """
+    message: ToChild = _to_child.decode(line)
+    return message
+
+
+def decode_from_child(line: bytes) -> FromChild:
+    """A line from the child.
+
+    Raises:
+        msgspec.ValidationError: the two sides do not speak the same version.
+    """
+    message: FromChild = _from_child.decode(line)
+    return message

@@ -1,0 +1,78 @@
+"""The training child: `python -m trainer.training FD` with the socket to the agent as FD."""
+
+import gc
+import logging
+import os
+import socket
+import sys
+
+import torch
+
+from lexicon.faults import Fault, FaultCode
+from trainer.domain.plan import Precision
+from trainer.pipe import Failed, Ready
+from trainer.training.channel import Channel
+from trainer.training.loop import is_out_of_memory
+from trainer.training.rails import WarmBase, cpu_has_bf16_matrix_units
+from trainer.training.run import train_run
+
+log = logging.getLogger("trainer.training")
+
+
+def main() -> None:
+    """Serve plans until the agent closes the socket."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    channel.send(Ready(warm=(), capabilities=_capabilities()))
+    warm: WarmBase | None = None
+    while True:
+        plan = channel.next_plan().plan
+        _log_to(plan.log_path)
+        try:
+            finished, warm = train_run(plan, channel, warm)
+            channel.send(finished)
+        except Fault as fault:
+            warm = None
+            channel.send(_failed(fault))
+        except Exception as error:
+            log.exception("run %s ended unexpectedly", plan.run)
+            warm = None
+            channel.send(_failed(_as_fault(error)))
+        gc.collect()
+
+
+def _log_to(path: str) -> None:
+    """Send everything that is printed from now on, by whichever library, to the run's log."""
+    with open(path, "ab") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+
+
+def _as_fault(error: Exception) -> Fault:
+    if is_out_of_memory(error):
+        return Fault(FaultCode.RUNTIME_GPU_OOM, str(error).splitlines()[0])
+    if isinstance(error, RuntimeError):
+        return Fault(
+            FaultCode.RUNTIME_TRAINING_FAILED, f"Training failed: {str(error).splitlines()[0]:.300}"
+        )
+    return Fault(FaultCode.INTERNAL_UNEXPECTED, kind=type(error).__name__)
+
+
+def _failed(fault: Fault) -> Failed:
+    return Failed(
+        code=fault.code.value,
+        message=fault.message,
+        stage=fault.stage.value if fault.stage else "",
+        metadata=dict(fault.metadata),
+    )
+
+
+def _capabilities() -> tuple[str, ...]:
+    has_bf16 = torch.cuda.is_available() or cpu_has_bf16_matrix_units()
+    return ("peft", Precision.BF16.value) if has_bf16 else ("peft",)
+
+
+if __name__ == "__main__":
+    main()

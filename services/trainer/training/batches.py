@@ -1,0 +1,108 @@
+"""From encoded rows to micro-batches; which rows a step holds is a pure function of the seed.
+
+Shapes: B rows (1 when packed), T tokens of a row, N label positions.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from corpus.packing import shuffle_order
+from trainer.domain.plan import TrainPlan, steps_per_epoch
+
+IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One encoded example: token ids, and labels with -100 where nothing is learned."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def trained_count(self) -> int:
+        """Tokens that carry a label and have a token before them to predict them from."""
+        return int((self.labels[1:] != IGNORED_LABEL).sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """Some examples in the layout of one forward pass.
+
+    `ids_BT` and `positions_BT` are (1, T) when packed, (B, T) when padded. Positions begin at 0
+    with each example; that is how the model knows where one ends, and examples do not see each
+    other. `at_N` are flat places whose next token is trained on, `targets_N` those next tokens.
+    """
+
+    ids_BT: torch.Tensor
+    positions_BT: torch.Tensor
+    at_N: torch.Tensor
+    targets_N: torch.Tensor
+    example_count: int
+    token_count: int
+
+    @property
+    def computed_token_count(self) -> int:
+        """Tokens that the forward pass computes, padding included."""
+        return self.ids_BT.numel()
+
+
+def step_indices(plan: TrainPlan, *, row_count: int, step: int) -> np.ndarray:
+    """Rows of optimizer step `step` (0-based): each pass is one seeded permutation of all rows."""
+    per_epoch = steps_per_epoch(plan, row_count=row_count)
+    order = shuffle_order(row_count, seed=plan.seed, epoch=step // per_epoch)
+    begin = step % per_epoch * plan.effective_batch_size
+    return order[begin : begin + plan.effective_batch_size]
+
+
+def micro_batches(
+    rows: Sequence[Row], *, micro_batch_size: int, packing: bool, device: torch.device
+) -> Iterator[MicroBatch]:
+    """The rows of one step in micro-batches of at most `micro_batch_size` examples."""
+    for begin in range(0, len(rows), micro_batch_size):
+        chosen = rows[begin : begin + micro_batch_size]
+        yield packed(chosen, device) if packing else padded(chosen, device)
+
+
+def packed(rows: Sequence[Row], device: torch.device) -> MicroBatch:
+    """All rows one after another: not a single token of padding."""
+    ids = np.concatenate([row.ids for row in rows])
+    positions = np.concatenate([np.arange(len(row.ids)) for row in rows])
+    # The last token of an example has nothing to predict: the next one belongs to a stranger.
+    labels = np.concatenate([np.append(row.labels[1:], IGNORED_LABEL) for row in rows])
+    return _micro_batch(ids[None], positions[None], labels, rows, device)
+
+
+def padded(rows: Sequence[Row], device: torch.device) -> MicroBatch:
+    """One row an example, filled up at the end, where causal attention never looks back."""
+    longest = max(len(row.ids) for row in rows)
+    ids = np.stack([np.pad(row.ids, (0, longest - len(row.ids))) for row in rows])
+    positions = np.tile(np.arange(longest), (len(rows), 1))
+    labels = np.stack(
+        [
+            np.pad(row.labels[1:], (0, longest - len(row.ids) + 1), constant_values=IGNORED_LABEL)
+            for row in rows
+        ]
+    )
+    return _micro_batch(ids, positions, labels.reshape(-1), rows, device)
+
+
+def _micro_batch(
+    ids: np.ndarray,
+    positions: np.ndarray,
+    labels: np.ndarray,
+    rows: Sequence[Row],
+    device: torch.device,
+) -> MicroBatch:
+    at = np.flatnonzero(labels != IGNORED_LABEL)
+    return MicroBatch(
+        ids_BT=torch.from_numpy(ids.astype(np.int64)).to(device),
+        positions_BT=torch.from_numpy(positions.astype(np.int64)).to(device),
+        at_N=torch.from_numpy(at).to(device),
+        targets_N=torch.from_numpy(labels[at].astype(np.int64)).to(device),
+        example_count=len(rows),
+        token_count=sum(len(row.ids) for row in rows),
+    )

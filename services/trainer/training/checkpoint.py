@@ -1,0 +1,160 @@
+"""Checkpoints: two files in one folder that exists whole or not at all.
+
+`state.safetensors` holds the trainable weights and the optimizer's moments, `manifest.json` says
+what run and step they belong to and holds the hash of the tensors. The folder is written as
+`step-N.partial`, flushed to the disk, and renamed; a `.partial` is always safe to delete.
+Random numbers need no room: those of a step are drawn from (seed, step) alone.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from lexicon.faults import Fault, FaultCode
+
+FORMAT_VERSION = 1
+STATE_NAME = "state.safetensors"
+MANIFEST_NAME = "manifest.json"
+FILE_NAMES = (STATE_NAME, MANIFEST_NAME)
+PARTIAL_SUFFIX = ".partial"
+# A manifest is a few lines; a bigger one is not ours.
+MANIFEST_BYTES_MAX = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Where a run stands: what cannot be computed from the plan and the step."""
+
+    run: str
+    attempt: int
+    fencing_epoch: int
+    step: int
+    fingerprint: str
+    micro_batch_size: int
+    trained_token_count: int
+    latest_validation_loss: float | None = None
+    best_validation_loss: float | None = None
+    validations_without_gain: int = 0
+
+
+def write(root: Path, progress: Progress, tensors: dict[str, torch.Tensor]) -> Path:
+    """The folder of a new checkpoint under `root`, durable when this returns.
+
+    Raises:
+        Fault: STATE_CHECKPOINT_INVALID when the disk refuses; older checkpoints are untouched.
+    """
+    target = root / f"step-{progress.step:08d}"
+    partial = target.with_name(target.name + PARTIAL_SUFFIX)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        state = save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()})
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "progress": asdict(progress),
+            "files": {
+                STATE_NAME: {"sha256": hashlib.sha256(state).hexdigest(), "size_bytes": len(state)}
+            },
+        }
+        _write_durably(partial / STATE_NAME, state)
+        _write_durably(partial / MANIFEST_NAME, json.dumps(manifest, indent=2).encode())
+        _flush_folder(partial)
+        # After a resume the same step comes again; the older folder is as good, but stays behind
+        # only if it is whole, and replacing it would not be atomic.
+        if target.exists():
+            shutil.rmtree(target)
+        partial.rename(target)
+        _flush_folder(root)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise _unwritable(error, progress.step) from error
+    return target
+
+
+def read(folder: Path, *, run: str, fingerprint: str) -> tuple[Progress, dict[str, torch.Tensor]]:
+    """A whole checkpoint of this run, every byte checked against its manifest.
+
+    Raises:
+        Fault: STATE_CHECKPOINT_INVALID for anything but a whole checkpoint of the same run.
+    """
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in FILE_NAMES)
+    if foreign:
+        raise _invalid(folder, f"unexpected file {foreign[0]}")
+    manifest = _manifest(folder)
+    state = (folder / STATE_NAME).read_bytes()
+    entry = manifest["files"][STATE_NAME]
+    if hashlib.sha256(state).hexdigest() != entry["sha256"]:
+        raise _invalid(folder, f"{STATE_NAME} does not match its hash")
+    try:
+        progress = Progress(**manifest["progress"])
+        tensors = load_tensors(state)
+    except (TypeError, SafetensorError) as error:
+        raise _invalid(folder, str(error)) from error
+    if progress.run != run or progress.fingerprint != fingerprint:
+        raise _invalid(folder, "it belongs to another run or configuration")
+    return progress, tensors
+
+
+def remove_partials(root: Path) -> int:
+    """Delete what an interrupted write left behind; how many there were."""
+    partials = list(root.glob(f"*{PARTIAL_SUFFIX}"))
+    for partial in partials:
+        shutil.rmtree(partial, ignore_errors=True)
+    return len(partials)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        path = folder / MANIFEST_NAME
+        if path.stat().st_size > MANIFEST_BYTES_MAX:
+            raise _invalid(folder, "the manifest is too long")
+        manifest = json.loads(path.read_bytes())
+        if manifest["format_version"] != FORMAT_VERSION or STATE_NAME not in manifest["files"]:
+            raise _invalid(folder, "its format is not known")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _invalid(folder, f"the manifest cannot be read: {error}") from error
+    return dict(manifest)
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _invalid(folder: Path, why: str) -> Fault:
+    return Fault(
+        FaultCode.STATE_CHECKPOINT_INVALID,
+        f"Checkpoint {folder.name} cannot be used: {why}",
+        checkpoint=folder.name,
+    )
+
+
+def _unwritable(error: OSError, step: int) -> Fault:
+    cause = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+    return Fault(
+        FaultCode.STATE_CHECKPOINT_INVALID,
+        f"The checkpoint of step {step} could not be written: {cause}",
+        step=step,
+        errno=error.errno or 0,
+    )

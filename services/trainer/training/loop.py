@@ -1,0 +1,273 @@
+"""The training loop, read from top to bottom.
+
+The state of a run is the trainable weights, the optimizer's moments, and the step. Everything else
+is a function of plan and step: the learning rate, which rows the step holds and in which order,
+and the random numbers of dropout. So a resumed run is the same run.
+
+Shapes: B rows, T tokens, N trained tokens, V vocabulary.
+"""
+
+import gc
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from lexicon.faults import Fault, FaultCode
+from trainer.domain.healing import Ladder, tells_out_of_memory
+from trainer.domain.plan import TrainPlan
+from trainer.domain.schedule import learning_rate
+from trainer.training.batches import MicroBatch, Row, micro_batches, step_indices
+from trainer.training.rails import Arithmetic
+
+ADAM_BETAS = (0.9, 0.999)
+ADAM_EPSILON = 1e-8
+# Seeds of neighbouring steps must not overlap with those of neighbouring runs.
+STEP_SEED_STRIDE = 1_000_003
+KIBIBYTE = 1024
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainState:
+    """Everything that changes while a run trains."""
+
+    model: Any
+    optimizer: torch.optim.Optimizer
+    trainable: dict[str, torch.nn.Parameter]
+    ladder: Ladder
+    step: int = 0
+    trained_token_count: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFigures:
+    """What one optimizer step measured."""
+
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    token_count: int
+    computed_token_count: int
+    trained_token_count: int
+    seconds: float
+
+
+def begin(model: Any, plan: TrainPlan) -> TrainState:
+    """The state before the first step; the optimizer's moments exist already and are zero."""
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(
+        list(trainable.values()),
+        lr=plan.lr_peak,
+        betas=ADAM_BETAS,
+        eps=ADAM_EPSILON,
+        weight_decay=plan.weight_decay,
+        fused=True,
+    )
+    # Made here, so that no step needs new memory halfway through its update: the fused update
+    # happens whole or not at all, which is what lets a step be taken again after out-of-memory.
+    for parameter in trainable.values():
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    ladder = Ladder(
+        effective_batch_size=plan.effective_batch_size, micro_batch_size=plan.micro_batch_size
+    )
+    return TrainState(model=model, optimizer=optimizer, trainable=trainable, ladder=ladder)
+
+
+def take_step(
+    state: TrainState,
+    rows: Sequence[Row],
+    plan: TrainPlan,
+    arithmetic: Arithmetic,
+    *,
+    steps: int,
+    healed: Callable[[Ladder], None],
+) -> StepFigures:
+    """Take optimizer step `state.step`, as often as memory makes necessary.
+
+    Raises:
+        Fault: RUNTIME_GPU_OOM when healing is exhausted, RUNTIME_LOSS_NOT_FINITE.
+    """
+    chosen = [rows[i] for i in step_indices(plan, row_count=len(rows), step=state.step)]
+    while True:
+        try:
+            figures = _try_step(state, chosen, plan, arithmetic, steps=steps)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            state.ladder = state.ladder.after_success()
+            return figures
+        # Outside the handler: the error's traceback holds the tensors that filled the memory.
+        free_memory(state)
+        state.ladder = state.ladder.after_out_of_memory(allowed=plan.oom_recovery)
+        healed(state.ladder)
+
+
+def _try_step(
+    state: TrainState,
+    rows: Sequence[Row],
+    plan: TrainPlan,
+    arithmetic: Arithmetic,
+    *,
+    steps: int,
+) -> StepFigures:
+    began = time.perf_counter()
+    torch.manual_seed(plan.seed * STEP_SEED_STRIDE + state.step)
+    trained_count = max(1, sum(row.trained_count for row in rows))
+    loss_sum, computed_count = 0.0, 0
+    for batch in micro_batches(
+        rows,
+        micro_batch_size=state.ladder.micro_batch_size,
+        packing=plan.packing,
+        device=arithmetic.device,
+    ):
+        with arithmetic.context():
+            loss = summed_loss(state.model, batch)
+        (loss / trained_count).backward()
+        loss_sum += loss.item()
+        computed_count += batch.computed_token_count
+    grad_norm = clip(state, max_norm=plan.max_grad_norm)
+    _require_finite(loss_sum / trained_count, grad_norm, step=state.step)
+    lr = learning_rate(
+        state.step,
+        steps=steps,
+        lr_peak=plan.lr_peak,
+        warmup_ratio=plan.warmup_ratio,
+        schedule=plan.schedule,
+    )
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.step += 1
+    state.trained_token_count += trained_count
+    return StepFigures(
+        loss=loss_sum / trained_count,
+        learning_rate=lr,
+        grad_norm=grad_norm,
+        token_count=sum(len(row.ids) for row in rows),
+        computed_token_count=computed_count,
+        trained_token_count=trained_count,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def summed_loss(model: Any, batch: MicroBatch) -> torch.Tensor:
+    """Cross-entropy summed over the trained tokens; divided by the step's count by the caller.
+
+    Packed rows ask the model for logits at the N trained places alone.
+    """
+    packed = batch.ids_BT.shape[0] == 1
+    logits_1NV = model(
+        input_ids=batch.ids_BT,
+        position_ids=batch.positions_BT,
+        use_cache=False,
+        **({"logits_to_keep": batch.at_N} if packed else {}),
+    ).logits
+    logits_NV = logits_1NV.flatten(0, 1)
+    if not packed:
+        logits_NV = logits_NV[batch.at_N]
+    return functional.cross_entropy(logits_NV.float(), batch.targets_N, reduction="sum")
+
+
+def mean_loss(
+    model: Any, rows: Sequence[Row], arithmetic: Arithmetic, *, micro_batch_size: int, packing: bool
+) -> float:
+    """Mean loss over all trained tokens of `rows`; train mode is back whatever happens."""
+    loss_sum = 0.0
+    model.eval()
+    try:
+        with torch.no_grad(), arithmetic.context():
+            for batch in micro_batches(
+                rows,
+                micro_batch_size=micro_batch_size,
+                packing=packing,
+                device=arithmetic.device,
+            ):
+                loss_sum += summed_loss(model, batch).item()
+    finally:
+        model.train()
+    return loss_sum / max(1, sum(row.trained_count for row in rows))
+
+
+def clip(state: TrainState, *, max_norm: float) -> float:
+    """Norm of the whole gradient before clipping; 0 as `max_norm` leaves it as it is."""
+    limit = max_norm if max_norm > 0 else float("inf")
+    return float(torch.nn.utils.clip_grad_norm_(list(state.trainable.values()), limit))
+
+
+def capture(state: TrainState) -> dict[str, torch.Tensor]:
+    """Weights and moments by name, on the CPU, independent of what the next step does to them."""
+    tensors = {}
+    for name, parameter in state.trainable.items():
+        tensors[f"weight/{name}"] = parameter.detach().cpu().clone()
+        for key, value in state.optimizer.state[parameter].items():
+            tensors[f"{key}/{name}"] = value.detach().cpu().clone()
+    return tensors
+
+
+def restore(state: TrainState, tensors: dict[str, torch.Tensor]) -> None:
+    """Put back what `capture` took.
+
+    Raises:
+        Fault: STATE_CHECKPOINT_INVALID when names or shapes are those of another adapter.
+    """
+    expected = {
+        f"{key}/{name}": value
+        for name, parameter in state.trainable.items()
+        for key, value in {"weight": parameter.data, **state.optimizer.state[parameter]}.items()
+    }
+    if expected.keys() != tensors.keys() or any(
+        expected[name].shape != tensors[name].shape for name in expected
+    ):
+        raise Fault(
+            FaultCode.STATE_CHECKPOINT_INVALID, "The checkpoint holds another adapter's tensors"
+        )
+    with torch.no_grad():
+        for name, target in expected.items():
+            target.copy_(tensors[name])
+
+
+def free_memory(state: TrainState) -> None:
+    """Give back what the failed forward or backward pass left behind."""
+    state.optimizer.zero_grad(set_to_none=True)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, by class or by words (000-13, 002-02)."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return tells_out_of_memory(str(error))
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Largest memory so far: of the device, or of this process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts kibibytes, macOS bytes.
+    return peak if sys.platform == "darwin" else peak * KIBIBYTE
+
+
+def _require_finite(loss: float, grad_norm: float, *, step: int) -> None:
+    infinity = float("inf")
+    if not (abs(loss) < infinity and grad_norm < infinity):
+        raise Fault(
+            FaultCode.RUNTIME_LOSS_NOT_FINITE,
+            f"Step {step + 1}: loss {loss}, gradient norm {grad_norm}",
+            step=step + 1,
+            loss=str(loss),
+            grad_norm=str(grad_norm),
+        )

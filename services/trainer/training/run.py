@@ -1,0 +1,287 @@
+"""One run in the child, from plan to adapter, in the order in which it happens."""
+
+import hashlib
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import torch
+from peft import PeftModel
+
+from lexicon.faults import Fault, FaultCode
+from trainer.domain.card import model_card
+from trainer.domain.healing import Ladder
+from trainer.domain.plan import (
+    TrainPlan,
+    ValidationPlan,
+    checkpoint_interval,
+    steps_per_epoch,
+    total_epochs,
+    total_steps,
+)
+from trainer.domain.remaining import StepTimer
+from trainer.pipe import (
+    Answer,
+    CheckpointWritten,
+    Finished,
+    StageBegan,
+    Started,
+    StepTaken,
+    Warned,
+)
+from trainer.training import checkpoint, loop, rails, speech
+from trainer.training.adapter import require_changed, write_adapter
+from trainer.training.channel import Channel
+from trainer.training.dataset import Desk
+from trainer.training.validation import Validation, split
+
+log = logging.getLogger(__name__)
+
+
+def train_run(
+    plan: TrainPlan, channel: Channel, warm: rails.WarmBase | None
+) -> tuple[Finished, rails.WarmBase]:
+    """Train the plan and write the adapter; the base model is handed back for the next run.
+
+    Raises:
+        Fault: what is wrong with model, data, configuration or device.
+    """
+    log.info("run_started run_id=%s attempt=%d", plan.run, plan.attempt)
+    channel.send(StageBegan(stage="initialization"))
+    checkpoint.remove_partials(_checkpoints(plan))
+    device = rails.device_for(plan.backend)
+    width = rails.width_of(plan.base)
+    arithmetic = rails.arithmetic_for(plan.precision, device, width=width)
+    torch.set_num_threads(rails.threads_for(width, available=_cores()))
+    desk = Desk.prepare(plan, warn=lambda code, text: warn(channel, code, text))
+    base = _base(plan, arithmetic, warm)
+    adapted = rails.attach(base.model, plan)
+    last = _train(adapted, plan, desk, arithmetic, channel)
+    finished = _deliver(adapted, plan, desk, arithmetic, channel=channel, last=last)
+    rails.detach(adapted)
+    return msgspec.structs.replace(finished, warm=(plan.base.base_model,)), base
+
+
+def warn(channel: Channel, code: FaultCode, text: str) -> None:
+    """Tell the user something that does not end the run."""
+    log.warning("%s: %s", code.value, text)
+    channel.send(Warned(code=code.value, message=text))
+
+
+def fingerprint(plan: TrainPlan) -> str:
+    """Hash of everything that shapes the result; attempts of one run share it."""
+    base = replace(plan.base, folder="", digest=plan.base.digest)
+    datasets = tuple(replace(dataset, path="") for dataset in plan.datasets)
+    bare = replace(
+        plan,
+        attempt=0,
+        fencing_epoch=0,
+        base=base,
+        datasets=datasets,
+        validation=_without_path(plan),
+        work_folder="",
+        checkpoint_folder=None,
+    )
+    return hashlib.sha256(msgspec.json.encode(bare)).hexdigest()
+
+
+def _base(
+    plan: TrainPlan, arithmetic: rails.Arithmetic, warm: rails.WarmBase | None
+) -> rails.WarmBase:
+    if warm and warm.digest == plan.base.digest and warm.arithmetic == arithmetic:
+        log.info("base %s is warm", plan.base.base_model)
+        return warm
+    model = rails.load_base(plan.base, arithmetic)
+    return rails.WarmBase(digest=plan.base.digest, arithmetic=arithmetic, model=model)
+
+
+def _train(
+    adapted: PeftModel,
+    plan: TrainPlan,
+    desk: Desk,
+    arithmetic: rails.Arithmetic,
+    channel: Channel,
+) -> StepTaken | None:
+    """Take all steps that are left; the figures of the last one, None when none was left."""
+    adapted.train()
+    state = loop.begin(adapted, plan)
+    desk, validation = split(plan, desk, arithmetic)
+    _resume(state, plan, validation)
+    rows = desk.rows
+    last: StepTaken | None = None
+    steps = total_steps(plan, row_count=len(rows))
+    interval = checkpoint_interval(plan, steps=steps)
+    timer = StepTimer()
+    channel.send(StageBegan(stage="training"))
+    channel.send(Started(from_step=state.step, total_steps=steps))
+    while state.step < steps and not channel.finish.is_set():
+        channel.running.wait()
+        figures = loop.take_step(
+            state,
+            rows,
+            plan,
+            arithmetic,
+            steps=steps,
+            healed=lambda ladder: _tell_healed(channel, ladder),
+        )
+        timer.add(figures.seconds)
+        validation.after_step(state, steps=steps, warn=lambda code, text: warn(channel, code, text))
+        last = _told(state, figures, validation, timer, plan, row_count=len(rows))
+        channel.send(last)
+        if state.step % interval == 0 or state.step == steps:
+            _write_checkpoint(state, plan, validation, channel)
+        if validation.wants_stop:
+            break
+    if validation.promote_best(state):
+        log.info("the best validation's weights were promoted")
+    return last
+
+
+def _resume(state: loop.TrainState, plan: TrainPlan, validation: Validation) -> None:
+    if plan.checkpoint_folder is None:
+        return
+    progress, tensors = checkpoint.read(
+        Path(plan.checkpoint_folder), run=plan.run, fingerprint=fingerprint(plan)
+    )
+    validation.restore(progress, tensors)
+    loop.restore(state, {k: v for k, v in tensors.items() if not k.startswith("best/")})
+    state.step = progress.step
+    state.trained_token_count = progress.trained_token_count
+    state.ladder = replace(state.ladder, micro_batch_size=progress.micro_batch_size)
+    log.info("resumed at step %d", state.step)
+
+
+def _write_checkpoint(
+    state: loop.TrainState, plan: TrainPlan, validation: Validation, channel: Channel
+) -> None:
+    root = _checkpoints(plan)
+    progress = checkpoint.Progress(
+        run=plan.run,
+        attempt=plan.attempt,
+        fencing_epoch=plan.fencing_epoch,
+        step=state.step,
+        fingerprint=fingerprint(plan),
+        micro_batch_size=state.ladder.micro_batch_size,
+        trained_token_count=state.trained_token_count,
+        latest_validation_loss=validation.latest_loss,
+        best_validation_loss=validation.best_loss,
+        validations_without_gain=validation.without_gain_count,
+    )
+    try:
+        folder = checkpoint.write(root, progress, {**loop.capture(state), **validation.tensors()})
+    except Fault as fault:
+        # Training can go on: the last good checkpoint stands, and the adapter is saved elsewhere.
+        warn(channel, fault.code, fault.message)
+        return
+    channel.send(CheckpointWritten(step=state.step, folder=str(folder)))
+
+
+def _told(
+    state: loop.TrainState,
+    figures: loop.StepFigures,
+    validation: Validation,
+    timer: StepTimer,
+    plan: TrainPlan,
+    *,
+    row_count: int,
+) -> StepTaken:
+    steps = total_steps(plan, row_count=row_count)
+    per_epoch = steps_per_epoch(plan, row_count=row_count)
+    return StepTaken(
+        step=state.step,
+        total_steps=steps,
+        epoch=(state.step - 1) // per_epoch + 1,
+        total_epochs=total_epochs(plan, row_count=row_count),
+        loss=figures.loss,
+        learning_rate=figures.learning_rate,
+        grad_norm=figures.grad_norm,
+        tokens_per_second=figures.token_count / max(figures.seconds, 1e-9),
+        real_token_ratio=figures.token_count / figures.computed_token_count,
+        memory_bytes=loop.peak_memory_bytes(next(iter(state.trainable.values())).device),
+        remaining_seconds=timer.remaining_seconds(steps_left=steps - state.step),
+        validation_loss=validation.latest_loss,
+        micro_batch_size=state.ladder.micro_batch_size,
+        accumulation_steps=state.ladder.accumulation_steps,
+        trained_token_count=state.trained_token_count,
+    )
+
+
+def _deliver(
+    adapted: PeftModel,
+    plan: TrainPlan,
+    desk: Desk,
+    arithmetic: rails.Arithmetic,
+    *,
+    channel: Channel,
+    last: StepTaken | None,
+) -> Finished:
+    """Write the adapter first; samples and proof come after it and cannot take it away."""
+    channel.send(StageBegan(stage="saving"))
+    require_changed(adapted)
+    folder = Path(plan.work_folder) / "adapter"
+    write_adapter(
+        adapted,
+        plan,
+        folder,
+        tokenizer=desk.tokenizer,
+        template_source=desk.template.source,
+        card=model_card(plan, steps=last.step if last else None, loss=last.loss if last else None),
+    )
+    adapted.eval()
+    speaker = speech.Speaker(
+        model=adapted,
+        tokenizer=desk.tokenizer,
+        end_ids=desk.end_ids(adapted),
+        special_tokens=desk.special_tokens,
+        arithmetic=arithmetic,
+    )
+    samples: tuple[Answer, ...] = ()
+    proof: Path | None = None
+    prompts = desk.prompts
+    try:
+        samples, answers = speech.ask_both(speaker, prompts)
+        proof = Path(plan.work_folder) / speech.PROOF_NAME
+        speech.write_proof(
+            speaker, prompts, answers, proof, base_model=plan.base.base_model, run=plan.run
+        )
+    except (RuntimeError, MemoryError) as error:
+        if not loop.is_out_of_memory(error):
+            raise
+        proof = None
+        warn(channel, FaultCode.RUNTIME_GPU_OOM, "No memory was left for samples and proof")
+    return Finished(
+        adapter_folder=str(folder),
+        proof_path=str(proof) if proof else None,
+        samples=samples,
+        warm=(),
+    )
+
+
+def _tell_healed(channel: Channel, ladder: Ladder) -> None:
+    warn(
+        channel,
+        FaultCode.RUNTIME_GPU_OOM,
+        f"Out of memory; the step is taken again with micro-batch {ladder.micro_batch_size} and "
+        f"{ladder.accumulation_steps} accumulation steps",
+    )
+
+
+def _without_path(plan: TrainPlan) -> ValidationPlan | None:
+    if plan.validation is None or plan.validation.dataset is None:
+        return plan.validation
+    return replace(plan.validation, dataset=replace(plan.validation.dataset, path=""))
+
+
+def _cores() -> int:
+    """Cores this process may use, or as many as the operator grants it."""
+    granted = os.environ.get("OMP_NUM_THREADS", "")
+    if granted.isdecimal() and int(granted):
+        return int(granted)
+    # macOS cannot tell which cores a process may use.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _checkpoints(plan: TrainPlan) -> Path:
+    return Path(plan.work_folder) / "checkpoints"

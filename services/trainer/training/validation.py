@@ -1,0 +1,113 @@
+"""Validation while training: a holdout that training never sees, the best weights, an early end."""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from corpus.packing import holdout_split
+from lexicon.faults import FaultCode
+from trainer.domain.plan import TrainPlan, ValidationPlan, validation_interval
+from trainer.training import loop
+from trainer.training.batches import Row
+from trainer.training.checkpoint import Progress
+from trainer.training.dataset import Desk, Warn
+from trainer.training.rails import Arithmetic
+
+BEST_PREFIX = "best/"
+
+
+@dataclass(slots=True, kw_only=True)
+class Validation:
+    """Validates every so many steps; without a plan for it, it does nothing.
+
+    Attributes:
+        best: the adapter's weights at the best validation so far, on the CPU.
+    """
+
+    plan: ValidationPlan | None
+    rows: tuple[Row, ...]
+    arithmetic: Arithmetic
+    packing: bool
+    latest_loss: float | None = None
+    best_loss: float | None = None
+    without_gain_count: int = 0
+    best: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def wants_stop(self) -> bool:
+        """Whether the loss has not improved for as many validations as the user has patience."""
+        patience = self.plan.early_stop_patience if self.plan else 0
+        return 0 < patience <= self.without_gain_count
+
+    def after_step(self, state: loop.TrainState, *, steps: int, warn: Warn) -> None:
+        """Validate when it is time to; an out-of-memory costs this validation and no more."""
+        if self.plan is None or not self.rows:
+            return
+        interval = validation_interval(self.plan, steps=steps)
+        if state.step % interval and state.step != steps:
+            return
+        try:
+            loss = loop.mean_loss(
+                state.model,
+                self.rows,
+                self.arithmetic,
+                micro_batch_size=state.ladder.micro_batch_size,
+                packing=self.packing,
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not loop.is_out_of_memory(error):
+                raise
+            loop.free_memory(state)
+            warn(FaultCode.RUNTIME_GPU_OOM, f"No memory for the validation at step {state.step}")
+            return
+        self._judge(loss, state)
+
+    def promote_best(self, state: loop.TrainState) -> bool:
+        """Put the best weights into the model; whether they were others than the latest."""
+        if not self.best or self.without_gain_count == 0:
+            return False
+        with torch.no_grad():
+            for name, parameter in state.trainable.items():
+                parameter.copy_(self.best[name])
+        return True
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint keeps of it."""
+        return {f"{BEST_PREFIX}{name}": tensor for name, tensor in self.best.items()}
+
+    def restore(self, progress: Progress, tensors: dict[str, torch.Tensor]) -> None:
+        """Continue where a checkpoint stood."""
+        self.best_loss = progress.best_validation_loss
+        self.latest_loss = progress.latest_validation_loss
+        self.without_gain_count = progress.validations_without_gain
+        self.best = {
+            name.removeprefix(BEST_PREFIX): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(BEST_PREFIX)
+        }
+
+    def _judge(self, loss: float, state: loop.TrainState) -> None:
+        assert self.plan is not None
+        self.latest_loss = loss
+        if self.best_loss is None or loss < self.best_loss - self.plan.early_stop_min_delta:
+            self.best_loss, self.without_gain_count = loss, 0
+            self.best = {
+                name: parameter.detach().cpu().clone()
+                for name, parameter in state.trainable.items()
+            }
+        else:
+            self.without_gain_count += 1
+
+
+def split(plan: TrainPlan, desk: Desk, arithmetic: Arithmetic) -> tuple[Desk, Validation]:
+    """The desk with the rows to train on alone, and the validation on the others."""
+    nothing = Validation(plan=plan.validation, rows=(), arithmetic=arithmetic, packing=plan.packing)
+    if plan.validation is None:
+        return desk, nothing
+    if desk.validation_rows:
+        return desk, replace(nothing, rows=desk.validation_rows)
+    train, held = holdout_split(len(desk.rows), ratio=plan.validation.holdout_ratio, seed=plan.seed)
+    return (
+        replace(desk, rows=tuple(desk.rows[i] for i in train)),
+        replace(nothing, rows=tuple(desk.rows[i] for i in held)),
+    )

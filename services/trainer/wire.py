@@ -1,0 +1,238 @@
+"""Work protos ⇄ the trainer's own values; pure, and total over the enums."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from google.protobuf import duration_pb2
+
+from lexicon.faults import Fault, FaultCode
+from trainer.domain.plan import (
+    AdapterPlan,
+    Backend,
+    Base,
+    DatasetFile,
+    Method,
+    Optimizer,
+    Precision,
+    Schedule,
+    TrainOn,
+    TrainPlan,
+    ValidationPlan,
+)
+from trainer.pipe import Answer, StepTaken, Warned
+from tunesmith.api.dataset.v1 import dataset_pb2
+from tunesmith.api.fault.v1 import fault_pb2
+from tunesmith.api.run.v1 import run_pb2, spec_pb2
+from tunesmith.api.work.v1 import work_pb2, work_service_pb2
+
+NANOSECONDS = 1_000_000_000
+
+_METHODS: Mapping[int, Method] = {
+    spec_pb2.METHOD_UNSPECIFIED: Method.SFT,
+    spec_pb2.METHOD_SFT: Method.SFT,
+    spec_pb2.METHOD_DPO: Method.DPO,
+    spec_pb2.METHOD_ORPO: Method.ORPO,
+    spec_pb2.METHOD_KTO: Method.KTO,
+    spec_pb2.METHOD_SIMPO: Method.SIMPO,
+}
+_BACKENDS: Mapping[int, Backend] = {
+    spec_pb2.BACKEND_UNSPECIFIED: Backend.AUTO,
+    spec_pb2.BACKEND_AUTO: Backend.AUTO,
+    spec_pb2.BACKEND_CUDA: Backend.CUDA,
+    spec_pb2.BACKEND_CPU: Backend.CPU,
+    spec_pb2.BACKEND_MLX: Backend.MLX,
+}
+_SCHEDULES: Mapping[int, Schedule] = {
+    spec_pb2.SCHEDULE_UNSPECIFIED: Schedule.COSINE,
+    spec_pb2.SCHEDULE_COSINE: Schedule.COSINE,
+    spec_pb2.SCHEDULE_LINEAR: Schedule.LINEAR,
+    spec_pb2.SCHEDULE_CONSTANT: Schedule.CONSTANT,
+}
+_OPTIMIZERS: Mapping[int, Optimizer] = {
+    spec_pb2.OPTIMIZER_UNSPECIFIED: Optimizer.ADAMW_TORCH,
+    spec_pb2.OPTIMIZER_ADAMW_TORCH: Optimizer.ADAMW_TORCH,
+    spec_pb2.OPTIMIZER_ADAMW_8BIT: Optimizer.ADAMW_8BIT,
+    spec_pb2.OPTIMIZER_PAGED_ADAMW_8BIT: Optimizer.PAGED_ADAMW_8BIT,
+}
+_PRECISIONS: Mapping[int, Precision] = {
+    spec_pb2.PRECISION_UNSPECIFIED: Precision.AUTO,
+    spec_pb2.PRECISION_AUTO: Precision.AUTO,
+    spec_pb2.PRECISION_BF16: Precision.BF16,
+    spec_pb2.PRECISION_FP16: Precision.FP16,
+    spec_pb2.PRECISION_FP32: Precision.FP32,
+    spec_pb2.PRECISION_FP8: Precision.FP8,
+}
+_TRAIN_ON: Mapping[int, TrainOn] = {
+    spec_pb2.TRAIN_ON_UNSPECIFIED: TrainOn.RESPONSES,
+    spec_pb2.TRAIN_ON_RESPONSES: TrainOn.RESPONSES,
+    spec_pb2.TRAIN_ON_ALL: TrainOn.ALL,
+}
+_FORMATS: Mapping[int, str] = {
+    dataset_pb2.FORMAT_MESSAGES: "messages",
+    dataset_pb2.FORMAT_CONVERSATIONS: "conversations",
+    dataset_pb2.FORMAT_INSTRUCTION: "instruction",
+    dataset_pb2.FORMAT_PROMPT_COMPLETION: "prompt_completion",
+    dataset_pb2.FORMAT_INPUT_OUTPUT: "input_output",
+    dataset_pb2.FORMAT_TEXT: "text",
+    dataset_pb2.FORMAT_PREFERENCE: "preference",
+    dataset_pb2.FORMAT_KTO: "kto",
+}
+_STAGES: Mapping[str, int] = {
+    "data_download": fault_pb2.STAGE_DATA_DOWNLOAD,
+    "initialization": fault_pb2.STAGE_INITIALIZATION,
+    "training": fault_pb2.STAGE_TRAINING,
+    "saving": fault_pb2.STAGE_SAVING,
+    "upload": fault_pb2.STAGE_UPLOAD,
+}
+
+
+def plan_from_lease(
+    lease: work_pb2.Lease,
+    *,
+    base: Base,
+    dataset_paths: Sequence[Path],
+    validation_path: Path | None,
+    checkpoint_folder: Path | None,
+    work_folder: Path,
+    log_path: Path,
+) -> TrainPlan:
+    """The plan of a leased task whose files are on the disk.
+
+    Raises:
+        Fault: CONFIG_INVALID_SETTING for what this trainer does not do.
+    """
+    task, training, lora = lease.train, lease.train.training, lease.train.lora
+    _require_supported(training)
+    return TrainPlan(
+        run=lease.run,
+        attempt=lease.attempt,
+        fencing_epoch=lease.fencing_epoch,
+        base=base,
+        datasets=tuple(
+            _dataset(given, path) for given, path in zip(task.datasets, dataset_paths, strict=True)
+        ),
+        adapter=AdapterPlan(
+            rank=lora.rank,
+            alpha=lora.alpha,
+            dropout=lora.dropout,
+            target_modules=tuple(lora.target_modules) or ("all-linear",),
+            use_rslora=lora.use_rslora,
+            use_dora=lora.use_dora,
+        ),
+        method=_METHODS[training.method],
+        backend=_BACKENDS[training.backend],
+        epochs=training.epochs,
+        max_steps=training.max_steps,
+        micro_batch_size=training.micro_batch_size,
+        accumulation_steps=training.accumulation_steps,
+        lr_peak=training.learning_rate,
+        schedule=_SCHEDULES[training.schedule],
+        warmup_ratio=training.warmup_ratio,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        max_sequence_tokens=training.max_sequence_tokens,
+        packing=training.packing,
+        gradient_checkpointing=training.gradient_checkpointing,
+        optimizer=_OPTIMIZERS[training.optimizer],
+        precision=_PRECISIONS[training.precision],
+        seed=training.seed,
+        oom_recovery=training.oom_recovery,
+        unsloth_fallback=training.unsloth_fallback,
+        load_in_4bit=training.load_in_4bit,
+        torch_compile=training.torch_compile,
+        train_on=_TRAIN_ON[training.train_on],
+        checkpoint_every_steps=training.checkpoint_every_steps,
+        checkpoint_keep_count=training.checkpoint_keep_count,
+        validation=_validation(task, validation_path),
+        sample_prompts=tuple(task.sample_prompts),
+        work_folder=str(work_folder),
+        log_path=str(log_path),
+        checkpoint_folder=str(checkpoint_folder) if checkpoint_folder else None,
+    )
+
+
+def metrics(taken: StepTaken) -> run_pb2.RunMetrics:
+    """The figures of a step."""
+    message = run_pb2.RunMetrics(
+        step=taken.step,
+        total_steps=taken.total_steps,
+        epoch=taken.epoch,
+        total_epochs=taken.total_epochs,
+        progress_percent=100.0 * taken.step / taken.total_steps,
+        loss=taken.loss,
+        learning_rate=taken.learning_rate,
+        grad_norm=taken.grad_norm,
+        tokens_per_second=taken.tokens_per_second,
+        real_token_ratio=taken.real_token_ratio,
+        memory_bytes=taken.memory_bytes,
+        micro_batch_size=taken.micro_batch_size,
+        accumulation_steps=taken.accumulation_steps,
+        trained_token_count=taken.trained_token_count,
+    )
+    if taken.remaining_seconds is not None:
+        message.remaining.CopyFrom(duration(taken.remaining_seconds))
+    if taken.validation_loss is not None:
+        message.validation_loss = taken.validation_loss
+    return message
+
+
+def stage_report(stage: str) -> work_service_pb2.TaskReport:
+    """The report that a stage began."""
+    return work_service_pb2.TaskReport(stage=_STAGES[stage])  # type: ignore[arg-type]
+
+
+def warning(warned: Warned) -> run_pb2.RunWarning:
+    """A warning; its time is given by the scheduler's clock."""
+    return run_pb2.RunWarning(code=warned.code, message=warned.message)
+
+
+def sample(answer: Answer) -> run_pb2.Sample:
+    """One sample."""
+    return run_pb2.Sample(
+        prompt=answer.prompt,
+        completion=answer.completion,
+        base_completion=answer.base_completion,
+        flags=list(answer.flags),
+    )
+
+
+def duration(seconds: float) -> duration_pb2.Duration:
+    """A span of time, at least 0."""
+    whole, rest = divmod(max(0.0, seconds), 1.0)
+    return duration_pb2.Duration(seconds=int(whole), nanos=int(rest * NANOSECONDS))
+
+
+def _dataset(given: work_pb2.DatasetInput, path: Path) -> DatasetFile:
+    if given.format not in _FORMATS:
+        raise Fault(FaultCode.DATASET_FORMAT_UNKNOWN, f"Dataset {given.name} came without a format")
+    return DatasetFile(name=given.name, format=_FORMATS[given.format], path=str(path))
+
+
+def _validation(task: work_pb2.TrainTask, path: Path | None) -> ValidationPlan | None:
+    if not task.training.HasField("validation"):
+        return None
+    config = task.training.validation
+    return ValidationPlan(
+        holdout_ratio=config.holdout_ratio,
+        dataset=_dataset(task.validation, path) if path else None,
+        every_steps=config.every_steps,
+        early_stop_patience=config.early_stop_patience,
+        early_stop_min_delta=config.early_stop_min_delta,
+    )
+
+
+def _require_supported(training: spec_pb2.TrainingConfig) -> None:
+    refused = {
+        "this method": _METHODS[training.method] is not Method.SFT,
+        "4-bit weights": training.load_in_4bit,
+        "8-bit optimizers": _OPTIMIZERS[training.optimizer] is not Optimizer.ADAMW_TORCH,
+        "fp8": _PRECISIONS[training.precision] is Precision.FP8,
+        "compilation": training.torch_compile,
+        "full fine-tuning": training.mode == spec_pb2.MODE_FULL,
+        "several merged runs": training.HasField("multi_run"),
+    }
+    for what, wanted in refused.items():
+        if wanted:
+            raise Fault(
+                FaultCode.CONFIG_INVALID_SETTING, f"This node does not do: {what}", setting=what
+            )

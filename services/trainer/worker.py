@@ -1,0 +1,272 @@
+"""What the agent does with a lease: files in, child at work, adapter out.
+
+The agent holds the node token and the signed URLs; the child gets local paths and nothing else.
+"""
+
+import asyncio
+import hashlib
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import assert_never
+
+from chassis import telemetry
+from chassis.leasing import LeaseSession
+from lexicon.faults import Fault, FaultCode, Stage
+from lexicon.names import RunName
+from objects import transfer
+from objects.modelhub import ModelHub
+from trainer import outputs, wire
+from trainer.child import Child
+from trainer.config import Config
+from trainer.domain.plan import Base, TrainPlan
+from trainer.pipe import (
+    CheckpointWritten,
+    Failed,
+    Finish,
+    Finished,
+    FromChild,
+    Ready,
+    StageBegan,
+    Started,
+    StepTaken,
+    Warned,
+)
+from tunesmith.api.run.v1 import run_pb2
+from tunesmith.api.work.v1 import work_pb2, work_service_pb2
+
+log = telemetry.logger(__name__)
+COMPLETE_MARK = ".complete"
+# What is fetched of a model on the hub: weights as safetensors and what describes them; no pickle.
+MODEL_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Files:
+    """The inputs of a task on the local disk."""
+
+    base: Base
+    datasets: tuple[Path, ...]
+    validation: Path | None
+    checkpoint: Path | None
+
+
+class Trainer:
+    """Handles leases one after another; keeps one child ready between them."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._child: Child | None = None
+        self._child_lock = asyncio.Lock()
+
+    @property
+    def warm_models(self) -> tuple[str, ...]:
+        """Base models in the child's memory."""
+        return self._child.warm if self._child else ()
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """What the child found that this machine can do."""
+        return self._child.capabilities if self._child else ()
+
+    async def handle(self, session: LeaseSession) -> None:
+        """Train what is leased, or stop at once when told to."""
+        work = asyncio.create_task(self._work(session))
+        aborted = asyncio.create_task(session.aborted.wait())
+        try:
+            await asyncio.wait({work, aborted}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                log.info("run_aborted", run=session.lease.run)
+        finally:
+            for task in (work, aborted):
+                task.cancel()
+            with suppress(asyncio.CancelledError):
+                await work
+            await self._let_go(session)
+
+    async def ready(self) -> None:
+        """Start the child ahead of the first lease, and wait until it has its libraries."""
+        with suppress(Fault):
+            await self._ready_child()
+
+    async def close(self) -> None:
+        """End the child."""
+        if self._child is not None:
+            await self._child.kill()
+
+    async def _work(self, session: LeaseSession) -> None:
+        task = _Task(session=session, folder=self._run_folder(session.lease))
+        try:
+            await self._train(task)
+        except Fault as fault:
+            await session.fail(_with_stage(fault, task.stage))
+        except Exception as error:
+            log.exception("lease_failed", run=session.lease.run)
+            kind = type(error).__name__
+            await session.fail(Fault(FaultCode.INTERNAL_UNEXPECTED, stage=task.stage, kind=kind))
+
+    async def _train(self, task: "_Task") -> None:
+        session = task.session
+        await task.enter(Stage.DATA_DOWNLOAD)
+        files = await self._fetch(session.lease.train, task.folder)
+        plan = wire.plan_from_lease(
+            session.lease,
+            base=files.base,
+            dataset_paths=files.datasets,
+            validation_path=files.validation,
+            checkpoint_folder=files.checkpoint,
+            work_folder=task.folder,
+            log_path=self._log_path(session.lease),
+        )
+        child = await self._ready_child()
+        finished = await self._drive(child, plan, task)
+        await task.enter(Stage.UPLOAD)
+        stored = await outputs.store_adapter(session, finished)
+        result = work_service_pb2.TrainResult(
+            metrics=task.metrics, samples=[wire.sample(answer) for answer in finished.samples]
+        )
+        await session.complete(stored, train=result)
+
+    async def _drive(self, child: Child, plan: TrainPlan, task: "_Task") -> Finished:
+        """Give the plan to the child and pass on what it says until it has ended."""
+        uploader = outputs.CheckpointUploader(task.session, keep_count=plan.checkpoint_keep_count)
+        side_tasks = [
+            asyncio.create_task(uploader.run()),
+            asyncio.create_task(self._pass_finish_on(child, task.session)),
+        ]
+        try:
+            async for message in child.train(plan):
+                if isinstance(message, Finished):
+                    return message
+                await self._pass_on(message, task, uploader)
+        finally:
+            for side_task in side_tasks:
+                side_task.cancel()
+            await asyncio.gather(*side_tasks, return_exceptions=True)
+        raise Fault(FaultCode.RUNTIME_WORKER_LOST)
+
+    async def _pass_on(
+        self, message: FromChild, task: "_Task", uploader: outputs.CheckpointUploader
+    ) -> None:
+        report = work_service_pb2.TaskReport
+        match message:
+            case StageBegan():
+                await task.enter(Stage(message.stage))
+            case Started():
+                started = work_service_pb2.TrainingStarted(
+                    from_step=message.from_step, total_steps=message.total_steps
+                )
+                task.session.report(report(training_started=started))
+                await task.session.flush()
+            case StepTaken():
+                task.metrics = wire.metrics(message)
+                task.session.report(report(metrics=task.metrics))
+            case Warned():
+                task.session.report(report(warning=wire.warning(message)))
+            case CheckpointWritten():
+                uploader.add(message)
+            case Failed():
+                raise Fault(FaultCode(message.code), message.message, **message.metadata)
+            case Ready() | Finished():
+                raise Fault(FaultCode.INTERNAL_UNEXPECTED, kind=type(message).__name__)
+            case _:
+                assert_never(message)
+
+    async def _pass_finish_on(self, child: Child, session: LeaseSession) -> None:
+        await session.finish_requested.wait()
+        await child.send(Finish())
+
+    async def _ready_child(self) -> Child:
+        async with self._child_lock:
+            if self._child is None or not self._child.alive:
+                self._child = await Child.start(self._config.work_dir / "logs" / "child.log")
+                await self._child.ready()
+            return self._child
+
+    async def _let_go(self, session: LeaseSession) -> None:
+        """Free the device unless the child is idle and warm, and delete what the run left."""
+        child = self._child
+        if child is not None and (session.aborted.is_set() or not child.idle):
+            await child.kill()
+            self._child = None
+        await asyncio.to_thread(shutil.rmtree, self._run_folder(session.lease), ignore_errors=True)
+
+    async def _fetch(self, task: work_pb2.TrainTask, folder: Path) -> Files:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        base = await self._fetch_base(task.base)
+        datasets = [
+            (await transfer.download([dataset.file], folder / "datasets" / str(index)))[0]
+            for index, dataset in enumerate(task.datasets)
+        ]
+        validation = None
+        if task.HasField("validation"):
+            validation = (await transfer.download([task.validation.file], folder / "validation"))[0]
+        checkpoint = None
+        if task.checkpoint:
+            paths = await transfer.download(task.checkpoint, folder / "resume")
+            checkpoint = paths[0].parent
+        return Files(
+            base=base,
+            datasets=tuple(datasets),
+            validation=validation,
+            checkpoint=checkpoint,
+        )
+
+    async def _fetch_base(self, base: work_pb2.BaseModelInput) -> Base:
+        if not base.files:
+            hub = ModelHub(
+                self._config.model_hub_url, self._config.model_cache, base.hub_token or None
+            )
+            folder = await hub.fetch(base.model_id, base.revision, patterns=MODEL_PATTERNS)
+            digest = f"{base.model_id}@{base.revision}"
+        else:
+            digest = _digest(base.files)
+            folder = self._config.model_cache / "store" / digest
+            # The mark spares a warm node the hashing of gigabytes before every run.
+            if not (folder / COMPLETE_MARK).exists():
+                await transfer.download(base.files, folder)
+                (folder / COMPLETE_MARK).touch()
+        return Base(
+            base_model=base.base_model,
+            model_id=base.model_id,
+            revision=base.revision,
+            folder=str(folder),
+            digest=digest,
+        )
+
+    def _run_folder(self, lease: work_pb2.Lease) -> Path:
+        run = RunName.parse(lease.run)
+        return self._config.work_dir / "runs" / f"{run.project}.{run.run}"
+
+    def _log_path(self, lease: work_pb2.Lease) -> Path:
+        run = RunName.parse(lease.run)
+        return self._config.work_dir / "logs" / f"{run.project}.{run.run}.{lease.attempt}.log"
+
+
+@dataclass(slots=True, kw_only=True)
+class _Task:
+    """A lease under way: where it stands, and its latest figures."""
+
+    session: LeaseSession
+    folder: Path
+    stage: Stage = Stage.PROVISIONING
+    metrics: run_pb2.RunMetrics | None = None
+
+    async def enter(self, stage: Stage) -> None:
+        """Tell the scheduler at once that a stage began."""
+        self.stage = stage
+        self.session.report(wire.stage_report(stage.value))
+        await self.session.flush()
+
+
+def _with_stage(fault: Fault, stage: Stage) -> Fault:
+    if fault.stage is None:
+        fault.stage = stage
+    return fault
+
+
+def _digest(files: Sequence[work_pb2.InputFile]) -> str:
+    lines = sorted(f"{file.sha256}  {file.path}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:32]
