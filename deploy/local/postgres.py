@@ -102,6 +102,14 @@ def spec(layout: Layout, install: Path) -> ProcessSpec:
     )
 
 
+def forget(layout: Layout) -> None:
+    """Remove the data of a stack that is down."""
+    shutil.rmtree(layout.postgres_home, ignore_errors=True)
+    (layout.postgres_home.parent / f"{layout.postgres_home.name}.owner").unlink(missing_ok=True)
+    if layout.socket_folder != layout.postgres_home:
+        shutil.rmtree(layout.socket_folder, ignore_errors=True)
+
+
 def database_url(layout: Layout, role: str) -> str:
     """What a service connects with."""
     password = layout.secrets[f"{role}_db"]

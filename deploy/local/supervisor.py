@@ -61,6 +61,7 @@ class Supervisor:
         status: Path,
         pids: Path,
         after_level: Callable[[int], Awaitable[None]] | None = None,
+        first_backoff_seconds: float = FIRST_BACKOFF_SECONDS,
     ) -> None:
         """Nothing is started yet.
 
@@ -68,11 +69,13 @@ class Supervisor:
             status: file that is kept up to date with the condition of every process.
             pids: folder with a record per running process.
             after_level: awaited when every process of a level is ready, before the next level.
+            first_backoff_seconds: pause before the first restart; doubles with each one.
         """
         self._specs = list(specs)
         self._status = status
         self._pids = pids
         self._after_level = after_level
+        self._first_backoff_seconds = first_backoff_seconds
         self._conditions = {s.name: Condition(name=s.name, port=s.port) for s in specs}
         self._ready = {s.name: asyncio.Event() for s in specs}
         self._running: dict[str, asyncio.subprocess.Process] = {}
@@ -144,7 +147,7 @@ class Supervisor:
     async def _keep(self, spec: ProcessSpec) -> None:
         """Start one process again whenever it ends, with a growing pause."""
         condition = self._conditions[spec.name]
-        pause = FIRST_BACKOFF_SECONDS
+        pause = self._first_backoff_seconds
         while not self._stopping.is_set():
             started = time.monotonic()
             child = await self._spawn(spec)
@@ -165,7 +168,7 @@ class Supervisor:
                 flush=True,
             )
             if time.monotonic() - started > STEADY_SECONDS:
-                pause = FIRST_BACKOFF_SECONDS
+                pause = self._first_backoff_seconds
             never_ready = not self._ready[spec.name].is_set()
             if never_ready and condition.restarts >= STARTS_BEFORE_GIVING_UP:
                 return

@@ -1,7 +1,7 @@
 """Keys of objects: which texts may name an object, and their URIs.
 
-A key is made by the platform from ids and digests, never from a name that a user typed. The check here is the
-second wall: what does not look like a key reaches no store.
+A key is made by the platform from ids and digests, never from a name that a user typed. The check
+here is the second wall: what does not look like a key reaches no store.
 """
 
 import re
@@ -11,12 +11,13 @@ from lexicon.faults import Fault, FaultCode
 
 URI_SCHEME: Final = "object://"
 
-# Bounds that hold on every store: a path segment on common file systems ends at 255 bytes, an S3 key at 1024,
-# and the store appends a name of its own.
+# Bounds that hold on every store: a path segment on common file systems ends at 255 bytes, an S3
+# key at 1024, and the store appends a name of its own.
 MAX_KEY_CHARACTERS: Final = 512
 MAX_SEGMENT_CHARACTERS: Final = 160
 
-# A segment begins with a letter or digit: `.`, `..`, hidden names and the store's own `_` names are impossible.
+# A segment begins with a letter or digit: `.`, `..`, hidden names and the store's own `_` names are
+# impossible.
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 
 

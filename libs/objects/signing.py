@@ -1,8 +1,8 @@
 """Signed URLs: a right to GET or PUT one object until a moment, without a credential of the store.
 
-The signature is HMAC-SHA256 over method, path and the query in its one canonical spelling, so that a change of
-any character, also one that would decode to the same text, makes the URL worthless. Several keys may verify at
-once while one is replaced; the first one signs.
+The signature is HMAC-SHA256 over method, path and the query in its one canonical spelling, so that
+a change of any character, also one that would decode to the same text, makes the URL worthless.
+Several keys may verify at once while one is replaced; the first one signs.
 """
 
 import hashlib
@@ -14,7 +14,6 @@ from typing import Final, Literal
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from lexicon.faults import Fault, FaultCode
-
 from objects.keys import check_key
 
 Method = Literal["GET", "PUT"]
@@ -95,8 +94,9 @@ class UrlSigner:
             url_path: path as it was sent, percent-encoding untouched.
             query: query as it was sent, without `?`.
         Raises:
-            Fault: STORAGE_URL_INVALID for anything that was not signed exactly so, STORAGE_URL_EXPIRED after
-                its time. Neither says more, so that guessing learns nothing.
+            Fault: STORAGE_URL_INVALID for anything that was not signed exactly so,
+                STORAGE_URL_EXPIRED after its time. Neither says more, so that guessing learns
+                nothing.
         """
         grant, signature = self._parse(url_path, query)
         path = self._path_prefix + grant.key
@@ -132,7 +132,7 @@ class UrlSigner:
             size_bytes = None if size is None else int(size)
         except (KeyError, ValueError, OverflowError, Fault) as error:
             raise Fault(FaultCode.STORAGE_URL_INVALID) from error
-        if fields or (method != "GET" and method != "PUT"):
+        if fields or method not in {"GET", "PUT"}:
             raise Fault(FaultCode.STORAGE_URL_INVALID)
         grant = Grant(
             key=key,

@@ -1,10 +1,10 @@
 """The object store: write-once objects, each with its size and sha256, in a folder or on S3.
 
 An object is two records: the bytes under a name used once (`{key}/_{nonce}`), and a manifest
-(`{key}/_manifest.json`) that names them with size and sha256. The manifest is written last and only if there is
-none (a conditional put, atomic on both stores), so an object is there whole or not at all, two writers of one
-key cannot mix, and a URL that is still alive cannot replace bytes that were already checked. Deleting leaves a
-marker in the manifest's place: a key is never used twice.
+(`{key}/_manifest.json`) that names them with size and sha256. The manifest is written last and only
+if there is none (a conditional put, atomic on both stores), so an object is there whole or not at
+all, two writers of one key cannot mix, and a URL that is still alive cannot replace bytes that were
+already checked. Deleting leaves a marker in the manifest's place: a key is never used twice.
 """
 
 import errno
@@ -14,18 +14,19 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 import obstore
-from lexicon.faults import Fault, FaultCode
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, S3Store
 
+from lexicon.faults import Fault, FaultCode
 from objects.keys import check_key
 
-# 1 MiB: large enough that the event loop turns rarely, small enough that many streams fit in memory.
+# 1 MiB: large enough that the event loop turns rarely, small enough that many streams fit in
+# memory.
 CHUNK_BYTES: Final = 1 << 20
 
 # What nobody refers to is swept after a week, the longest life that a signed URL may have.
@@ -101,8 +102,8 @@ class ObjectStore:
             size_limit: most bytes that are taken.
             exact_bytes: when given, anything else is refused and nothing is stored.
         Raises:
-            Fault: STORAGE_SIZE_MISMATCH, STORAGE_OBJECT_EXISTS when the key holds or held other bytes,
-                STORAGE_FULL, STORAGE_KEY_INVALID, DEP_SERVICE_UNAVAILABLE.
+            Fault: STORAGE_SIZE_MISMATCH, STORAGE_OBJECT_EXISTS when the key holds or held other
+                bytes, STORAGE_FULL, STORAGE_KEY_INVALID, DEP_SERVICE_UNAVAILABLE.
         """
         data = f"{check_key(key)}/_{secrets.token_hex(16)}"
         chunks = _file_chunks(source) if isinstance(source, Path) else source
@@ -158,7 +159,7 @@ class ObjectStore:
         return manifest.info(key) if manifest else None
 
     async def delete(self, key: str) -> None:
-        """Removes an object for good; its key stays used up. Removing what is not there changes nothing."""
+        """Removes an object for good; its key stays used up. Nothing happens without one."""
         manifest = await self._manifest(key)
         if manifest is None:
             return
@@ -166,9 +167,10 @@ class ObjectStore:
         await self._remove(manifest.data)
 
     async def sweep(self, *, now: datetime) -> int:
-        """Removes bytes that no manifest names and markers of deleted keys, both a week old. Returns how many.
+        """Removes what nobody refers to and is a week old, and returns how many records.
 
-        Bytes without a manifest come from writers that died between the two records.
+        That is bytes that no manifest names, left by writers that died between the two records, and
+        markers of deleted keys.
         """
         removed = 0
         async for page in obstore.list(self._backend):
@@ -206,7 +208,7 @@ class ObjectStore:
             raise _store_fault(error) from error
 
     async def _write_manifest(self, key: str, manifest: _Manifest, *, replace: bool) -> None:
-        mode = "overwrite" if replace else "create"
+        mode: Literal["overwrite", "create"] = "overwrite" if replace else "create"
         try:
             await obstore.put_async(
                 self._backend, f"{key}/{_MANIFEST}", msgspec.json.encode(manifest), mode=mode
@@ -274,12 +276,13 @@ async def _pieces(result: Any) -> AsyncIterator[bytes]:
 
 
 async def _no_bytes() -> AsyncIterator[bytes]:
-    for piece in ():
+    pieces: tuple[bytes, ...] = ()
+    for piece in pieces:
         yield piece
 
 
 def _store_fault(error: Exception) -> Fault:
-    """Maps a driver's error: no space and absence have meanings, the rest is a store that does not answer."""
+    """Maps a driver's error: absence, no space, and else a store that does not answer."""
     if isinstance(error, FileNotFoundError):
         return Fault(FaultCode.STORAGE_OBJECT_NOT_FOUND)
     text = str(error)

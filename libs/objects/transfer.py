@@ -1,7 +1,8 @@
 """Files over signed URLs: downloads that resume and are verified, uploads that may be repeated.
 
-What comes from the network is not trusted: a path that would leave its folder, a byte too many or a digest that
-differs ends the transfer with a code, and nothing half-done ever bears the final name (`.partial`, then rename).
+What comes from the network is not trusted: a path that would leave its folder, a byte too many or a
+digest that differs ends the transfer with a code, and nothing half-done ever bears the final name
+(`.partial`, then rename).
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from typing import Final, Protocol
 
 import httpx
 import stamina
+
 from lexicon.faults import Fault, FaultCode
 
 CHUNK_BYTES: Final = 1 << 20
@@ -82,8 +84,9 @@ async def download(
         on_bytes: called with the number of new bytes as they come, also for those already there.
         refresh: gives a fresh URL when the store says that the old one has ended.
     Raises:
-        Fault: STORAGE_CHECKSUM_MISMATCH, STORAGE_OBJECT_NOT_FOUND, STORAGE_URL_INVALID, STORAGE_KEY_INVALID (a path
-            that would leave the folder), STORAGE_URL_EXPIRED, STORAGE_FULL, DEP_SERVICE_UNAVAILABLE.
+        Fault: STORAGE_CHECKSUM_MISMATCH, STORAGE_OBJECT_NOT_FOUND, STORAGE_URL_INVALID,
+            STORAGE_KEY_INVALID (a path that would leave the folder), STORAGE_URL_EXPIRED,
+            STORAGE_FULL, DEP_SERVICE_UNAVAILABLE.
     """
     targets = [safe_path(folder, file.path) for file in files]
     gate = asyncio.Semaphore(PARALLEL_FILES)
@@ -110,12 +113,12 @@ async def upload(
     """Puts a file to a signed URL and returns its size and sha256. Repeating it is harmless.
 
     Args:
-        on_bytes: called with the number of bytes as they go; a repeated attempt counts again from 0 with the
-            negative of what had gone.
+        on_bytes: called with the number of bytes as they go; a repeated attempt counts again from 0
+            with the negative of what had gone.
         refresh: gives a fresh URL when the store says that the old one has ended.
     Raises:
-        Fault: STORAGE_URL_INVALID, STORAGE_URL_EXPIRED, STORAGE_OBJECT_EXISTS, STORAGE_SIZE_MISMATCH,
-            STORAGE_FULL, DEP_SERVICE_UNAVAILABLE.
+        Fault: STORAGE_URL_INVALID, STORAGE_URL_EXPIRED, STORAGE_OBJECT_EXISTS,
+            STORAGE_SIZE_MISMATCH, STORAGE_FULL, DEP_SERVICE_UNAVAILABLE.
     """
     local = await asyncio.to_thread(describe, path)
     count = on_bytes or _ignore
@@ -147,8 +150,8 @@ def safe_path(folder: Path, relative: str) -> Path:
     """Returns `folder / relative` when that stays inside the folder on every system.
 
     Raises:
-        Fault: STORAGE_KEY_INVALID for absolute paths, `..`, drive letters, backslashes, control characters
-            and paths through a link that leads out.
+        Fault: STORAGE_KEY_INVALID for absolute paths, `..`, drive letters, backslashes, control
+            characters and paths through a link that leads out.
     """
     segments = relative.split("/")
     hostile = (
@@ -324,7 +327,8 @@ def _check(response: httpx.Response) -> None:
 
 
 def _starts_at(response: httpx.Response, offset: int) -> bool:
-    return response.headers.get("content-range", "").startswith(f"bytes {offset}-")
+    span: str = response.headers.get("content-range", "")
+    return span.startswith(f"bytes {offset}-")
 
 
 def _append(out: "_Writer", digest: "hashlib._Hash", chunk: bytes) -> None:
@@ -337,7 +341,7 @@ class _Writer(Protocol):
 
 
 def _settle(partial: Path, target: Path) -> None:
-    """Gives a finished file its name so that it survives a power cut: fsync, rename, fsync of the folder."""
+    """Gives a finished file its name for good: fsync, rename, fsync of the folder."""
     with partial.open("ab") as file:
         os.fsync(file.fileno())
     partial.replace(target)
@@ -369,7 +373,7 @@ def _lasting_failure(message: str) -> Iterator[None]:
 
 
 async def _all_or_first_fault(jobs: Sequence[Awaitable[None]]) -> None:
-    """Runs jobs side by side; the first failure ends the others and is raised itself, not as a group."""
+    """Runs jobs side by side; the first failure ends the others and is raised as it is."""
     try:
         async with asyncio.TaskGroup() as group:
             for job in jobs:
@@ -384,7 +388,7 @@ async def _wait(job: Awaitable[None]) -> None:
 
 @asynccontextmanager
 async def _client(client: httpx.AsyncClient | None) -> AsyncIterator[httpx.AsyncClient]:
-    """The caller's client, or one of our own that follows no redirect and reads no proxy settings."""
+    """The caller's client, or one that follows no redirect and reads no proxy settings."""
     if client is not None:
         yield client
         return

@@ -1,20 +1,19 @@
 """What comes in from the event stream: the moments at which a run's bill changes.
 
-An event is marked as seen, kept and, when it completes the run, settled in one transaction. However often and in
-whatever order events are delivered, by NATS or by catching up from the scheduler's log, each one counts once, and
-a run is settled exactly when all of its events are there.
+An event is marked as seen, kept and, when it completes the run, settled in one transaction. However
+often and in whatever order events are delivered, by NATS or by catching up from the scheduler's
+log, each one counts once, and a run is settled exactly when all of its events are there.
 """
 
 from typing import Final
-
-from chassis import telemetry
-from lexicon.names import RunName
-from tunesmith.api.event.v1 import event_pb2
 
 from billing.domain.settlement import bill_of, settle
 from billing.domain.timeline import outcome_of, timeline
 from billing.store import BillState, Store, TakenIn, Unit
 from billing.wire import fact_from_event
+from chassis import telemetry
+from lexicon.names import RunName
+from tunesmith.api.event.v1 import event_pb2
 
 STREAM: Final = "TUNESMITH_RUN"
 DURABLE: Final = "billing"

@@ -1,16 +1,9 @@
 """BillingService: the ledger as users, operators and the other services see it."""
 
 from collections.abc import Collection
-from typing import Final
+from typing import Any, Final
 
 import grpc
-from chassis import idempotency, paging
-from chassis.identity import current_caller
-from google.protobuf.message import Message
-from lexicon.faults import Fault, FaultCode
-from lexicon.names import AccountName, ProjectName, RunName
-from tunesmith.api.billing.v1 import billing_pb2, billing_service_pb2, billing_service_pb2_grpc
-from tunesmith.api.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
 
 from billing import wire
 from billing.domain.ledger import MAX_AMOUNT_MICROS, Entry, EntryKind, Transfer, grant
@@ -24,6 +17,14 @@ from billing.domain.settlement import (
 )
 from billing.domain.timeline import Fact, outcome_of, timeline
 from billing.store import NEWEST, BillRow, BillState, Store, Unit
+from chassis import idempotency, paging
+from chassis.identity import current_caller
+from lexicon.faults import Fault, FaultCode
+from lexicon.names import AccountName, ProjectName, RunName
+from tunesmith.api.billing.v1 import billing_pb2, billing_service_pb2, billing_service_pb2_grpc
+from tunesmith.api.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
+
+Context = grpc.aio.ServicerContext[Any, Any]
 
 DEFAULT_PAGE: Final = 50
 DEFAULT_REASON: Final = "grant"
@@ -42,7 +43,7 @@ class BillingService(billing_service_pb2_grpc.BillingServiceServicer):
         self._events = event_service_pb2_grpc.EventServiceStub(scheduler)
 
     async def GetAccount(
-        self, request: billing_service_pb2.GetAccountRequest, _context: grpc.aio.ServicerContext
+        self, request: billing_service_pb2.GetAccountRequest, _context: Context
     ) -> billing_service_pb2.GetAccountResponse:
         name = AccountName.parse(request.name)
         current_caller().require_project(name)
@@ -53,7 +54,7 @@ class BillingService(billing_service_pb2_grpc.BillingServiceServicer):
     async def ListTransactions(
         self,
         request: billing_service_pb2.ListTransactionsRequest,
-        _context: grpc.aio.ServicerContext,
+        _context: Context,
     ) -> billing_service_pb2.ListTransactionsResponse:
         parent = ProjectName.parse(request.parent)
         current_caller().require_project(parent)
@@ -69,11 +70,13 @@ class BillingService(billing_service_pb2_grpc.BillingServiceServicer):
         more = len(entries) > size
         return billing_service_pb2.ListTransactionsResponse(
             entries=[wire.entry_to_proto(entry) for entry in page],
-            next_page_token=paging.make_token(scope=scope, position=page[-1].position) if more else "",
+            next_page_token=paging.make_token(scope=scope, position=page[-1].position)
+            if more
+            else "",
         )
 
     async def GetReceipt(
-        self, request: billing_service_pb2.GetReceiptRequest, _context: grpc.aio.ServicerContext
+        self, request: billing_service_pb2.GetReceiptRequest, _context: Context
     ) -> billing_service_pb2.GetReceiptResponse:
         name = RunName.parse(request.run)
         current_caller().require_project(name)
@@ -92,7 +95,7 @@ class BillingService(billing_service_pb2_grpc.BillingServiceServicer):
         return billing_service_pb2.GetReceiptResponse(receipt=receipt)
 
     async def VerifyRun(
-        self, request: billing_service_pb2.VerifyRunRequest, _context: grpc.aio.ServicerContext
+        self, request: billing_service_pb2.VerifyRunRequest, _context: Context
     ) -> billing_service_pb2.VerifyRunResponse:
         name = RunName.parse(request.run)
         current_caller().require_project(name)
@@ -120,13 +123,13 @@ class BillingService(billing_service_pb2_grpc.BillingServiceServicer):
         )
 
     async def GrantCredits(
-        self, request: billing_service_pb2.GrantCreditsRequest, _context: grpc.aio.ServicerContext
+        self, request: billing_service_pb2.GrantCreditsRequest, _context: Context
     ) -> billing_service_pb2.GrantCreditsResponse:
         project = ProjectName.parse(request.parent).project
         _check_amount(request.amount_micros)
         reason = _reason(request.reason, default=DEFAULT_REASON)
         async with self._store.unit() as unit:
-            answer = await _recall(unit, project, request, request.request_id)
+            answer = await unit.recall(project, request, request.request_id)
             if answer is not None:
                 return billing_service_pb2.GrantCreditsResponse.FromString(answer)
             await unit.wallet(project)
@@ -142,11 +145,11 @@ class BillingService(billing_service_pb2_grpc.BillingServiceServicer):
                 entry=wire.entry_to_proto(entry),
                 account=wire.wallet_to_proto(await unit.wallet(project)),
             )
-            await _remember(unit, project, request, request.request_id, response)
+            await unit.remember(project, request, request.request_id, response)
         return response
 
     async def SetPlan(
-        self, request: billing_service_pb2.SetPlanRequest, _context: grpc.aio.ServicerContext
+        self, request: billing_service_pb2.SetPlanRequest, _context: Context
     ) -> billing_service_pb2.SetPlanResponse:
         project = ProjectName.parse(request.parent).project
         if request.plan not in self._plans:
@@ -156,18 +159,18 @@ class BillingService(billing_service_pb2_grpc.BillingServiceServicer):
                 field="plan",
             )
         async with self._store.unit() as unit:
-            answer = await _recall(unit, project, request, request.request_id)
+            answer = await unit.recall(project, request, request.request_id)
             if answer is not None:
                 return billing_service_pb2.SetPlanResponse.FromString(answer)
             await unit.wallet(project)
             await unit.set_plan(project, request.plan)
             account = wire.wallet_to_proto(await unit.wallet(project))
             response = billing_service_pb2.SetPlanResponse(account=account)
-            await _remember(unit, project, request, request.request_id, response)
+            await unit.remember(project, request, request.request_id, response)
         return response
 
     async def HoldFunds(
-        self, request: billing_service_pb2.HoldFundsRequest, _context: grpc.aio.ServicerContext
+        self, request: billing_service_pb2.HoldFundsRequest, _context: Context
     ) -> billing_service_pb2.HoldFundsResponse:
         name = RunName.parse(request.run)
         idempotency.check_request_id(request.request_id)
@@ -186,7 +189,7 @@ class BillingService(billing_service_pb2_grpc.BillingServiceServicer):
         )
 
     async def ReleaseHold(
-        self, request: billing_service_pb2.ReleaseHoldRequest, _context: grpc.aio.ServicerContext
+        self, request: billing_service_pb2.ReleaseHoldRequest, _context: Context
     ) -> billing_service_pb2.ReleaseHoldResponse:
         name = RunName.parse(request.run)
         idempotency.check_request_id(request.request_id)
@@ -233,7 +236,7 @@ async def _bill(unit: Unit, run: str) -> BillRow:
 
 
 def _before_the_end(row: BillRow, recorded: tuple[Transfer, ...]) -> tuple[Transfer, ...]:
-    """The entries of a run that do not come from its events: its hold, and a release of the whole."""
+    """The entries that do not come from events: the hold, and a release of the whole."""
     if not recorded:
         return ()
     event_time = recorded[0].event_time
@@ -250,7 +253,9 @@ async def _first_hold(unit: Unit, run: str, *, amount_micros: int) -> Entry:
     if row.state is BillState.RELEASED:
         raise Fault(FaultCode.BILLING_HOLD_CLOSED, run=run)
     if row.hold.amount_micros != amount_micros:
-        raise Fault(FaultCode.INPUT_REQUEST_ID_REUSED, "The run has a hold of another amount.", run=run)
+        raise Fault(
+            FaultCode.INPUT_REQUEST_ID_REUSED, "The run has a hold of another amount.", run=run
+        )
     entry = await unit.entry(f"{run}/{EntryKind.HOLD}")
     assert entry is not None, run
     return entry
@@ -293,25 +298,3 @@ def _reason(text: str, *, default: str) -> str:
             field="reason",
         )
     return text or default
-
-
-async def _recall(unit: Unit, project: str, request: Message, request_id: str) -> bytes | None:
-    return await idempotency.recall(
-        unit.connection,
-        project=project,
-        method=request.DESCRIPTOR.name,
-        request_id=request_id,
-        fingerprint=idempotency.fingerprint(request),
-    )
-
-
-async def _remember(
-    unit: Unit, project: str, request: Message, request_id: str, response: Message
-) -> None:
-    await idempotency.remember(
-        unit.connection,
-        project=project,
-        method=request.DESCRIPTOR.name,
-        request_id=request_id,
-        response=response.SerializeToString(),
-    )

@@ -1,7 +1,7 @@
 """Rows of the ledger, the bills and the inbox: the only place of billing that sees SQL.
 
-Work is done in a `Unit`, one transaction: what it reads for a decision it has locked, always in the order inbox,
-bill, accounts by name, so that no two units can wait for each other.
+Work is done in a `Unit`, one transaction: what it reads for a decision it has locked, always in the
+order inbox, bill, accounts by name, so that no two units can wait for each other.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Final
 
 import asyncpg
-from chassis.postgres import Queries
+from google.protobuf.message import Message
 
 from billing.domain.ledger import (
     Entry,
@@ -24,6 +24,8 @@ from billing.domain.ledger import (
 )
 from billing.domain.settlement import Bill, Hold
 from billing.domain.timeline import Clock, Ending, Fact, Outcome, Phase
+from chassis import idempotency
+from chassis.postgres import Connection, Pool, Queries
 
 _SQL: Final = Queries.load("billing")
 
@@ -32,7 +34,7 @@ NEWEST: Final = (1 << 63) - 1
 
 
 class BillState(StrEnum):
-    """State of a bill: OPEN -> SETTLED by the run's end, or RELEASED when the run never came to be."""
+    """State of a bill: OPEN -> SETTLED by the run's end, or RELEASED when it never began."""
 
     OPEN = "open"
     SETTLED = "settled"
@@ -58,9 +60,7 @@ class TakenIn(StrEnum):
 class Store:
     """The database of billing."""
 
-    def __init__(
-        self, pool: asyncpg.Pool, *, new_id: Callable[[datetime], str], default_plan: str
-    ) -> None:
+    def __init__(self, pool: Pool, *, new_id: Callable[[datetime], str], default_plan: str) -> None:
         self._pool = pool
         self._new_id = new_id
         self._default_plan = default_plan
@@ -77,7 +77,7 @@ class Unit:
 
     def __init__(
         self,
-        connection: asyncpg.pool.PoolConnectionProxy,
+        connection: Connection,
         *,
         new_id: Callable[[datetime], str],
         default_plan: str,
@@ -90,6 +90,28 @@ class Unit:
         """The database's clock."""
         now: datetime = await self.connection.fetchval(_SQL["now"])
         return now
+
+    async def recall(self, project: str, request: Message, request_id: str) -> bytes | None:
+        """The answer that this request got before, or None; its id stays locked."""
+        return await idempotency.recall(
+            self.connection,
+            project=project,
+            method=request.DESCRIPTOR.name,
+            request_id=request_id,
+            fingerprint=idempotency.fingerprint(request),
+        )
+
+    async def remember(
+        self, project: str, request: Message, request_id: str, response: Message
+    ) -> None:
+        """Keeps the answer to a request."""
+        await idempotency.remember(
+            self.connection,
+            project=project,
+            method=request.DESCRIPTOR.name,
+            request_id=request_id,
+            response=response.SerializeToString(),
+        )
 
     async def wallet(self, project: str) -> Wallet:
         """The account of a project, opened empty when it is seen for the first time."""
@@ -122,7 +144,11 @@ class Unit:
         after = apply(before, transfers)
         now = await self.now()
         entries = [
-            _entry(await self.connection.fetchrow(_SQL["insert_entry"], *_columns(self._new_id(now), each)))
+            _entry(
+                await self.connection.fetchrow(
+                    _SQL["insert_entry"], *_columns(self._new_id(now), each)
+                )
+            )
             for each in transfers
         ]
         for account in sorted(after):

@@ -4,15 +4,15 @@ from datetime import UTC, datetime
 from typing import Final, assert_never
 
 from google.protobuf.timestamp_pb2 import Timestamp
+
+from billing.domain.ledger import Entry, EntryKind, Transfer, Wallet
+from billing.domain.settlement import Bill, Hold
+from billing.domain.timeline import Clock, Ending, Fact, Interval, Outcome, Phase, Timeline
 from lexicon.names import AccountName, ProjectName, TransactionName
 from tunesmith.api.billing.v1 import billing_pb2
 from tunesmith.api.event.v1 import event_pb2
 from tunesmith.api.fault.v1 import fault_pb2
 from tunesmith.api.run.v1 import run_pb2
-
-from billing.domain.ledger import Entry, EntryKind, Transfer, Wallet
-from billing.domain.settlement import Bill, Hold
-from billing.domain.timeline import Clock, Ending, Fact, Interval, Outcome, Phase, Timeline
 
 CURRENCY: Final = "CREDIT"
 

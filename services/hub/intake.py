@@ -1,7 +1,7 @@
 """From uploaded bytes to a dataset version: arrival, inspection, room, and then one transaction.
 
-An inspection may outlast the call that asked for it. It goes on, and a repeated call joins it, so that a large
-file is read once however impatient the client is.
+An inspection may outlast the call that asked for it. It goes on, and a repeated call joins it, so
+that a large file is read once however impatient the client is.
 """
 
 import asyncio
@@ -14,13 +14,12 @@ from typing import Any, Final
 
 from chassis import telemetry
 from corpus.formats import Inspection, inspect_file, iterate_rows
-from lexicon.faults import Fault, FaultCode
-from objects.store import ObjectStore
-
 from hub.domain.datasets import Refusal, Upload, UploadState, check_arrival, stats_of
 from hub.domain.quota import Quota, check_dataset_room
 from hub.janitor import Janitor
 from hub.store import Store
+from lexicon.faults import Fault, FaultCode
+from objects.store import ObjectStore
 
 # Reading is work for one core; more at once would only take turns on it.
 PARALLEL_READS: Final = 2
@@ -50,8 +49,8 @@ class Intake:
         """Ends a pending upload; afterwards it is committed or refused.
 
         Raises:
-            Fault: STORAGE_OBJECT_NOT_FOUND while the bytes have not come, QUOTA_DATASETS_EXCEEDED; both leave
-                the upload pending.
+            Fault: STORAGE_OBJECT_NOT_FOUND while the bytes have not come, QUOTA_DATASETS_EXCEEDED;
+                both leave the upload pending.
         """
         task = self._running.get(upload.upload_id)
         if task is None:
@@ -86,9 +85,7 @@ class Intake:
 
     async def _inspect(self, upload: Upload) -> Inspection:
         async with self._reads, self._on_disk(upload.object_key) as path:
-            return await asyncio.to_thread(
-                inspect_file, path, file_name=upload.announced.file_name
-            )
+            return await asyncio.to_thread(inspect_file, path, file_name=upload.announced.file_name)
 
     async def _commit(self, upload: Upload, inspection: Inspection, quota: Quota) -> None:
         announced = upload.announced
@@ -104,9 +101,7 @@ class Intake:
                 await unit.commit_upload(upload.upload_id, version=latest.name.number)
                 await unit.add_garbage([upload.object_key])
             else:
-                check_dataset_room(
-                    usage, quota, pending_bytes=0, new_bytes=announced.size_bytes
-                )
+                check_dataset_room(usage, quota, pending_bytes=0, new_bytes=announced.size_bytes)
                 version = await unit.add_version(
                     upload,
                     row_format=inspection.format,
@@ -120,7 +115,10 @@ class Intake:
 
     async def _refuse(self, upload: Upload, fault: Fault) -> None:
         refusal = Refusal(
-            code=str(fault.code), message=fault.message, remedy=fault.remedy, metadata=fault.metadata
+            code=str(fault.code),
+            message=fault.message,
+            remedy=fault.remedy,
+            metadata=fault.metadata,
         )
         async with self._store.unit() as unit:
             await unit.refuse_upload(upload.upload_id, refusal)

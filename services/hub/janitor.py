@@ -6,11 +6,10 @@ from typing import Final
 
 from chassis import telemetry
 from chassis.postgres import is_outage
-from lexicon.faults import Fault
-from objects.store import ObjectStore
-
 from hub.domain.datasets import COMMIT_GRACE_MINUTES
 from hub.store import Store
+from lexicon.faults import Fault
+from objects.store import ObjectStore
 
 PAUSE_SECONDS: Final = 60.0
 # The store is read through once a day for what died half-written.

@@ -1,43 +1,29 @@
-"""The hub's datasets, artifacts and objects as callers see them; base models are in models.py."""
+"""DatasetService: datasets and their versions as callers see them."""
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Final
 
-import grpc
 from chassis import idempotency, paging
-from chassis.identity import Role, current_caller
-from google.protobuf.message import Message
-from lexicon.faults import Fault, FaultCode
-from lexicon.names import ArtifactName, DatasetName, DatasetVersionName, ProjectName, RunName
-from objects.keys import key_of
-from objects.store import ObjectStore
-from tunesmith.api.artifact.v1 import (
-    artifact_service_pb2,
-    artifact_service_pb2_grpc,
-    object_service_pb2,
-    object_service_pb2_grpc,
-)
-from tunesmith.api.dataset.v1 import dataset_service_pb2, dataset_service_pb2_grpc
-
+from chassis.identity import current_caller
 from hub import wire
-from hub.domain.artifacts import Artifact, artifact_name, check_file, check_stored, choose
+from hub.answers import Context, QuotaOf, for_service, next_token
 from hub.domain.datasets import Dataset, Upload, UploadState, Version, alive, announcement
 from hub.domain.labels import similar
-from hub.domain.quota import Quota, check_artifact_room, check_dataset_room
+from hub.domain.quota import check_dataset_room
 from hub.intake import Intake
 from hub.janitor import Janitor
 from hub.links import Link, Links
 from hub.store import NEWEST, NEWEST_VERSION, Store, Unit
+from lexicon.faults import Fault, FaultCode
+from lexicon.names import DatasetName, DatasetVersionName, ProjectName
+from tunesmith.api.dataset.v1 import dataset_service_pb2, dataset_service_pb2_grpc
 
 DEFAULT_PAGE: Final = 50
 DEFAULT_PREVIEW_ROWS: Final = 5
 MAX_PREVIEW_ROWS: Final = 100
 # Half of what a response may carry; rows beyond it are left out.
 MAX_PREVIEW_CHARACTERS: Final = 4 << 20
-MAX_OBJECTS: Final = 1000
-
-QuotaOf = Callable[[str], Awaitable[Quota]]
 
 
 class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
@@ -61,7 +47,7 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
         self._new_id = new_id
 
     async def CreateUpload(
-        self, request: dataset_service_pb2.CreateUploadRequest, _context: grpc.aio.ServicerContext
+        self, request: dataset_service_pb2.CreateUploadRequest, _context: Context
     ) -> dataset_service_pb2.CreateUploadResponse:
         project = ProjectName.parse(request.parent).project
         current_caller().require_project(project)
@@ -75,7 +61,7 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
         quota = await self._quota_of(project)
         async with self._store.unit() as unit:
             usage = await unit.lock_usage(project)
-            known = await _recall(unit, project, request, request.request_id)
+            known = await unit.recall(project, request, request.request_id)
             upload_id = known.decode() if known else self._new_id()
             object_key = f"datasets/{upload_id}"
             link = self._links.put(object_key, size_bytes=announced.size_bytes)
@@ -83,9 +69,7 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
                 await unit.prolong_upload(upload_id, expire_time=link.expire_time)
                 return _upload_response(upload_id, link)
             pending = await unit.pending_bytes(project)
-            check_dataset_room(
-                usage, quota, pending_bytes=pending, new_bytes=announced.size_bytes
-            )
+            check_dataset_room(usage, quota, pending_bytes=pending, new_bytes=announced.size_bytes)
             upload = Upload(
                 upload_id=upload_id,
                 announced=announced,
@@ -96,11 +80,11 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
                 refusal=None,
             )
             await unit.insert_upload(upload)
-            await _remember(unit, project, request, request.request_id, upload_id.encode())
+            await unit.remember(project, request, request.request_id, upload_id.encode())
         return _upload_response(upload_id, link)
 
     async def CommitUpload(
-        self, request: dataset_service_pb2.CommitUploadRequest, _context: grpc.aio.ServicerContext
+        self, request: dataset_service_pb2.CommitUploadRequest, _context: Context
     ) -> dataset_service_pb2.CommitUploadResponse:
         project = ProjectName.parse(request.parent).project
         current_caller().require_project(project)
@@ -112,18 +96,18 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
         return await self._committed(upload)
 
     async def GetDataset(
-        self, request: dataset_service_pb2.GetDatasetRequest, _context: grpc.aio.ServicerContext
+        self, request: dataset_service_pb2.GetDatasetRequest, _context: Context
     ) -> dataset_service_pb2.GetDatasetResponse:
         name = DatasetName.parse(request.name)
         current_caller().require_project(name)
         async with self._store.unit() as unit:
             dataset = await _alive(unit, name)
         return dataset_service_pb2.GetDatasetResponse(
-            dataset=wire.dataset_to_proto(dataset, with_uri=_for_service())
+            dataset=wire.dataset_to_proto(dataset, with_uri=for_service())
         )
 
     async def ListDatasets(
-        self, request: dataset_service_pb2.ListDatasetsRequest, _context: grpc.aio.ServicerContext
+        self, request: dataset_service_pb2.ListDatasetsRequest, _context: Context
     ) -> dataset_service_pb2.ListDatasetsResponse:
         parent = ProjectName.parse(request.parent)
         current_caller().require_project(parent)
@@ -131,32 +115,30 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
         scope = f"datasets {parent}"
         before = paging.read_token(request.page_token, scope=scope, first=NEWEST)
         async with self._store.unit() as unit:
-            found = await unit.list_datasets(
-                parent.project, before_position=before, count=size + 1
-            )
-        page, with_uri = found[:size], _for_service()
+            found = await unit.list_datasets(parent.project, before_position=before, count=size + 1)
+        page, with_uri = found[:size], for_service()
         return dataset_service_pb2.ListDatasetsResponse(
             datasets=[wire.dataset_to_proto(each, with_uri=with_uri) for _, each in page],
-            next_page_token=_next(scope, page[-1][0]) if len(found) > size else "",
+            next_page_token=next_token(scope, page[-1][0]) if len(found) > size else "",
         )
 
     async def GetDatasetVersion(
         self,
         request: dataset_service_pb2.GetDatasetVersionRequest,
-        _context: grpc.aio.ServicerContext,
+        _context: Context,
     ) -> dataset_service_pb2.GetDatasetVersionResponse:
         name = DatasetVersionName.parse(request.name)
         current_caller().require_project(name)
         async with self._store.unit() as unit:
             version = await _version(unit, name)
         return dataset_service_pb2.GetDatasetVersionResponse(
-            version=wire.version_to_proto(version, with_uri=_for_service())
+            version=wire.version_to_proto(version, with_uri=for_service())
         )
 
     async def ListDatasetVersions(
         self,
         request: dataset_service_pb2.ListDatasetVersionsRequest,
-        _context: grpc.aio.ServicerContext,
+        _context: Context,
     ) -> dataset_service_pb2.ListDatasetVersionsResponse:
         name = DatasetName.parse(request.parent)
         current_caller().require_project(name)
@@ -166,20 +148,20 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
         async with self._store.unit() as unit:
             await _alive(unit, name)
             found = await unit.list_versions(name, before_version=before, count=size + 1)
-        page, with_uri = found[:size], _for_service()
+        page, with_uri = found[:size], for_service()
         return dataset_service_pb2.ListDatasetVersionsResponse(
             versions=[wire.version_to_proto(each, with_uri=with_uri) for each in page],
-            next_page_token=_next(scope, page[-1].name.number) if len(found) > size else "",
+            next_page_token=next_token(scope, page[-1].name.number) if len(found) > size else "",
         )
 
     async def DeleteDataset(
-        self, request: dataset_service_pb2.DeleteDatasetRequest, _context: grpc.aio.ServicerContext
+        self, request: dataset_service_pb2.DeleteDatasetRequest, _context: Context
     ) -> dataset_service_pb2.DeleteDatasetResponse:
         name = DatasetName.parse(request.name)
         current_caller().require_project(name)
         async with self._store.unit() as unit:
             await unit.lock_usage(name.project)
-            known = await _recall(unit, name.project, request, request.request_id)
+            known = await unit.recall(name.project, request, request.request_id)
             if known is not None:
                 return dataset_service_pb2.DeleteDatasetResponse.FromString(known)
             await _alive(unit, name)
@@ -189,12 +171,12 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
                 delete_time=wire.timestamp(delete_time)
             )
             answer = response.SerializeToString()
-            await _remember(unit, name.project, request, request.request_id, answer)
+            await unit.remember(name.project, request, request.request_id, answer)
         await self._janitor.collect()
         return response
 
     async def PreviewDataset(
-        self, request: dataset_service_pb2.PreviewDatasetRequest, _context: grpc.aio.ServicerContext
+        self, request: dataset_service_pb2.PreviewDatasetRequest, _context: Context
     ) -> dataset_service_pb2.PreviewDatasetResponse:
         count = request.row_count or DEFAULT_PREVIEW_ROWS
         if not 0 < count <= MAX_PREVIEW_ROWS:
@@ -203,7 +185,7 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
         version = await self._version_or_latest(request.name)
         rows = await self._intake.preview(version.object_key, row_count=count)
         return dataset_service_pb2.PreviewDatasetResponse(
-            version=wire.version_to_proto(version, with_uri=_for_service()),
+            version=wire.version_to_proto(version, with_uri=for_service()),
             row_json=_row_texts(rows),
         )
 
@@ -228,7 +210,7 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
                     project=name.project, dataset=name.dataset, number=upload.version
                 ),
             )
-        with_uri = _for_service()
+        with_uri = for_service()
         return dataset_service_pb2.CommitUploadResponse(
             dataset=wire.dataset_to_proto(dataset, with_uri=with_uri),
             version=wire.version_to_proto(version, with_uri=with_uri),
@@ -246,175 +228,6 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
             latest = (await _alive(unit, name)).latest
         assert latest is not None, name
         return latest
-
-
-class ArtifactService(artifact_service_pb2_grpc.ArtifactServiceServicer):
-    """Hub entries, their downloads and the quotas; see the contract for each method."""
-
-    def __init__(
-        self, store: Store, *, links: Links, janitor: Janitor, quota_of: QuotaOf
-    ) -> None:
-        self._store = store
-        self._links = links
-        self._janitor = janitor
-        self._quota_of = quota_of
-
-    async def GetArtifact(
-        self, request: artifact_service_pb2.GetArtifactRequest, _context: grpc.aio.ServicerContext
-    ) -> artifact_service_pb2.GetArtifactResponse:
-        artifact = await self._artifact(request.name)
-        return artifact_service_pb2.GetArtifactResponse(
-            artifact=wire.artifact_to_proto(artifact, with_uri=_for_service())
-        )
-
-    async def ListArtifacts(
-        self, request: artifact_service_pb2.ListArtifactsRequest, _context: grpc.aio.ServicerContext
-    ) -> artifact_service_pb2.ListArtifactsResponse:
-        parent = ProjectName.parse(request.parent)
-        current_caller().require_project(parent)
-        run = str(RunName.parse(request.run)) if request.run else ""
-        size = paging.page_size(request.page_size, default=DEFAULT_PAGE)
-        scope = f"artifacts {parent} {run}"
-        before = paging.read_token(request.page_token, scope=scope, first=NEWEST)
-        async with self._store.unit() as unit:
-            found = await unit.list_artifacts(
-                parent.project, run=run, before_position=before, count=size + 1
-            )
-        page, with_uri = found[:size], _for_service()
-        return artifact_service_pb2.ListArtifactsResponse(
-            artifacts=[wire.artifact_to_proto(each, with_uri=with_uri) for _, each in page],
-            next_page_token=_next(scope, page[-1][0]) if len(found) > size else "",
-        )
-
-    async def DeleteArtifact(
-        self,
-        request: artifact_service_pb2.DeleteArtifactRequest,
-        _context: grpc.aio.ServicerContext,
-    ) -> artifact_service_pb2.DeleteArtifactResponse:
-        name = ArtifactName.parse(request.name)
-        current_caller().require_project(name)
-        async with self._store.unit() as unit:
-            await unit.lock_usage(name.project)
-            known = await _recall(unit, name.project, request, request.request_id)
-            if known is not None:
-                return artifact_service_pb2.DeleteArtifactResponse()
-            artifact = await unit.artifact(name)
-            if artifact is None:
-                raise Fault(FaultCode.ARTIFACT_NOT_FOUND, artifact=str(name))
-            await unit.delete_artifact(artifact)
-            await _remember(unit, name.project, request, request.request_id, b"")
-        await self._janitor.collect()
-        return artifact_service_pb2.DeleteArtifactResponse()
-
-    async def CreateDownload(
-        self,
-        request: artifact_service_pb2.CreateDownloadRequest,
-        _context: grpc.aio.ServicerContext,
-    ) -> artifact_service_pb2.CreateDownloadResponse:
-        artifact = await self._artifact(request.name)
-        kind = wire.kind_from_proto(request.kind)
-        file = choose(artifact, kind, quantization=request.quantization)
-        link = self._links.get(file.object_key, file_name=file.file_name)
-        return artifact_service_pb2.CreateDownloadResponse(
-            url=link.url,
-            expire_time=wire.timestamp(link.expire_time),
-            file=wire.artifact_file_to_proto(file, with_uri=False),
-        )
-
-    async def GetStorageUsage(
-        self,
-        request: artifact_service_pb2.GetStorageUsageRequest,
-        _context: grpc.aio.ServicerContext,
-    ) -> artifact_service_pb2.GetStorageUsageResponse:
-        parent = ProjectName.parse(request.parent)
-        current_caller().require_project(parent)
-        quota = await self._quota_of(parent.project)
-        async with self._store.unit() as unit:
-            usage = await unit.usage(parent.project)
-        return artifact_service_pb2.GetStorageUsageResponse(
-            usage=wire.usage_to_proto(usage, quota)
-        )
-
-    async def _artifact(self, text: str) -> Artifact:
-        name = ArtifactName.parse(text)
-        current_caller().require_project(name)
-        async with self._store.unit() as unit:
-            artifact = await unit.artifact(name)
-        if artifact is None:
-            raise Fault(FaultCode.ARTIFACT_NOT_FOUND, artifact=str(name))
-        return artifact
-
-
-class ObjectService(object_service_pb2_grpc.ObjectServiceServicer):
-    """Signed URLs and registration for the other services; see the contract for each method."""
-
-    def __init__(
-        self, store: Store, objects: ObjectStore, *, links: Links, janitor: Janitor, quota_of: QuotaOf
-    ) -> None:
-        self._store = store
-        self._objects = objects
-        self._links = links
-        self._janitor = janitor
-        self._quota_of = quota_of
-
-    async def SignObjects(
-        self, request: object_service_pb2.SignObjectsRequest, _context: grpc.aio.ServicerContext
-    ) -> object_service_pb2.SignObjectsResponse:
-        if not 0 < len(request.objects) <= MAX_OBJECTS:
-            rule = f"objects must be 1 to {MAX_OBJECTS}."
-            raise Fault(FaultCode.INPUT_FIELD_INVALID, rule, field="objects")
-        return object_service_pb2.SignObjectsResponse(
-            objects=[self._sign(each) for each in request.objects]
-        )
-
-    async def RegisterArtifactFile(
-        self,
-        request: object_service_pb2.RegisterArtifactFileRequest,
-        _context: grpc.aio.ServicerContext,
-    ) -> object_service_pb2.RegisterArtifactFileResponse:
-        run = RunName.parse(request.run)
-        idempotency.check_request_id(request.request_id)
-        file = check_file(wire.artifact_file_from_proto(request.file))
-        info = await self._objects.head(file.object_key)
-        if info is None:
-            raise Fault(FaultCode.STORAGE_OBJECT_NOT_FOUND, file=file.file_name)
-        check_stored(file, size_bytes=info.size_bytes, sha256=info.sha256)
-        quota = await self._quota_of(run.project)
-        name = artifact_name(run)
-        async with self._store.unit() as unit:
-            usage = await unit.lock_usage(run.project)
-            artifact = await unit.artifact(name)
-            files = artifact.files if artifact else ()
-            old = next((each for each in files if each.is_same_place(file)), None)
-            if old is None or old.sha256 != file.sha256:
-                growth = file.size_bytes - (old.size_bytes if old else 0)
-                check_artifact_room(usage, quota, new_bytes=growth)
-                await unit.put_artifact_file(
-                    name, run=run, base_model=request.base_model, file=file
-                )
-                await unit.change_usage(run.project, artifact_bytes=growth)
-                await unit.add_garbage([old.object_key] if old else [])
-                artifact = await unit.artifact(name)
-        assert artifact is not None, name
-        await self._janitor.collect()
-        return object_service_pb2.RegisterArtifactFileResponse(
-            artifact=wire.artifact_to_proto(artifact, with_uri=True)
-        )
-
-    def _sign(self, each: object_service_pb2.ObjectRequest) -> object_service_pb2.SignedObject:
-        key = key_of(each.uri)
-        match each.method:
-            case object_service_pb2.OBJECT_METHOD_GET:
-                link = self._links.get(key)
-            case object_service_pb2.OBJECT_METHOD_PUT:
-                link = self._links.put(key, size_bytes=each.size_bytes or None)
-            case _:
-                raise Fault(
-                    FaultCode.INPUT_FIELD_MISSING, "method is required.", field="objects.method"
-                )
-        return object_service_pb2.SignedObject(
-            uri=each.uri, url=link.url, expire_time=wire.timestamp(link.expire_time)
-        )
 
 
 async def _alive(unit: Unit, name: DatasetName) -> Dataset:
@@ -471,33 +284,3 @@ def _encodes(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _for_service() -> bool:
-    return current_caller().role is Role.SERVICE
-
-
-def _next(scope: str, position: int) -> str:
-    return paging.make_token(scope=scope, position=position)
-
-
-async def _recall(unit: Unit, project: str, request: Message, request_id: str) -> bytes | None:
-    return await idempotency.recall(
-        unit.connection,
-        project=project,
-        method=request.DESCRIPTOR.name,
-        request_id=request_id,
-        fingerprint=idempotency.fingerprint(request),
-    )
-
-
-async def _remember(
-    unit: Unit, project: str, request: Message, request_id: str, response: bytes
-) -> None:
-    await idempotency.remember(
-        unit.connection,
-        project=project,
-        method=request.DESCRIPTOR.name,
-        request_id=request_id,
-        response=response,
-    )

@@ -1,7 +1,7 @@
 """Rows of datasets, models, artifacts and quotas: the only place of the hub that sees SQL.
 
-Work is done in a `Unit`, one transaction. Whatever changes how much a project keeps locks the project's usage
-row first, so that parallel uploads cannot exceed a quota together.
+Work is done in a `Unit`, one transaction. Whatever changes how much a project keeps locks the
+project's usage row first, so that parallel uploads cannot exceed a quota together.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -11,10 +11,11 @@ from typing import Any, Final
 
 import asyncpg
 import msgspec
-from chassis.postgres import Queries
-from corpus.formats import Format
-from lexicon.names import ArtifactName, DatasetName, DatasetVersionName, ModelName, RunName
+from google.protobuf.message import Message
 
+from chassis import idempotency
+from chassis.postgres import Connection, Pool, Queries
+from corpus.formats import Format
 from hub.domain.artifacts import Artifact, ArtifactFile, ArtifactKind
 from hub.domain.datasets import (
     Announcement,
@@ -27,6 +28,7 @@ from hub.domain.datasets import (
 )
 from hub.domain.models import Consent, Model, ModelFile
 from hub.domain.quota import Usage
+from lexicon.names import ArtifactName, DatasetName, DatasetVersionName, ModelName, RunName
 
 _SQL: Final = Queries.load("hub")
 
@@ -38,7 +40,7 @@ NEWEST_VERSION: Final = (1 << 31) - 1
 class Store:
     """The database of the hub."""
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
+    def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
     @asynccontextmanager
@@ -51,13 +53,35 @@ class Store:
 class Unit:
     """What can be done within one transaction."""
 
-    def __init__(self, connection: asyncpg.pool.PoolConnectionProxy) -> None:
+    def __init__(self, connection: Connection) -> None:
         self.connection = connection
 
     async def now(self) -> datetime:
         """The database's clock."""
         now: datetime = await self.connection.fetchval(_SQL["now"])
         return now
+
+    async def recall(self, project: str, request: Message, request_id: str) -> bytes | None:
+        """The answer that this request got before, or None; its id stays locked."""
+        return await idempotency.recall(
+            self.connection,
+            project=project,
+            method=request.DESCRIPTOR.name,
+            request_id=request_id,
+            fingerprint=idempotency.fingerprint(request),
+        )
+
+    async def remember(
+        self, project: str, request: Message, request_id: str, response: bytes
+    ) -> None:
+        """Keeps the answer to a request."""
+        await idempotency.remember(
+            self.connection,
+            project=project,
+            method=request.DESCRIPTOR.name,
+            request_id=request_id,
+            response=response,
+        )
 
     # Usage
 
@@ -74,9 +98,7 @@ class Unit:
         self, project: str, *, dataset_bytes: int = 0, artifact_bytes: int = 0
     ) -> None:
         """Adds to what a project keeps; negative frees."""
-        await self.connection.execute(
-            _SQL["change_usage"], project, dataset_bytes, artifact_bytes
-        )
+        await self.connection.execute(_SQL["change_usage"], project, dataset_bytes, artifact_bytes)
 
     async def pending_bytes(self, project: str, *, besides_upload: str = "") -> int:
         """Bytes that are announced and may still come, besides one upload."""
@@ -123,7 +145,7 @@ class Unit:
         await self.connection.execute(_SQL["refuse_upload"], upload_id, document)
 
     async def expire_uploads(self, *, before: datetime) -> int:
-        """Gives up a hundred uploads whose time ended before a moment; their objects become garbage."""
+        """Gives up uploads, at most a hundred, whose time ended; their objects are garbage."""
         return len(await self.connection.fetch(_SQL["expire_uploads"], before))
 
     # Datasets
@@ -136,7 +158,7 @@ class Unit:
         trainable_row_count: int,
         stats: Stats,
     ) -> int:
-        """Writes the next version of a dataset, which it makes or revives, and returns its number."""
+        """Writes the next version of a new, living or deleted dataset; returns its number."""
         announced = upload.announced
         name = announced.name
         version: int = await self.connection.fetchval(
@@ -179,9 +201,7 @@ class Unit:
         self, project: str, *, before_position: int, count: int
     ) -> list[tuple[int, Dataset]]:
         """Datasets with their positions below one, newest first."""
-        rows = await self.connection.fetch(
-            _SQL["list_datasets"], project, before_position, count
-        )
+        rows = await self.connection.fetch(_SQL["list_datasets"], project, before_position, count)
         return await self._with_latest(project, rows)
 
     async def version(self, name: DatasetVersionName) -> tuple[Version, datetime | None] | None:
@@ -201,16 +221,14 @@ class Unit:
         return [_version(row) for row in rows]
 
     async def delete_dataset(self, name: DatasetName) -> datetime | None:
-        """Deletes a dataset: frees its bytes and gives its objects to the garbage. None when it was deleted."""
+        """Deletes a dataset, frees its bytes, gives up its objects; None if it is deleted."""
         delete_time: datetime | None = await self.connection.fetchval(
             _SQL["delete_dataset"], name.project, name.dataset
         )
         if delete_time is None:
             return None
         rows = await self.connection.fetch(_SQL["delete_versions"], name.project, name.dataset)
-        await self.change_usage(
-            name.project, dataset_bytes=-sum(row["size_bytes"] for row in rows)
-        )
+        await self.change_usage(name.project, dataset_bytes=-sum(row["size_bytes"] for row in rows))
         await self.add_garbage([row["object_key"] for row in rows])
         return delete_time
 
@@ -285,7 +303,7 @@ class Unit:
     async def put_artifact_file(
         self, name: ArtifactName, *, run: RunName, base_model: str, file: ArtifactFile
     ) -> None:
-        """Writes a file of an artifact, which its first file makes; it takes the place of its like."""
+        """Writes a file of an artifact, in the place of its like; the first one makes it."""
         await self.connection.execute(
             _SQL["put_artifact"], name.project, name.artifact, str(run), base_model
         )
@@ -317,11 +335,9 @@ class Unit:
         return await self._with_files(project, rows)
 
     async def delete_artifact(self, artifact: Artifact) -> None:
-        """Deletes a hub entry: frees its bytes and gives its objects to the garbage."""
+        """Deletes a hub entry, frees its bytes and gives up its objects."""
         name = artifact.name
-        gone = await self.connection.fetchrow(
-            _SQL["delete_artifact"], name.project, name.artifact
-        )
+        gone = await self.connection.fetchrow(_SQL["delete_artifact"], name.project, name.artifact)
         if gone is not None:
             await self.change_usage(name.project, artifact_bytes=-artifact.size_bytes)
             await self.add_garbage([file.object_key for file in artifact.files])

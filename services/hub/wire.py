@@ -3,19 +3,19 @@
 from datetime import datetime
 from typing import Final, assert_never
 
-from corpus.formats import Format
 from google.protobuf.timestamp_pb2 import Timestamp
+
+from corpus.formats import Format
+from hub.domain.artifacts import Artifact, ArtifactFile, ArtifactKind
+from hub.domain.datasets import Dataset, Stats, Version
+from hub.domain.models import Model, ModelFile
+from hub.domain.quota import Quota, Usage
 from lexicon.faults import Fault, FaultCode
 from lexicon.names import DatasetName
 from objects.keys import key_of, uri_of
 from tunesmith.api.artifact.v1 import artifact_pb2
 from tunesmith.api.dataset.v1 import dataset_pb2
 from tunesmith.api.model.v1 import model_pb2
-
-from hub.domain.artifacts import Artifact, ArtifactFile, ArtifactKind
-from hub.domain.datasets import Dataset, Stats, Version
-from hub.domain.models import Model, ModelFile
-from hub.domain.quota import Quota, Usage
 
 _KINDS: Final = {
     artifact_pb2.ARTIFACT_KIND_LORA_ADAPTER: ArtifactKind.LORA_ADAPTER,

@@ -115,15 +115,21 @@ SELECT * FROM leases WHERE end_time IS NULL AND expire_time < clock_timestamp() 
 SELECT run FROM leases WHERE end_time IS NULL AND kind = 'TRAIN' ORDER BY lease_id;
 
 -- name: candidates
-SELECT t.run, t.kind, r.priority, t.queue_time, r.plan, r.project,
-    (SELECT count(*) FROM tasks o WHERE o.project = t.project AND o.state = 'LEASED' AND o.kind = 'TRAIN')
-        AS running_count
-FROM tasks t
-JOIN runs r ON r.name = t.run
-WHERE t.state = 'QUEUED' AND t.kind = $1 AND t.tier = $2 AND t.not_before <= clock_timestamp()
-    AND r.plan <> ALL ($3::text[])
-ORDER BY r.priority DESC, t.queue_time, t.run
-LIMIT $4;
+WITH limits AS (
+    SELECT plan, concurrency_limit FROM unnest($3::text[], $4::int[]) AS l (plan, concurrency_limit)
+), waiting AS (
+    SELECT t.run, t.kind, r.priority, t.queue_time, coalesce(l.concurrency_limit, 0) AS concurrency_limit,
+        (SELECT count(*) FROM tasks o WHERE o.project = t.project AND o.state = 'LEASED' AND o.kind = 'TRAIN')
+            AS running_count
+    FROM tasks t
+    JOIN runs r ON r.name = t.run
+    LEFT JOIN limits l ON l.plan = r.plan
+    WHERE t.state = 'QUEUED' AND t.kind = $1 AND t.tier = $2 AND t.not_before <= clock_timestamp()
+)
+SELECT * FROM waiting
+WHERE kind = 'EXPORT' OR running_count < concurrency_limit
+ORDER BY priority DESC, queue_time, run
+LIMIT $5;
 
 -- name: lock_project
 INSERT INTO projects (project) VALUES ($1) ON CONFLICT (project) DO UPDATE SET project = excluded.project;

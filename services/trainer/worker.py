@@ -18,10 +18,11 @@ from lexicon.faults import Fault, FaultCode, Stage
 from lexicon.names import RunName
 from objects import transfer
 from objects.modelhub import ModelHub
-from trainer import outputs, wire
+from trainer import node, outputs, wire
 from trainer.child import Child
 from trainer.config import Config
 from trainer.domain.plan import Base, TrainPlan
+from trainer.domain.temperature import Thermostat
 from trainer.pipe import (
     CheckpointWritten,
     Failed,
@@ -34,6 +35,7 @@ from trainer.pipe import (
     StepTaken,
     Warned,
 )
+from trainer.thermal import ThermalGuard, limits
 from tunesmith.api.run.v1 import run_pb2
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2
 
@@ -79,6 +81,8 @@ class Trainer:
             await asyncio.wait({work, aborted}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 log.info("run_aborted", run=session.lease.run)
+                # Before anything is tidied up: the device must be free within a second.
+                await self.close()
         finally:
             for task in (work, aborted):
                 task.cancel()
@@ -87,14 +91,17 @@ class Trainer:
             await self._let_go(session)
 
     async def ready(self) -> None:
-        """Start the child ahead of the first lease, and wait until it has its libraries."""
+        """Sweep up after an earlier process of this node, and have a child ready for a lease."""
+        runs = self._config.work_dir / "runs"
+        await asyncio.to_thread(shutil.rmtree, runs, ignore_errors=True)
         with suppress(Fault):
             await self._ready_child()
 
     async def close(self) -> None:
         """End the child."""
-        if self._child is not None:
-            await self._child.kill()
+        child, self._child = self._child, None
+        if child is not None:
+            await child.kill()
 
     async def _work(self, session: LeaseSession) -> None:
         task = _Task(session=session, folder=self._run_folder(session.lease))
@@ -132,8 +139,15 @@ class Trainer:
     async def _drive(self, child: Child, plan: TrainPlan, task: "_Task") -> Finished:
         """Give the plan to the child and pass on what it says until it has ended."""
         uploader = outputs.CheckpointUploader(task.session, keep_count=plan.checkpoint_keep_count)
+        guard = ThermalGuard(
+            task.session,
+            child,
+            Thermostat(limits=limits(task.session.lease.train.training)),
+            node.temperature_celsius,
+        )
         side_tasks = [
             asyncio.create_task(uploader.run()),
+            asyncio.create_task(guard.run()),
             asyncio.create_task(self._pass_finish_on(child, task.session)),
         ]
         try:
@@ -141,6 +155,9 @@ class Trainer:
                 if isinstance(message, Finished):
                     return message
                 await self._pass_on(message, task, uploader)
+        except Fault as fault:
+            # The guard ends the child, which then looks like one that died by itself.
+            raise guard.fault or fault from fault
         finally:
             for side_task in side_tasks:
                 side_task.cancel()
@@ -187,10 +204,8 @@ class Trainer:
 
     async def _let_go(self, session: LeaseSession) -> None:
         """Free the device unless the child is idle and warm, and delete what the run left."""
-        child = self._child
-        if child is not None and (session.aborted.is_set() or not child.idle):
-            await child.kill()
-            self._child = None
+        if self._child is not None and not self._child.idle:
+            await self.close()
         await asyncio.to_thread(shutil.rmtree, self._run_folder(session.lease), ignore_errors=True)
 
     async def _fetch(self, task: work_pb2.TrainTask, folder: Path) -> Files:

@@ -9,15 +9,13 @@ from billing.domain.timeline import Clock, Ending, Fact, Outcome, Phase
 START = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 RUN = "projects/acme/runs/run-1"
 
-COMPLETED = Outcome(
-    ending=Ending.COMPLETED, refundable=True, fault_code="", fault_refundable=False
-)
-CANCELLED = Outcome(
-    ending=Ending.CANCELLED, refundable=True, fault_code="", fault_refundable=False
-)
+COMPLETED = Outcome(ending=Ending.COMPLETED, refundable=True, fault_code="", fault_refundable=False)
+CANCELLED = Outcome(ending=Ending.CANCELLED, refundable=True, fault_code="", fault_refundable=False)
 
 
-def failed(*, refundable: bool = True, code: str = "RUNTIME_GPU_OOM", code_refundable: bool = True) -> Outcome:
+def failed(
+    *, refundable: bool = True, code: str = "RUNTIME_GPU_OOM", code_refundable: bool = True
+) -> Outcome:
     """A failure; `refundable` is the run's verdict, `code_refundable` that of the code alone."""
     return Outcome(
         ending=Ending.FAILED,

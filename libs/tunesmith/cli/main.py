@@ -16,7 +16,7 @@ from tunesmith.api.artifact.v1 import artifact_pb2
 from tunesmith.api.work.v1 import work_pb2
 from tunesmith.cli import billing, datasets, output, runs
 from tunesmith.cli.progress import bars
-from tunesmith.cli.session import Edge, Json, Yes, confirm, connected, settings
+from tunesmith.cli.session import Edge, Json, Yes, confirm, connected, is_interactive, settings
 from tunesmith.client import Client
 from tunesmith.credentials import Credentials, default_file, save
 from tunesmith.errors import InputError
@@ -197,7 +197,7 @@ def _add(point: EntryPoint) -> None:
 
 
 def _asked(question: str, *, name: str, is_secret: bool = False) -> str:
-    if not sys.stdin.isatty():
+    if not is_interactive():
         raise InputError("INPUT_FIELD_MISSING", f"{question}: missing.", remedy=f"Add {name}.")
     return Prompt.ask(question, password=is_secret, console=output.error_console())
 

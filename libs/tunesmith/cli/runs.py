@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import UTC, datetime
 from typing import Annotated, cast
 
@@ -21,6 +20,7 @@ from tunesmith.cli.session import (
     Yes,
     confirm,
     connected,
+    is_interactive,
     settings,
 )
 from tunesmith.cli.spec import SpecFlags, changes_of, takes_spec, to_spec
@@ -259,7 +259,7 @@ def _attested(spec: spec_pb2.RunSpec, *, yes: bool) -> spec_pb2.RunSpec:
     """Ask for the two attestations where somebody is there; the platform refuses without them."""
     attestations = spec.attestations
     has_both = attestations.dataset_rights and attestations.model_license
-    if has_both or yes or settings().as_json or not sys.stdin.isatty():
+    if has_both or yes or settings().as_json or not is_interactive():
         return spec
     screen = output.error_console()
     attestations.dataset_rights = attestations.dataset_rights or Confirm.ask(

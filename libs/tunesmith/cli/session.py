@@ -67,7 +67,7 @@ def confirm(question: str, *, yes: bool) -> None:
     """
     if yes:
         return
-    if _SETTINGS.as_json or not sys.stdin.isatty():
+    if _SETTINGS.as_json or not is_interactive():
         raise InputError(
             "INPUT_FIELD_MISSING",
             f"{question} Nobody is here to answer.",
@@ -77,6 +77,11 @@ def confirm(question: str, *, yes: bool) -> None:
     if not Confirm.ask(question, console=screen, default=False):
         screen.print("Nothing was done.")
         raise typer.Exit(0)
+
+
+def is_interactive() -> bool:
+    """Whether somebody is there to answer questions."""
+    return sys.stdin.isatty()
 
 
 class Edge(TyperGroup):

@@ -1,11 +1,12 @@
 """The double-entry ledger: credits move between accounts by transfers that are only ever appended.
 
-A project has three accounts: `available` (free to use), `held` (reserved by runs) and `spent` (charged). New credits
-come from the one platform account `platform/grants`, whose balance is minus what was ever granted. A transfer takes
-its amount from one account and puts it into another, so all balances together are always zero.
+A project has three accounts: `available` (free to use), `held` (reserved by runs) and `spent`
+(charged). New credits come from the one platform account `platform/grants`, whose balance is minus
+what was ever granted. A transfer takes its amount from one account and puts it into another, so all
+balances together are always zero.
 
-There is no account for the platform's revenue: it is the sum of the `spent` accounts, and a single row for it would
-be a lock on which the charges of all projects wait for each other.
+There is no account for the platform's revenue: it is the sum of the `spent` accounts, and a single
+row for it would be a lock on which the charges of all projects wait for each other.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,7 +21,8 @@ GRANTS_ACCOUNT: Final = "platform/grants"
 
 MICROS_PER_CREDIT: Final = 1_000_000
 
-# The largest amount of one transfer: a billion credits. It keeps every sum far inside a signed 64-bit column.
+# The largest amount of one transfer: a billion credits. It keeps every sum far inside a signed
+# 64-bit column.
 MAX_AMOUNT_MICROS: Final = 10**9 * MICROS_PER_CREDIT
 
 
@@ -137,8 +139,8 @@ def apply(balances: Mapping[str, int], transfers: Iterable[Transfer]) -> dict[st
     """Returns the balances after transfers.
 
     Raises:
-        Fault: BILLING_FUNDS_INSUFFICIENT when a hold asks for more than is available. Any other account going
-            below zero is a mistake of ours and ends in an assertion.
+        Fault: BILLING_FUNDS_INSUFFICIENT when a hold asks for more than is available. Any other
+            account going below zero is a mistake of ours and ends in an assertion.
     """
     after = dict(balances)
     for transfer in transfers:

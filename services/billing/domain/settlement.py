@@ -1,8 +1,9 @@
-"""The bill of a run: what is reserved at submission, and what is charged, given back and refunded at its end.
+"""The bill of a run: what is reserved, and what is charged, given back and refunded at its end.
 
-The charge is whole billable minutes times the rate told at submission (A1), never more than was reserved. What
-was not charged is released. A failure that the platform answers for is then refunded in full as an entry of its
-own, so that charge and refund can both be seen (A2); a cancellation never is.
+The charge is whole billable minutes times the rate told at submission (A1), never more than was
+reserved. What was not charged is released. A failure that the platform answers for is then refunded
+in full as an entry of its own, so that charge and refund can both be seen (A2); a cancellation
+never is.
 """
 
 from dataclasses import dataclass
@@ -46,8 +47,8 @@ def hold_transfer(hold: Hold, *, event_time: datetime) -> Transfer:
         project=hold.project,
         amount_micros=hold.amount_micros,
         reason=(
-            f"Reserved for the run: at most {_minutes_text(hold.maximum_minutes)} on {hold.gpu_tier} at "
-            f"{credits_text(hold.rate_micros_per_minute)} credits a minute. What is not used comes back."
+            f"Reserved for the run: at most {_minutes_text(hold.maximum_minutes)} on "
+            f"{hold.gpu_tier} at {_rate_text(hold)}. What is not used comes back."
         ),
         event_time=event_time,
     )
@@ -76,7 +77,7 @@ def charged_minutes(hold: Hold, timeline: Timeline) -> int:
 def settle(
     hold: Hold, timeline: Timeline, outcome: Outcome, *, event_time: datetime
 ) -> tuple[Transfer, ...]:
-    """The entries that end a run: a charge, maybe of nothing; what comes free; a refund where one is owed."""
+    """The entries that end a run: a charge, maybe of nothing; the rest; a refund if owed."""
     minutes = charged_minutes(hold, timeline)
     charge_micros = minutes * hold.rate_micros_per_minute
 
@@ -163,7 +164,7 @@ def _capture_reason(hold: Hold, timeline: Timeline, outcome: Outcome) -> str:
     if minutes == 0 and timeline.billable_minutes == 0:
         return f"Charged nothing: the run trained for {time}, and only whole minutes are charged."
     sentence = (
-        f"Charged {_minutes_text(minutes)} at {credits_text(hold.rate_micros_per_minute)} credits a minute: "
+        f"Charged {_minutes_text(minutes)} at {_rate_text(hold)}: "
         f"the run trained for {time}, rounded down to whole minutes."
     )
     if minutes < timeline.billable_minutes:
@@ -179,10 +180,12 @@ def _kept_reason(outcome: Outcome) -> str:
         return ""
     if outcome.fault_refundable:
         return (
-            f" Not refunded: the run failed with {outcome.fault_code}, and the platform does not vouch for "
-            "its model, as was agreed to at submission."
+            f" Not refunded: the run failed with {outcome.fault_code}, and the platform does not "
+            "vouch for its model, as was agreed to at submission."
         )
-    return f" Not refunded: the run failed with {outcome.fault_code}, whose cause lies in its inputs."
+    return (
+        f" Not refunded: the run failed with {outcome.fault_code}, whose cause lies in its inputs."
+    )
 
 
 def _release_reason(charge_micros: int) -> str:
@@ -194,7 +197,12 @@ def _release_reason(charge_micros: int) -> str:
 def _refund_reason(outcome: Outcome, charge_micros: int) -> str:
     if charge_micros == 0:
         return f"Refund for a run that failed with {outcome.fault_code}: nothing had been charged."
-    return f"Refunded in full: the run failed with {outcome.fault_code}, which the platform answers for."
+    code = outcome.fault_code
+    return f"Refunded in full: the run failed with {code}, which the platform answers for."
+
+
+def _rate_text(hold: Hold) -> str:
+    return f"{credits_text(hold.rate_micros_per_minute)} credits a minute"
 
 
 def _minutes_text(minutes: int) -> str:

@@ -1,8 +1,9 @@
 """The timeline of a run: its events as intervals, each with whether it is charged and why.
 
-Only the clock's events make time billable: it starts with the first optimizer step of an attempt (A3), stops when
-the adapter is stored (A4), pauses while a GPU cools (A7), and what a lost attempt did after its last checkpoint is
-void (A6). Where events contradict each other, the reading that charges less is taken.
+Only the clock's events make time billable: it starts with the first optimizer step of an attempt
+(A3), stops when the adapter is stored (A4), pauses while a GPU cools (A7), and what a lost attempt
+did after its last checkpoint is void (A6). Where events contradict each other, the reading that
+charges less is taken.
 
 All arithmetic is in whole microseconds since 1970, the resolution of the database's clock.
 """
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from itertools import pairwise
 from typing import Final
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -163,14 +165,17 @@ class _ClockTape:
         if self.since is not None and attempt == self.attempt:
             return
         if self.since is not None:
-            # Another attempt took over and nobody said that the first was lost: it is not charged (A6).
+            # Another attempt took over and nobody said that the first was lost: it is not charged
+            # (A6).
             self.void.append(_Span(start=self._from(at), end=at, attempt=self.attempt))
         self.close(at)
         self.since, self.started, self.attempt = at, at, attempt
 
     def close(self, at: int) -> None:
         if self.since is not None:
-            self.running.append(_Span(start=self.since, end=max(self.since, at), attempt=self.attempt))
+            self.running.append(
+                _Span(start=self.since, end=max(self.since, at), attempt=self.attempt)
+            )
         if self.paused_since is not None:
             end = max(self.paused_since, at)
             self.paused.append(_Span(start=self.paused_since, end=end, label=self.pause_reason))
@@ -230,7 +235,7 @@ def _cut(ordered: Sequence[Fact], tape: _ClockTape, life: _Span) -> list[Interva
     moments |= {edge for span in spans for edge in (span.start, span.end)} | {life.start, life.end}
     edges = sorted(moment for moment in moments if life.start <= moment <= life.end)
     pieces = []
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in pairwise(edges):
         pieces.append(_judge(_Span(start=begin, end=end), ordered, tape))
     return pieces
 

@@ -71,7 +71,9 @@ def read_adapter(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
             replacements[bare.replace(".modules_to_save.default.", ".")] = name
     return Adapter(
         base_model=str(config.get("base_model_name_or_path") or ""),
-        deltas=tuple(_delta(config, module, found, shapes) for module, found in sorted(parts.items())),
+        deltas=tuple(
+            _delta(config, module, found, shapes) for module, found in sorted(parts.items())
+        ),
         replacements=replacements,
     )
 
@@ -106,7 +108,12 @@ def _delta(
     if a is None or b is None:
         _invalid(f"{module} lacks one of its two factors")
     a_shape, b_shape = shapes[a], shapes[b]
-    if len(a_shape) != 2 or len(b_shape) != 2 or a_shape[0] != b_shape[1] or not 1 <= a_shape[0] <= MAX_RANK:
+    if (
+        len(a_shape) != 2
+        or len(b_shape) != 2
+        or a_shape[0] != b_shape[1]
+        or not 1 <= a_shape[0] <= MAX_RANK
+    ):
         _invalid(f"the factors of {module} do not fit each other")
     return MatrixDelta(
         target=f"{module}.weight",
@@ -121,7 +128,9 @@ def _delta(
 
 def _unmapped(reason: str, *, name: str) -> NoReturn:
     raise Fault(
-        FaultCode.EXPORT_TENSOR_UNMAPPED, f"The adapter cannot be merged: {reason} ({name}).", tensor=name
+        FaultCode.EXPORT_TENSOR_UNMAPPED,
+        f"The adapter cannot be merged: {reason} ({name}).",
+        tensor=name,
     )
 
 

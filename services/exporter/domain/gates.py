@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from lexicon.faults import Fault, FaultCode
 from numpy.typing import NDArray
 
 from exporter.domain.quantization import Quantization, TensorType
+from lexicon.faults import Fault, FaultCode
 
 # Mean divergence from the adapter, in nats per token, up to which a mix is sound without a further look.
 # Ten times what sound exports of a 3 M-parameter model showed, where quantisation hurts most.

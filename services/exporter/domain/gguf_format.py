@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, NoReturn
 
-from lexicon.faults import Fault, FaultCode
-
 from exporter.domain.quantization import TensorType
+from lexicon.faults import Fault, FaultCode
 
 MAGIC: Final = b"GGUF"
 VERSION: Final = 3
@@ -144,7 +143,9 @@ class Header:
         if entry is None:
             return default
         if entry.kind is ValueKind.ARRAY:
-            return max((int(value) for value in entry.items if not isinstance(value, str)), default=default)
+            return max(
+                (int(value) for value in entry.items if not isinstance(value, str)), default=default
+            )
         value = entry.scalar
         return default if isinstance(value, str) else int(value)
 
@@ -166,7 +167,10 @@ def parse_header(data: bytes | memoryview, *, file_bytes: int) -> Header:
 
 
 def encode_header(
-    metadata: Sequence[Metadata], tensors: Sequence[TensorInfo], *, alignment: int = DEFAULT_ALIGNMENT
+    metadata: Sequence[Metadata],
+    tensors: Sequence[TensorInfo],
+    *,
+    alignment: int = DEFAULT_ALIGNMENT,
 ) -> bytes:
     """Returns the bytes of a header, padded to where the tensor data starts."""
     parts = [MAGIC, _U32.pack(VERSION), _U64.pack(len(tensors)), _U64.pack(len(metadata))]

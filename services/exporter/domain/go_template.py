@@ -240,10 +240,14 @@ def _print(node: _Node, value: Any, scope: _Scope) -> None:
 
 
 def _run_choice(node: _Node, value: Any, dot: Any, scope: _Scope) -> None:
-    scope.variables.append({name: value for name in node.names})
+    scope.variables.append(dict.fromkeys(node.names, value))
     try:
         chosen = bool(value)
-        _run(node.body if chosen else node.other, value if chosen and node.kind == "with" else dot, scope)
+        _run(
+            node.body if chosen else node.other,
+            value if chosen and node.kind == "with" else dot,
+            scope,
+        )
     finally:
         scope.variables.pop()
 

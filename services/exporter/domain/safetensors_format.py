@@ -118,7 +118,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _span(name: str, entry: Any, data_start: int) -> TensorSpan:
     match entry:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [start, end]} if len(entry) == 3:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [start, end]} if (
+            len(entry) == 3
+        ):
             numbers = [*shape, start, end]
         case _:
             _refuse("an entry is not a tensor")

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from lexicon.faults import Fault
-
 from exporter.domain import go_template
+from lexicon.faults import Fault
 
 Message = tuple[str, str]
 Render = Callable[[Sequence[Message], bool], str]
@@ -43,7 +42,14 @@ PROBES: Final[tuple[tuple[Message, ...], ...]] = (
         ("assistant", "Seen 🙂"),
         ("user", "Thanks"),
     ),
-    (("system", "A"), ("user", "B"), ("assistant", "C"), ("user", "D"), ("assistant", "E"), ("user", "F")),
+    (
+        ("system", "A"),
+        ("user", "B"),
+        ("assistant", "C"),
+        ("user", "D"),
+        ("assistant", "E"),
+        ("user", "F"),
+    ),
 )
 
 
@@ -120,9 +126,7 @@ def go_source(marks: Marks) -> str:
         )
     elif marks.system_place in {"first-user", "last-user"}:
         condition = "$first" if marks.system_place == "first-user" else "$last"
-        inside = (
-            f"{{{{ if and {condition} $.System }}}}{{{{ $.System }}}}{_literal(marks.system_end)}{{{{ end }}}}"
-        )
+        inside = f"{{{{ if and {condition} $.System }}}}{{{{ $.System }}}}{_literal(marks.system_end)}{{{{ end }}}}"
     return (
         f"{opening}{{{{ $first := true }}}}{{{{ range $i, $_ := .Messages }}}}"
         "{{ $last := eq (len (slice $.Messages $i)) 1 }}"
@@ -180,9 +184,7 @@ def _with_system(render: Render, marks: Marks) -> Marks:
     longer = [("system", _SYSTEM), ("user", _FIRST), ("assistant", _ANSWER), ("user", _SECOND)]
     text = _try(render, longer, True) or ""
     is_last = text.find(_SYSTEM) > text.find(_ANSWER)
-    return replace(
-        marks, system_place="last-user" if is_last else "first-user", system_end=between
-    )
+    return replace(marks, system_place="last-user" if is_last else "first-user", system_end=between)
 
 
 def _try(render: Render, messages: Sequence[Message], add_prompt: bool) -> str | None:

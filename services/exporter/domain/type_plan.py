@@ -106,7 +106,9 @@ def may_quantize(tensor: TensorShape) -> bool:
     """Tells whether a tensor is ever stored in another type: matrices of weights that are not norms."""
     name = tensor.name
     # ggml ignores trailing dimensions of size 1 when it counts them.
-    real_dimensions = max((i + 1 for i, size in enumerate(tensor.dimensions) if size > 1), default=1)
+    real_dimensions = max(
+        (i + 1 for i, size in enumerate(tensor.dimensions) if size > 1), default=1
+    )
     if real_dimensions < 2 or not name.endswith("weight") or name in _KEPT_NAMES:
         return False
     return not any(part in name for part in _KEPT_PARTS)

@@ -6,10 +6,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
+from hub.domain.labels import label, sha256_text
 from lexicon.faults import Fault, FaultCode
 from lexicon.names import ArtifactName, RunName
-
-from hub.domain.labels import label, sha256_text
 
 # `Q4_K_M`, `IQ4_XS`, `F16` and their like.
 _QUANTIZATION: Final = re.compile(r"[A-Z0-9_]{0,16}", re.ASCII)

@@ -6,15 +6,15 @@ from enum import StrEnum
 from typing import Final
 
 from corpus.formats import Format, Inspection
+from hub.domain.labels import did_you_mean, label, sha256_text
 from lexicon.faults import Fault, FaultCode
 from lexicon.names import DatasetName, DatasetVersionName
-
-from hub.domain.labels import did_you_mean, label, sha256_text
 
 # 10 GiB: far above what adapters are trained on, small enough to be inspected within minutes.
 MAX_FILE_BYTES: Final = 10 << 30
 
-# How long after its URL has ended an upload may still be committed: the bytes may have come in time.
+# How long after its URL has ended an upload may still be committed: the bytes may have come in
+# time.
 COMMIT_GRACE_MINUTES: Final = 60
 
 
@@ -49,8 +49,9 @@ class Refusal:
 
     def as_fault(self) -> Fault:
         """The refusal as it was raised."""
-        metadata: dict[str, str | float] = dict(self.metadata)
-        return Fault(FaultCode(self.code), self.message, remedy=self.remedy, **metadata)
+        fault = Fault(FaultCode(self.code), self.message, remedy=self.remedy)
+        fault.metadata = dict(self.metadata)
+        return fault
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +146,7 @@ def check_arrival(upload: Upload, *, size_bytes: int, sha256: str) -> None:
     if (size_bytes, sha256) != (announced.size_bytes, announced.sha256):
         raise Fault(
             FaultCode.DATASET_CHECKSUM_MISMATCH,
-            f"The {size_bytes} bytes that arrived are not the {announced.size_bytes} that were announced.",
+            f"{size_bytes} bytes arrived that are not the {announced.size_bytes} announced ones.",
             expected_sha256=announced.sha256,
             actual_sha256=sha256,
         )

@@ -26,10 +26,12 @@ def label(text: str, *, field: str, default: str) -> str:
     """
     if not text:
         return default
-    if len(text) > MAX_LABEL_CHARACTERS or any(ord(each) < ord(" ") or each == "\x7f" for each in text):
+    if len(text) > MAX_LABEL_CHARACTERS or any(
+        ord(each) < ord(" ") or each == "\x7f" for each in text
+    ):
         raise Fault(
             FaultCode.INPUT_FIELD_INVALID,
-            f"{field} must have at most {MAX_LABEL_CHARACTERS} characters and no control characters.",
+            f"{field} must have at most {MAX_LABEL_CHARACTERS} characters, none of them control.",
             field=field,
         )
     return text

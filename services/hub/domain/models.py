@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 from lexicon.faults import Fault, FaultCode
 from lexicon.names import ModelName
 
-# The addresses of the public model hub. Only the id inside such a URL is used, never the URL itself: what is
-# fetched later is always asked of the configured hub.
+# The addresses of the public model hub. Only the id inside such a URL is used, never the URL
+# itself: what is fetched later is always asked of the configured hub.
 HUB_HOSTS: Final = frozenset({"huggingface.co", "www.huggingface.co", "hf.co"})
 
 DEFAULT_REVISION: Final = "main"
@@ -55,7 +55,7 @@ class ModelFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A base model of the catalog, of a project, or (without a name) one known only to the model hub."""
+    """A base model; without a name it is one that only the model hub knows."""
 
     name: ModelName | None
     model_id: str

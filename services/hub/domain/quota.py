@@ -31,8 +31,8 @@ def check_dataset_room(usage: Usage, quota: Quota, *, pending_bytes: int, new_by
     if new_bytes > free_bytes:
         raise Fault(
             FaultCode.QUOTA_DATASETS_EXCEEDED,
-            f"The file has {new_bytes} bytes, and {free_bytes} of the {quota.dataset_bytes} bytes for "
-            "datasets are free.",
+            f"The file has {new_bytes} bytes; of the {quota.dataset_bytes} bytes for datasets "
+            f"{free_bytes} are free.",
             required_bytes=new_bytes,
             free_bytes=free_bytes,
             quota_bytes=quota.dataset_bytes,
@@ -49,8 +49,8 @@ def check_artifact_room(usage: Usage, quota: Quota, *, new_bytes: int) -> None:
     if new_bytes > free_bytes:
         raise Fault(
             FaultCode.QUOTA_ARTIFACTS_EXCEEDED,
-            f"The file has {new_bytes} bytes, and {free_bytes} of the {quota.artifact_bytes} bytes for "
-            "artifacts are free.",
+            f"The file has {new_bytes} bytes; of the {quota.artifact_bytes} bytes for artifacts "
+            f"{free_bytes} are free.",
             required_bytes=new_bytes,
             free_bytes=free_bytes,
             quota_bytes=quota.artifact_bytes,

@@ -88,9 +88,9 @@ def read(folder: Path, *, run: str, fingerprint: str) -> tuple[Progress, dict[st
     Raises:
         Fault: STATE_CHECKPOINT_INVALID for anything but a whole checkpoint of the same run.
     """
-    foreign = sorted(path.name for path in folder.iterdir() if path.name not in FILE_NAMES)
-    if foreign:
-        raise _invalid(folder, f"unexpected file {foreign[0]}")
+    names = sorted(path.name for path in folder.iterdir())
+    if names != sorted(FILE_NAMES):
+        raise _invalid(folder, f"it must hold {' and '.join(FILE_NAMES)}, but holds {names}")
     manifest = _manifest(folder)
     state = (folder / STATE_NAME).read_bytes()
     entry = manifest["files"][STATE_NAME]

@@ -35,7 +35,7 @@ from trainer.training import checkpoint, loop, rails, speech
 from trainer.training.adapter import require_changed, write_adapter
 from trainer.training.channel import Channel
 from trainer.training.dataset import Desk
-from trainer.training.validation import Validation, split
+from trainer.training.validation import BEST_PREFIX, Validation, split
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def _train(
     adapted.train()
     state = loop.begin(adapted, plan)
     desk, validation = split(plan, desk, arithmetic)
-    _resume(state, plan, validation)
+    _resume(state, plan, validation, channel)
     rows = desk.rows
     last: StepTaken | None = None
     steps = total_steps(plan, row_count=len(rows))
@@ -139,14 +139,21 @@ def _train(
     return last
 
 
-def _resume(state: loop.TrainState, plan: TrainPlan, validation: Validation) -> None:
+def _resume(
+    state: loop.TrainState, plan: TrainPlan, validation: Validation, channel: Channel
+) -> None:
+    """Continue from the plan's checkpoint; one that is not whole costs its steps, not the run."""
     if plan.checkpoint_folder is None:
         return
-    progress, tensors = checkpoint.read(
-        Path(plan.checkpoint_folder), run=plan.run, fingerprint=fingerprint(plan)
-    )
+    try:
+        progress, tensors = checkpoint.read(
+            Path(plan.checkpoint_folder), run=plan.run, fingerprint=fingerprint(plan)
+        )
+        loop.restore(state, {k: v for k, v in tensors.items() if not k.startswith(BEST_PREFIX)})
+    except Fault as fault:
+        warn(channel, fault.code, f"{fault.message}; training begins anew")
+        return
     validation.restore(progress, tensors)
-    loop.restore(state, {k: v for k, v in tensors.items() if not k.startswith("best/")})
     state.step = progress.step
     state.trained_token_count = progress.trained_token_count
     state.ladder = replace(state.ladder, micro_batch_size=progress.micro_batch_size)

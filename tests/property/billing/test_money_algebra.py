@@ -3,12 +3,12 @@
 import random
 from datetime import timedelta
 
-from billing.domain.ledger import EntryKind, apply, grant
-from billing.domain.settlement import bill_of, hold_transfer, is_refunded, settle
-from billing.domain.timeline import Clock, Ending, Fact, Outcome, Phase, outcome_of, timeline
 from hypothesis import given
 from hypothesis import strategies as st
 
+from billing.domain.ledger import EntryKind, apply, grant
+from billing.domain.settlement import bill_of, hold_transfer, is_refunded, settle
+from billing.domain.timeline import Clock, Ending, Fact, Outcome, Phase, outcome_of, timeline
 from tests.support.money import START, a_hold
 
 SECONDS = st.floats(min_value=-100, max_value=20_000, allow_nan=False)
@@ -117,9 +117,7 @@ def test_replayed_reordered_and_doubled_events_give_the_same_bill(
     end = outcome_of(facts)
     assert end == outcome_of(shuffled)
     assert end is not None
-    bills = [
-        settle(hold, timeline(each), end[0], event_time=end[1]) for each in (facts, shuffled)
-    ]
+    bills = [settle(hold, timeline(each), end[0], event_time=end[1]) for each in (facts, shuffled)]
     assert bills[0] == bills[1]
 
 

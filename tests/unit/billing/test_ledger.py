@@ -1,10 +1,12 @@
 """The ledger: transfers between accounts that sum to zero."""
 
 import pytest
+
 from billing.domain.ledger import (
     GRANTS_ACCOUNT,
     MAX_AMOUNT_MICROS,
     EntryKind,
+    Transfer,
     accounts_of,
     apply,
     credits_text,
@@ -13,17 +15,20 @@ from billing.domain.ledger import (
     run_transfer,
 )
 from lexicon.faults import Fault, FaultCode
-
 from tests.support.money import RUN, START
 
 
-def a_grant(amount_micros: int = 1_000_000):  # noqa: ANN201 - the type is the builder's own
+def a_grant(amount_micros: int = 1_000_000) -> Transfer:
     return grant(
-        project="acme", request_id="g1", amount_micros=amount_micros, reason="grant", event_time=START
+        project="acme",
+        request_id="g1",
+        amount_micros=amount_micros,
+        reason="grant",
+        event_time=START,
     )
 
 
-def a_transfer(kind: EntryKind, amount_micros: int):  # noqa: ANN201 - as above
+def a_transfer(kind: EntryKind, amount_micros: int) -> Transfer:
     return run_transfer(
         kind, run=RUN, project="acme", amount_micros=amount_micros, reason="r", event_time=START
     )

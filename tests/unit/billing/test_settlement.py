@@ -3,7 +3,6 @@
 from billing.domain.ledger import EntryKind, Transfer
 from billing.domain.settlement import bill_of, differences, hold_transfer, release_whole, settle
 from billing.domain.timeline import Clock, Outcome, timeline
-
 from tests.support.money import (
     CANCELLED,
     COMPLETED,

@@ -3,8 +3,8 @@
 from datetime import timedelta
 
 import pytest
-from billing.domain.timeline import Clock, Phase, Timeline, timeline
 
+from billing.domain.timeline import Clock, Phase, Timeline, timeline
 from tests.support.money import CANCELLED, COMPLETED, START, Story, a_run, a_training_run, failed
 
 
@@ -26,13 +26,11 @@ def billable(story: Story) -> float:
 
 
 def test_nothing_happened_is_an_empty_timeline() -> None:
-    assert timeline([]) == Timeline(
-        intervals=(), wall_micros=0, active_micros=0, billable_micros=0
-    )
+    assert timeline([]) == Timeline(intervals=(), wall_micros=0, active_micros=0, billable_micros=0)
 
 
 def test_only_the_time_between_first_step_and_stored_adapter_is_billable() -> None:
-    """A3, A4, 001-02, 001-03, 001-04: waiting and loading are free, training, saving and upload count."""
+    """A3, A4, 001-02, 001-03, 001-04: waiting and loading are free, the rest counts."""
     story = a_training_run(start=100).at(400).phase_is(Phase.SAVING).at(410).phase_is(Phase.UPLOAD)
     story = story.at(430).clock(Clock.STOPPED).phase_is(Phase.EXPORTING).at(500).ends(COMPLETED)
     assert told(story) == [
@@ -108,7 +106,9 @@ def test_another_attempt_that_starts_unannounced_voids_the_one_before() -> None:
 
 
 def test_stray_clock_events_charge_nothing() -> None:
-    story = a_run().at(5).clock(Clock.RESUMED).at(10).clock(Clock.STOPPED).at(20).clock(Clock.PAUSED)
+    story = (
+        a_run().at(5).clock(Clock.RESUMED).at(10).clock(Clock.STOPPED).at(20).clock(Clock.PAUSED)
+    )
     story = story.at(30).clock(Clock.VOIDED).at(40).clock(Clock.RESUMED)
     assert billable(story.at(500).ends(COMPLETED)) == 0
 

@@ -1,6 +1,7 @@
 """Keys of objects: hostile texts name nothing."""
 
 import pytest
+
 from lexicon.faults import Fault, FaultCode
 from objects.keys import check_key, key_of, uri_of
 

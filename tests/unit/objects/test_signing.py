@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
 
 import pytest
+
 from lexicon.faults import Fault, FaultCode
 from objects.signing import MAX_LIFETIME, UrlSigner
 
@@ -24,7 +25,9 @@ def split(url: str) -> tuple[str, str]:
     return parts.path, parts.query
 
 
-def refusal(signer: UrlSigner, method: str, path: str, query: str, now: datetime = NOW) -> FaultCode:
+def refusal(
+    signer: UrlSigner, method: str, path: str, query: str, now: datetime = NOW
+) -> FaultCode:
     with pytest.raises(Fault) as caught:
         signer.verify(method, path, query, now)
     return caught.value.code
@@ -123,9 +126,7 @@ def test_while_keys_rotate_the_first_signs_and_both_verify() -> None:
     assert rotating.verify("GET", old_path, old_query, NOW).key == KEY
     assert rotating.verify("GET", new_path, new_query, NOW).key == KEY
     assert a_signer(NEW_KEY).verify("GET", new_path, new_query, NOW).key == KEY
-    assert (
-        refusal(a_signer(NEW_KEY), "GET", old_path, old_query) is FaultCode.STORAGE_URL_INVALID
-    )
+    assert refusal(a_signer(NEW_KEY), "GET", old_path, old_query) is FaultCode.STORAGE_URL_INVALID
 
 
 @pytest.mark.parametrize("keys", [(), ("short",), (NEW_KEY, "")])

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from lexicon.faults import Fault, FaultCode
 from numpy.typing import NDArray
 
-from exporter import ggml
 from exporter.domain.adapter import Adapter, MatrixDelta
 from exporter.domain.gguf_format import TensorInfo
 from exporter.domain.layout import Placement, row_order
 from exporter.domain.quantization import TensorType
-from exporter.weights import GgufFile, SafetensorsFile, to_bfloat16_bits
+from exporter.engine import ggml
+from exporter.engine.weights import GgufFile, SafetensorsFile, to_bfloat16_bits
+from lexicon.faults import Fault, FaultCode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +128,8 @@ def _delta_change(
         a, b = np.ascontiguousarray(b.T), np.ascontiguousarray(a.T)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise Fault(
-            FaultCode.MODEL_WEIGHTS_INVALID, f"The adapter has numbers that are not finite in {delta.target}."
+            FaultCode.MODEL_WEIGHTS_INVALID,
+            f"The adapter has numbers that are not finite in {delta.target}.",
         )
     _require_shape(delta.target, (b.shape[0], a.shape[1]), _slice_shape(info, placement))
     order = row_order(b.shape[0], rotary_heads=placement.rotary_heads)
@@ -149,9 +150,7 @@ def _require_shape(target: str, found: tuple[int, ...], wanted: tuple[int, int])
         )
 
 
-def _merged(
-    base: NDArray[np.float32], change: Change, start: int, end: int
-) -> NDArray[np.float32]:
+def _merged(base: NDArray[np.float32], change: Change, start: int, end: int) -> NDArray[np.float32]:
     if change.replacement is not None:
         return change.replacement[start:end]
     assert change.a is not None and change.b is not None

@@ -5,19 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tokenizers import Tokenizer
+
 from corpus import chat
 from corpus.samples import Message as ChatMessage
 from corpus.samples import Role
-from lexicon.faults import Fault, FaultCode
-from tokenizers import Tokenizer
-
 from exporter.domain import go_template, template_synthesis
 from exporter.domain.bundle import stop_words
 from exporter.domain.gguf_format import Header, Metadata, string_value
 from exporter.domain.template_synthesis import Message
-from exporter.llama_model import LlamaModel
-from exporter.proof import Segment
-from exporter.weights import GgufFile
+from exporter.engine.llama_model import LlamaModel
+from exporter.engine.proof import Segment
+from exporter.engine.weights import GgufFile
+from lexicon.faults import Fault, FaultCode
 
 TEMPLATE_KEY: Final = "tokenizer.chat_template"
 # An answer to a held-out prompt may take this many tokens to come to its end.
@@ -67,7 +67,9 @@ def read_template(adapter_folder: Path, base: Header) -> TrainedTemplate:
     """
     tokenizer_path = adapter_folder / "tokenizer.json"
     if not tokenizer_path.is_file():
-        raise Fault(FaultCode.EXPORT_ADAPTER_MISSING, "The adapter came without its tokenizer.json.")
+        raise Fault(
+            FaultCode.EXPORT_ADAPTER_MISSING, "The adapter came without its tokenizer.json."
+        )
     template = chat.load(adapter_folder)
     tokenizer = Tokenizer.from_file(str(tokenizer_path))
     marks = template_synthesis.derive_marks(lambda m, p: _render(template, m, p))
@@ -77,7 +79,9 @@ def read_template(adapter_folder: Path, base: Header) -> TrainedTemplate:
         source, lambda m, p: _render(template, m, p), begin_token=begin
     ):
         source = None
-    special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+    special = [
+        token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special
+    ]
     return TrainedTemplate(
         template=template,
         tokenizer=tokenizer,
@@ -92,7 +96,10 @@ def read_template(adapter_folder: Path, base: Header) -> TrainedTemplate:
 
 def begin_token(base: Header) -> str:
     """The text of the token that runtimes put before every prompt, empty when they put none."""
-    tokens, add = base.metadata.get("tokenizer.ggml.tokens"), base.metadata.get("tokenizer.ggml.add_bos_token")
+    tokens, add = (
+        base.metadata.get("tokenizer.ggml.tokens"),
+        base.metadata.get("tokenizer.ggml.add_bos_token"),
+    )
     begin_id = base.number("tokenizer.ggml.bos_token_id", -1)
     is_sentencepiece = base.text("tokenizer.ggml.model") == "llama"
     adds = bool(add.scalar) if add else is_sentencepiece
@@ -101,7 +108,9 @@ def begin_token(base: Header) -> str:
     return str(tokens.items[begin_id])
 
 
-def prove_template(path: Path, trained: TrainedTemplate, segments: Sequence[Segment], model: LlamaModel) -> int:
+def prove_template(
+    path: Path, trained: TrainedTemplate, segments: Sequence[Segment], model: LlamaModel
+) -> int:
     """Compares token ids three ways and with the reference; returns the number of texts compared.
 
     The three: training tokenizer on the training template; llama.cpp on the template inside the GGUF;
@@ -121,11 +130,15 @@ def prove_template(path: Path, trained: TrainedTemplate, segments: Sequence[Segm
         compared += 1
     for probe, text in template_synthesis.probes_of(trained.render):
         wanted = trained.ids(text)
-        _require_equal(wanted, model.tokenize(_render(embedded, probe, True)), "the template in the GGUF")
+        _require_equal(
+            wanted, model.tokenize(_render(embedded, probe, True)), "the template in the GGUF"
+        )
         compared += 1
         if trained.go is not None:
             printed = go_template.render(trained.go, template_synthesis.ollama_data(probe))
-            _require_equal(wanted, model.tokenize(printed, add_special=True), "the Modelfile's template")
+            _require_equal(
+                wanted, model.tokenize(printed, add_special=True), "the Modelfile's template"
+            )
             compared += 1
     for segment in segments:
         _require_frame(trained, segment)
@@ -176,7 +189,11 @@ def _require_frame(trained: TrainedTemplate, segment: Segment) -> None:
     frame = trained.render([("user", word)], True)
     head, found, tail = frame.partition(word)
     prompt: str = trained.tokenizer.decode(segment.prompt, skip_special_tokens=False)
-    if not found or not prompt.startswith(head.rstrip()) or not prompt.rstrip().endswith(tail.strip()):
+    if (
+        not found
+        or not prompt.startswith(head.rstrip())
+        or not prompt.rstrip().endswith(tail.strip())
+    ):
         raise Fault(
             FaultCode.EXPORT_TEMPLATE_MISMATCH,
             "The chat template stored with the adapter is not the one that it was trained with.",
@@ -187,7 +204,11 @@ def _require_equal(wanted: list[int], found: list[int], where: str) -> None:
     if wanted == found:
         return
     place = next(
-        (index for index, pair in enumerate(zip(wanted, found, strict=False)) if pair[0] != pair[1]),
+        (
+            index
+            for index, pair in enumerate(zip(wanted, found, strict=False))
+            if pair[0] != pair[1]
+        ),
         min(len(wanted), len(found)),
     )
     raise Fault(

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from lexicon.faults import Fault, FaultCode
 from numpy.typing import NDArray
 
-from exporter import ggml
 from exporter.domain import gates
 from exporter.domain.gates import Closeness, Distributions, Figures
 from exporter.domain.quantization import Quantization
-from exporter.llama_model import LlamaModel
-from exporter.merge import MergedTensor
-from exporter.weights import GgufFile, SafetensorsFile
+from exporter.engine import ggml
+from exporter.engine.llama_model import LlamaModel
+from exporter.engine.merge import MergedTensor
+from exporter.engine.weights import GgufFile, SafetensorsFile
+from lexicon.faults import Fault, FaultCode
 
 REFERENCE_NAME: Final = "proof_reference.safetensors"
 REFERENCE_FORMAT: Final = "1"
@@ -75,7 +75,9 @@ def measure(model: LlamaModel, segments: list[Segment]) -> Figures:
     for segment in segments:
         logprobs = _next_token_logprobs(model, segment)
         rows = np.arange(len(logprobs))[:, None]
-        adapter_kl += gates.row_divergences(segment.adapter, logprobs[rows, segment.adapter.ids]).tolist()
+        adapter_kl += gates.row_divergences(
+            segment.adapter, logprobs[rows, segment.adapter.ids]
+        ).tolist()
         base_kl += gates.row_divergences(segment.base, logprobs[rows, segment.base.ids]).tolist()
         best = logprobs.argmax(axis=1)
         adapter_hits += int((best == segment.adapter.ids[:, 0]).sum())
@@ -86,7 +88,9 @@ def measure(model: LlamaModel, segments: list[Segment]) -> Figures:
     return Figures(
         adapter=Closeness(mean_kl=float(np.mean(adapter_kl)), top1_agreement=adapter_hits / count),
         base=Closeness(mean_kl=float(np.mean(base_kl)), top1_agreement=base_hits / count),
-        separation_kl=gates.separation(_joined(s.adapter for s in segments), _joined(s.base for s in segments)),
+        separation_kl=gates.separation(
+            _joined(s.adapter for s in segments), _joined(s.base for s in segments)
+        ),
         loss=float(np.mean(losses)),
         adapter_loss=float(np.mean(adapter_losses)),
         token_count=count,
@@ -102,16 +106,22 @@ def read_back(path: Path, tensors: Mapping[str, MergedTensor]) -> dict[str, floa
     errors: dict[str, float] = {}
     with GgufFile(path) as file:
         if file.by_name.keys() != tensors.keys():
-            raise Fault(FaultCode.EXPORT_VERIFY_MISMATCH, "The file's tensors are not those of the base.")
+            raise Fault(
+                FaultCode.EXPORT_VERIFY_MISMATCH, "The file's tensors are not those of the base."
+            )
         for info in file.header.tensors:
             count = min(info.row_count, ROWS_READ_BACK)
             # From the end of the tensor, where a cut or shifted file shows.
             first = info.row_count - count
             stored = ggml.decode(
-                file.raw(info, first_row=first, row_count=count), info.type, column_count=info.column_count
+                file.raw(info, first_row=first, row_count=count),
+                info.type,
+                column_count=info.column_count,
             )
             wanted = tensors[info.name].rows(first=first, count=count)
-            errors[info.name] = gates.require_sound_rows(info.name, info.type, wanted=wanted, stored=stored)
+            errors[info.name] = gates.require_sound_rows(
+                info.name, info.type, wanted=wanted, stored=stored
+            )
     return errors
 
 
@@ -134,7 +144,9 @@ def prove(
 
 def _next_token_logprobs(model: LlamaModel, segment: Segment) -> NDArray[np.float32]:
     if max(segment.tokens) >= model.token_count:
-        raise Fault(FaultCode.EXPORT_WRONG_BASE, "The reference holds tokens that the base does not have.")
+        raise Fault(
+            FaultCode.EXPORT_WRONG_BASE, "The reference holds tokens that the base does not have."
+        )
     rows = np.stack([row for _, row in model.logits(segment.tokens[:-1], segment.scored)])
     if not np.isfinite(rows).all():
         raise Fault(FaultCode.EXPORT_QUANTIZATION_BROKEN, "The export's logits are not finite.")
@@ -184,6 +196,11 @@ def _distributions(
 ) -> Distributions:
     ids = arrays[f"{model}_topk_ids"][rows].astype(np.int32)
     logprobs = arrays[f"{model}_topk_logprobs"][rows].astype(np.float32)
-    if ids.shape != logprobs.shape or ids.ndim != 2 or np.any(ids < 0) or not np.isfinite(logprobs).all():
+    if (
+        ids.shape != logprobs.shape
+        or ids.ndim != 2
+        or np.any(ids < 0)
+        or not np.isfinite(logprobs).all()
+    ):
         raise ValueError(f"the distributions of the {model} are impossible")
     return Distributions(ids=ids, logprobs=logprobs)

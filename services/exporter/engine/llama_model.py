@@ -10,8 +10,9 @@ from typing import Any, Final, Self
 
 import llama_cpp
 import numpy as np
-from lexicon.faults import Fault, FaultCode
 from numpy.typing import NDArray
+
+from lexicon.faults import Fault, FaultCode
 
 # Lines of llama.cpp's log that go into an error.
 LOG_LINES: Final = 40
@@ -55,7 +56,10 @@ class LlamaModel:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         llama_cpp.llama_model_free(self._model)
 

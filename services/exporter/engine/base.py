@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from lexicon.faults import Fault, FaultCode
 from numpy.typing import NDArray
 
 from exporter.domain.layout import Placement, find_placement
 from exporter.domain.quantization import TensorType
-from exporter.weights import Checkpoint, GgufFile, read_json, to_bfloat16_bits, to_float32
-from exporter.writer import disk_errors, reserve_disk, sync_folder
+from exporter.engine.weights import Checkpoint, GgufFile, read_json, to_bfloat16_bits, to_float32
+from exporter.engine.writer import disk_errors, reserve_disk, sync_folder
+from lexicon.faults import Fault, FaultCode
 
 # Changes whenever entries made before must not be used any more.
 CACHE_FORMAT: Final = 1
@@ -125,7 +125,7 @@ def _run_converter(source: Path, target: Path, vendor: Path, *, outtype: str, re
     view = target / "view"
     _make_view(source, view)
     command = [
-        sys.executable, "-m", "exporter.conversion_tool", "--vendor", str(vendor), "--model", str(view),
+        sys.executable, "-m", "exporter.engine.conversion_tool", "--vendor", str(vendor), "--model", str(view),
         "--outfile", str(target / GGUF_NAME), "--outtype", outtype, "--record", str(record),
     ]  # fmt: skip
     try:
@@ -141,7 +141,9 @@ def _run_converter(source: Path, target: Path, vendor: Path, *, outtype: str, re
     finally:
         shutil.rmtree(view, ignore_errors=True)
     if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or ["no output"]
+        lines = (
+            done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or ["no output"]
+        )
         raise Fault(
             FaultCode.MODEL_NOT_CONVERTIBLE,
             f"llama.cpp's converter refused the base model: {lines[-1][:300]}",
@@ -167,7 +169,16 @@ def _make_view(source: Path, view: Path) -> None:
 
 def _tool_environment() -> dict[str, str]:
     """No secret and no network for the tool; its caches are not ours to write into."""
-    kept = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "SYSTEMROOT")
+    kept = (
+        "PATH",
+        "PYTHONPATH",
+        "LD_LIBRARY_PATH",
+        "HOME",
+        "TMPDIR",
+        "LANG",
+        "LC_ALL",
+        "SYSTEMROOT",
+    )
     environment = {name: os.environ[name] for name in kept if name in os.environ}
     return environment | {
         "HF_HUB_OFFLINE": "1",

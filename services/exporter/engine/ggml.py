@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from lexicon.faults import Fault, FaultCode
 from numpy.typing import NDArray
 
 from exporter.domain.quantization import TensorType
-from exporter.weights import to_bfloat16_bits
+from exporter.engine.weights import to_bfloat16_bits
+from lexicon.faults import Fault, FaultCode
 
 _LIBRARY_NAMES: Final = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll")
 _DECODERS: Final = {
@@ -44,7 +44,13 @@ def encode(rows: NDArray[np.float32], tensor_type: TensorType) -> NDArray[np.uin
             encoded = np.empty((row_count, tensor_type.row_bytes(column_count)), np.uint8)
             source = np.ascontiguousarray(rows)
             written = library().ggml_quantize_chunk(
-                int(tensor_type), source.ctypes.data, encoded.ctypes.data, 0, row_count, column_count, None
+                int(tensor_type),
+                source.ctypes.data,
+                encoded.ctypes.data,
+                0,
+                row_count,
+                column_count,
+                None,
             )
             assert written == encoded.nbytes
             return encoded
@@ -88,7 +94,9 @@ def library() -> ctypes.CDLL:
     path = next((folder / name for name in _LIBRARY_NAMES if (folder / name).is_file()), None)
     if path is None:
         raise Fault(
-            FaultCode.RUNTIME_GGUF_EXPORT_FAILED, "llama-cpp-python carries no ggml library.", folder=str(folder)
+            FaultCode.RUNTIME_GGUF_EXPORT_FAILED,
+            "llama-cpp-python carries no ggml library.",
+            folder=str(folder),
         )
     loaded = ctypes.CDLL(str(path))
     try:

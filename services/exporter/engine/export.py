@@ -13,21 +13,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from lexicon.faults import Fault, FaultCode
-
-from exporter import proof, templates, writer
-from exporter.base import BaseModel, prepare_base
 from exporter.domain import bundle
 from exporter.domain.adapter import Adapter, read_adapter
 from exporter.domain.bundle import BundleFacts
 from exporter.domain.gates import Figures
 from exporter.domain.gguf_format import Header, string_value
 from exporter.domain.quantization import Quantization, TensorType, parse_quantization
-from exporter.llama_model import LlamaModel
-from exporter.merge import MergedTensor, merge_plan
+from exporter.engine import proof, templates, writer
+from exporter.engine.base import BaseModel, prepare_base
+from exporter.engine.llama_model import LlamaModel
+from exporter.engine.merge import MergedTensor, merge_plan
+from exporter.engine.weights import GgufFile, SafetensorsFile, read_json
+from exporter.engine.writer import Encode, FilePlan
 from exporter.pipe import Export, Exported, ProofFigures
-from exporter.weights import GgufFile, SafetensorsFile, read_json
-from exporter.writer import Encode, FilePlan
+from lexicon.faults import Fault, FaultCode
 
 WEIGHTS_NAME: Final = "adapter_model.safetensors"
 CONFIG_NAME: Final = "adapter_config.json"
@@ -100,7 +99,9 @@ def export(engine: Engine, job: Export, on_progress: OnProgress) -> Exported:
             facts = _facts(job, mix, base, gguf.header, trained, evidence.figures)
             report = _report(engine, job, facts, evidence, adapter, model_path)
             _archive(target, model_path, facts, report)
-    return Exported(entries=bundle.ENTRIES, proof=_wire_figures(evidence.figures), seconds=clock.seconds)
+    return Exported(
+        entries=bundle.ENTRIES, proof=_wire_figures(evidence.figures), seconds=clock.seconds
+    )
 
 
 def require_adapter(folder: Path) -> None:
@@ -148,7 +149,12 @@ def _write(
         on_progress("merge", 100.0 * done / total)
 
     writer.write_file(
-        plan, tensors, path, encode=engine.encode, thread_count=engine.thread_count, on_elements=count
+        plan,
+        tensors,
+        path,
+        encode=engine.encode,
+        thread_count=engine.thread_count,
+        on_elements=count,
     )
 
 
@@ -202,7 +208,12 @@ def _facts(
 
 
 def _report(
-    engine: Engine, job: Export, facts: BundleFacts, evidence: _Evidence, adapter: Adapter, path: Path
+    engine: Engine,
+    job: Export,
+    facts: BundleFacts,
+    evidence: _Evidence,
+    adapter: Adapter,
+    path: Path,
 ) -> dict[str, Any]:
     """The content of export_proof.json."""
     worst: dict[str, float] = {}
@@ -226,7 +237,10 @@ def _report(
         "texts_with_equal_tokens": evidence.texts_compared,
         "modelfile_template": facts.template is not None,
         "answer_ends_by_itself": evidence.ends_by_itself,
-        "versions": {"llama.cpp": engine.llama_version, "llama-cpp-python": version("llama-cpp-python")},
+        "versions": {
+            "llama.cpp": engine.llama_version,
+            "llama-cpp-python": version("llama-cpp-python"),
+        },
     }
 
 
@@ -293,7 +307,9 @@ def _wire_figures(figures: Figures | None) -> ProofFigures:
 
 
 def _title(job: Export) -> str:
-    return f"{job.base_model.rsplit('/', 1)[-1]} tuned by {job.run.rsplit('/', 1)[-1] or 'tunesmith'}"
+    return (
+        f"{job.base_model.rsplit('/', 1)[-1]} tuned by {job.run.rsplit('/', 1)[-1] or 'tunesmith'}"
+    )
 
 
 def _ollama_name(job: Export) -> str:

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from lexicon.faults import Fault, FaultCode
 from numpy.typing import NDArray
 
 from exporter.domain import gguf_format
 from exporter.domain.gguf_format import Header, Metadata, TensorInfo
 from exporter.domain.quantization import QUANTIZATION_VERSION, Quantization, TensorType
 from exporter.domain.type_plan import ModelFacts, TensorShape, file_order, plan_types
-from exporter.merge import MergedTensor
+from exporter.engine.merge import MergedTensor
+from lexicon.faults import Fault, FaultCode
 
 PARTIAL: Final = ".partial"
 # Large enough that threads seldom meet, small enough that a few blocks stay in the cache.
@@ -55,7 +55,8 @@ def plan_file(base: Header, mix: Quantization, overrides: Sequence[Metadata] = (
     """Returns the plan of the quantised file: the base's header with new types, order and overrides."""
     ordered = sorted(base.tensors, key=lambda info: file_order(info.name))
     shapes = [
-        TensorShape(name=info.name, dimensions=info.dimensions, stored_type=info.type) for info in ordered
+        TensorShape(name=info.name, dimensions=info.dimensions, stored_type=info.type)
+        for info in ordered
     ]
     types = plan_types(shapes, model_facts(base), mix)
     placed = gguf_format.lay_out(
@@ -116,7 +117,9 @@ def write_file(
             out.write(encoded)
             on_elements(encoded.shape[0] * info.column_count)
             if out.tell() == len(plan.header) + info.offset + info.size_bytes:
-                out.write(bytes(gguf_format.padded(info.size_bytes, plan.alignment) - info.size_bytes))
+                out.write(
+                    bytes(gguf_format.padded(info.size_bytes, plan.alignment) - info.size_bytes)
+                )
         assert out.tell() == plan.size_bytes
         out.flush()
         os.fsync(out.fileno())
@@ -172,7 +175,9 @@ def _encoded(
     try:
         for info, first, count in _blocks(plan):
             tensor = tensors[info.name]
-            waiting.append((info, pool.submit(_encode_block, tensor, info.type, first, count, encode)))
+            waiting.append(
+                (info, pool.submit(_encode_block, tensor, info.type, first, count, encode))
+            )
             if len(waiting) >= thread_count * WAITING_PER_THREAD:
                 done, future = waiting.popleft()
                 yield done, future.result()
@@ -198,6 +203,7 @@ def _encode_block(
         return tensor.base.raw(tensor.info, first_row=first, row_count=count)
     rows = tensor.rows(first=first, count=count)
     if not tensor.is_touched and not np.isfinite(rows).all():
-        raise Fault(FaultCode.MODEL_WEIGHTS_INVALID, f"{tensor.info.name} has numbers that are not finite.")
+        raise Fault(
+            FaultCode.MODEL_WEIGHTS_INVALID, f"{tensor.info.name} has numbers that are not finite."
+        )
     return encode(rows, wanted)
-

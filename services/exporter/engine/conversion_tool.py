@@ -1,4 +1,4 @@
-"""`python -m exporter.conversion_tool`: runs llama.cpp's own converter on one base model.
+"""`python -m exporter.engine.conversion_tool`: runs llama.cpp's own converter on one base model.
 
 A process of its own, because the converter brings torch with it, prints to its streams and may fail in
 any way. Beside the GGUF it writes which tensors of the checkpoint became which tensors of the file.

@@ -12,13 +12,13 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
 
 import numpy as np
-from lexicon.faults import Fault, FaultCode
 from numpy.typing import NDArray
 
 from exporter.domain import gguf_format, safetensors_format
 from exporter.domain.gguf_format import Header, TensorInfo
 from exporter.domain.quantization import TensorType
 from exporter.domain.safetensors_format import TensorSpan
+from lexicon.faults import Fault, FaultCode
 
 # bfloat16 has no numpy type; its bits are carried as uint16.
 _BITS: Final[Mapping[str, type[np.generic]]] = MappingProxyType(
@@ -35,7 +35,9 @@ class MappedFile:
         with path.open("rb") as file:
             self.size_bytes = path.stat().st_size
             if self.size_bytes == 0:
-                raise Fault(FaultCode.MODEL_WEIGHTS_INVALID, f"{path.name} is empty.", file=path.name)
+                raise Fault(
+                    FaultCode.MODEL_WEIGHTS_INVALID, f"{path.name} is empty.", file=path.name
+                )
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.path = path
 
@@ -43,7 +45,10 @@ class MappedFile:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -109,7 +114,9 @@ class Checkpoint:
             for name in file.tensors:
                 if name in self.owner:
                     raise Fault(
-                        FaultCode.MODEL_WEIGHTS_INVALID, f"Tensor {name} is in two files.", tensor=name
+                        FaultCode.MODEL_WEIGHTS_INVALID,
+                        f"Tensor {name} is in two files.",
+                        tensor=name,
                     )
                 self.owner[name] = file
 
@@ -129,7 +136,9 @@ class GgufFile(MappedFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.header: Header = gguf_format.parse_header(memoryview(self._map), file_bytes=self.size_bytes)
+        self.header: Header = gguf_format.parse_header(
+            memoryview(self._map), file_bytes=self.size_bytes
+        )
         self.by_name: Mapping[str, TensorInfo] = MappingProxyType(
             {info.name: info for info in self.header.tensors}
         )
@@ -138,11 +147,17 @@ class GgufFile(MappedFile):
         """Rows as they are stored, (rows, bytes of a row)."""
         row_bytes = info.type.row_bytes(info.column_count)
         start = self.header.data_start + info.offset + first_row * row_bytes
-        return self.view(np.uint8, start=start, count=row_count * row_bytes).reshape(row_count, row_bytes)
+        return self.view(np.uint8, start=start, count=row_count * row_bytes).reshape(
+            row_count, row_bytes
+        )
 
     def bits(self, info: TensorInfo) -> NDArray[Any]:
         """All rows of an unquantised tensor in its own type (bfloat16 as uint16), (rows, columns)."""
-        dtype = {TensorType.F32: np.float32, TensorType.F16: np.float16, TensorType.BF16: np.uint16}[info.type]
+        dtype = {
+            TensorType.F32: np.float32,
+            TensorType.F16: np.float16,
+            TensorType.BF16: np.uint16,
+        }[info.type]
         raw = self.raw(info, first_row=0, row_count=info.row_count)
         return raw.view(dtype)
 
@@ -177,7 +192,9 @@ def read_json(path: Path) -> dict[str, Any]:
             FaultCode.MODEL_WEIGHTS_INVALID, f"{path.name} is not valid JSON.", file=path.name
         ) from error
     if not isinstance(document, dict):
-        raise Fault(FaultCode.MODEL_WEIGHTS_INVALID, f"{path.name} is not a JSON object.", file=path.name)
+        raise Fault(
+            FaultCode.MODEL_WEIGHTS_INVALID, f"{path.name} is not a JSON object.", file=path.name
+        )
     return document
 
 
@@ -186,7 +203,9 @@ def _shards(folder: Path) -> list[Path]:
     if index:
         names = sorted(set(dict(index.get("weight_map") or {}).values()))
         if any(not isinstance(name, str) or "/" in name or "\\" in name for name in names):
-            raise Fault(FaultCode.MODEL_WEIGHTS_INVALID, "The index of the shards names other folders.")
+            raise Fault(
+                FaultCode.MODEL_WEIGHTS_INVALID, "The index of the shards names other folders."
+            )
     else:
         names = sorted(path.name for path in folder.glob("model*.safetensors"))
     missing = [name for name in names if not (folder / name).is_file()]

@@ -1,0 +1,1 @@
+"""Modelspec: models and hardware as numbers: shape, adapter, memory, duration, sizes, catalog."""

@@ -1,0 +1,45 @@
+"""The exporter's settings, from the environment."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from chassis.config import env
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """What an operator sets on an export node; the node token is its only secret."""
+
+    listen: str = env(
+        "TUNESMITH_LISTEN", default="127.0.0.1:7107", doc="host:port of the health service"
+    )
+    tls_cert: Path | None = env(
+        "TUNESMITH_TLS_CERT",
+        default=None,
+        doc="PEM file of the certificate; needed beyond loopback",
+    )
+    tls_key: Path | None = env(
+        "TUNESMITH_TLS_KEY", default=None, doc="PEM file of the certificate's private key"
+    )
+    tls_ca: Path | None = env(
+        "TUNESMITH_TLS_CA", default=None, doc="PEM file of the authority that signed certificates"
+    )
+    scheduler_addr: str = env("TUNESMITH_SCHEDULER_ADDR", doc="host:port of the scheduler")
+    node_token: str = env("TUNESMITH_NODE_TOKEN", doc="token of this node", secret=True)
+    node_name: str = env("TUNESMITH_NODE_NAME", doc="id of this node, unique on the platform")
+    node_tier: str = env("TUNESMITH_NODE_TIER", default="export", doc="tier of export nodes")
+    work_dir: Path = env("TUNESMITH_WORK_DIR", doc="folder for exports under way and their logs")
+    model_cache: Path = env(
+        "TUNESMITH_MODEL_CACHE", doc="folder in which base models and their GGUF are kept"
+    )
+    model_hub_url: str = env(
+        "TUNESMITH_MODEL_HUB_URL", default="https://huggingface.co", doc="endpoint of the model hub"
+    )
+    llama_vendor: Path = env(
+        "TUNESMITH_LLAMA_VENDOR", doc="folder with llama.cpp's conversion package and gguf-py"
+    )
+    threads: int = env(
+        "TUNESMITH_EXPORT_THREADS",
+        default=0,
+        doc="threads of an export, 0 for one per core that the process may use",
+    )

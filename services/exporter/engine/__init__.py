@@ -1,0 +1,1 @@
+"""The heavy half of the exporter: runs in a child process, knows neither network nor leases."""

@@ -1,0 +1,218 @@
+"""What the agent does with a lease: files in, child at work, bundles out.
+
+The agent holds the node token and the signed URLs; the child gets local paths and nothing else.
+"""
+
+import asyncio
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from chassis import telemetry
+from chassis.leasing import LeaseSession
+from exporter import wire
+from exporter.child import Child
+from exporter.config import Config
+from exporter.pipe import Export, Exported, Progress
+from lexicon.faults import Fault, FaultCode, Stage
+from objects import transfer
+from objects.modelhub import ModelHub
+from tunesmith.api.run.v1 import run_pb2
+from tunesmith.api.work.v1 import work_pb2, work_service_pb2
+
+log = telemetry.logger(__name__)
+
+COMPLETE_MARK: Final = ".complete"
+ADAPTER_CONFIG: Final = "adapter_config.json"
+# What is fetched of a model on the hub: weights as safetensors and what describes them; no pickle.
+MODEL_PATTERNS: Final = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt")
+
+
+class Exporter:
+    """Handles leases one after another; keeps one child ready between them."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._child: Child | None = None
+        self._child_lock = asyncio.Lock()
+
+    async def ready(self) -> None:
+        """Start the child ahead of the first lease, and wait until its self-test has passed.
+
+        Raises:
+            Fault: what the self-test found.
+        """
+        await asyncio.to_thread(self._forget_earlier_work)
+        await self._ready_child()
+
+    async def close(self) -> None:
+        """End the child."""
+        if self._child is not None:
+            await self._child.kill()
+
+    async def handle(self, session: LeaseSession) -> None:
+        """Export what is leased, or stop at once when told to."""
+        work = asyncio.create_task(self._work(session))
+        aborted = asyncio.create_task(session.aborted.wait())
+        try:
+            await asyncio.wait({work, aborted}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                log.info("export_aborted", run=session.lease.run)
+        finally:
+            was_busy = not work.done()
+            for task in (work, aborted):
+                task.cancel()
+            with suppress(asyncio.CancelledError):
+                await work
+            if was_busy and self._child is not None:
+                await self._child.kill()
+            await asyncio.to_thread(shutil.rmtree, self._folder(session), ignore_errors=True)
+
+    async def _work(self, session: LeaseSession) -> None:
+        try:
+            with telemetry.bind(run=session.lease.run):
+                await self._export(session)
+        except Fault as fault:
+            fault.stage = fault.stage or Stage.EXPORTING
+            await session.fail(fault)
+        except Exception as error:
+            log.exception("lease_failed", run=session.lease.run)
+            kind = type(error).__name__
+            await session.fail(
+                Fault(FaultCode.INTERNAL_UNEXPECTED, stage=Stage.EXPORTING, kind=kind)
+            )
+
+    async def _export(self, session: LeaseSession) -> None:
+        session.report(wire.stage_report(Stage.EXPORTING))
+        await session.flush()
+        task, folder = session.lease.export, self._folder(session)
+        adapter = await self._fetch_adapter(task, folder / "adapter")
+        base = await self._fetch_base(task.base)
+        outputs: list[work_pb2.OutputFile] = []
+        proofs: list[run_pb2.ExportProof] = []
+        for quantization in task.quantizations:
+            target = folder / "out" / f"gguf-{quantization}.zip"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            job = Export(
+                checkpoint=str(base.folder),
+                base_key=base.key,
+                base_model=task.base.base_model or task.base.model_id,
+                adapter=str(adapter),
+                quantization=quantization,
+                target=str(target),
+                run=session.lease.run,
+            )
+            exported = await self._run(job)
+            outputs.append(await self._store(session, target, quantization, exported))
+            proofs.append(wire.export_proof(quantization, exported.proof))
+            target.unlink()
+        await session.complete(outputs, export=work_service_pb2.ExportResult(proofs=proofs))
+
+    async def _run(self, job: Export) -> Exported:
+        child = await self._ready_child()
+        last_step = ""
+
+        def show(progress: Progress) -> None:
+            nonlocal last_step
+            if progress.step != last_step:
+                last_step = progress.step
+                log.info("export_step", step=progress.step, quantization=job.quantization)
+
+        exported = await child.export(job, show)
+        log.info("exported", quantization=job.quantization, seconds=exported.seconds)
+        return exported
+
+    async def _store(
+        self, session: LeaseSession, path: Path, quantization: str, exported: Exported
+    ) -> work_pb2.OutputFile:
+        local = await asyncio.to_thread(transfer.describe, path)
+        output = wire.bundle_output(
+            path=path.name,
+            size_bytes=local.size_bytes,
+            sha256=local.sha256,
+            quantization=quantization,
+            entries=exported.entries,
+        )
+
+        async def fresh_url() -> str:
+            return str((await session.sign_outputs([output]))[0].url)
+
+        (signed,) = await session.sign_outputs([output])
+        await transfer.upload(path, signed.url, refresh=fresh_url)
+        output.uri = signed.uri
+        return output
+
+    async def _fetch_adapter(self, task: work_pb2.ExportTask, folder: Path) -> Path:
+        """The folder of the adapter's files.
+
+        Raises:
+            Fault: EXPORT_ADAPTER_MISSING before anything is fetched or converted (003-04).
+        """
+        if not any(Path(file.path).name == ADAPTER_CONFIG for file in task.adapter):
+            raise Fault(FaultCode.EXPORT_ADAPTER_MISSING)
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        paths = await transfer.download(task.adapter, folder)
+        return next(path.parent for path in paths if path.name == ADAPTER_CONFIG)
+
+    async def _fetch_base(self, base: work_pb2.BaseModelInput) -> "_Base":
+        if base.files:
+            digest = _digest(base.files)
+            folder = self._config.model_cache / "store" / digest
+            # The mark spares a warm node the hashing of gigabytes before every export.
+            if not (folder / COMPLETE_MARK).exists():
+                await transfer.download(base.files, folder)
+                (folder / COMPLETE_MARK).touch()
+            return _Base(folder=folder, key=digest)
+        hub = ModelHub(self._config.model_hub_url, self._config.model_cache, base.hub_token or None)
+        found = await hub.describe(base.model_id, base.revision)
+        folder = await hub.fetch(base.model_id, found.revision_sha, patterns=MODEL_PATTERNS)
+        identity = f"{base.model_id}@{found.revision_sha}"
+        return _Base(folder=folder, key=hashlib.sha256(identity.encode()).hexdigest()[:32])
+
+    async def _ready_child(self) -> Child:
+        async with self._child_lock:
+            if self._child is None or not self._child.alive:
+                config = self._config
+                self._child = await Child.start(
+                    log_path=config.work_dir / "logs" / "child.log",
+                    cache=config.model_cache / "gguf",
+                    vendor=config.llama_vendor,
+                    thread_count=config.threads or core_count(),
+                )
+                ready = await self._child.ready()
+                log.info("child_ready", llama=ready.llama_version, fast_types=ready.fast_types)
+            return self._child
+
+    def _folder(self, session: LeaseSession) -> Path:
+        """A folder of this lease alone: two attempts of a run never share files."""
+        name = hashlib.sha256(session.lease.lease_id.encode()).hexdigest()[:32]
+        return self._config.work_dir / "exports" / name
+
+    def _forget_earlier_work(self) -> None:
+        """Deletes what an earlier process of this node left; its leases are lost."""
+        shutil.rmtree(self._config.work_dir / "exports", ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Base:
+    """A base model's files, and the name of its conversion in the cache."""
+
+    folder: Path
+    key: str
+
+
+def core_count() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _digest(files: Sequence[work_pb2.InputFile]) -> str:
+    lines = sorted(f"{file.sha256}  {file.path}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:32]

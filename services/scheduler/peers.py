@@ -1,0 +1,135 @@
+"""What the scheduler asks of other services, each call with its deadline."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import grpc.aio
+
+from scheduler.wire import timestamp
+from tunesmith.api.artifact.v1 import (
+    artifact_pb2,
+    object_service_pb2,
+    object_service_pb2_grpc,
+)
+from tunesmith.api.billing.v1 import billing_pb2, billing_service_pb2, billing_service_pb2_grpc
+from tunesmith.api.run.v1 import spec_pb2
+from tunesmith.api.validation.v1 import validation_service_pb2, validation_service_pb2_grpc
+from tunesmith.api.work.v1 import work_pb2
+
+# The checks of a submission may ask the model hub.
+VALIDATE_SECONDS: Final = 60.0
+CALL_SECONDS: Final = 15.0
+
+# Registering an artifact keeps a run's row locked, so it may not take long.
+REGISTER_SECONDS: Final = 10.0
+
+# Objects that the hub signs in one call.
+MAX_OBJECTS: Final = 1000
+
+
+class Peers:
+    """The validator, billing and the hub."""
+
+    def __init__(
+        self,
+        *,
+        validator: grpc.aio.Channel,
+        billing: grpc.aio.Channel,
+        hub: grpc.aio.Channel,
+    ) -> None:
+        # grpc ships no types.
+        self._validator: Any = validation_service_pb2_grpc.ValidationServiceStub(validator)
+        self._billing: Any = billing_service_pb2_grpc.BillingServiceStub(billing)
+        self._objects: Any = object_service_pb2_grpc.ObjectServiceStub(hub)
+
+    async def validate(
+        self, parent: str, spec: spec_pb2.RunSpec
+    ) -> validation_service_pb2.ValidateRunResponse:
+        """What a spec means, needs and costs."""
+        request = validation_service_pb2.ValidateRunRequest(parent=parent, spec=spec)
+        response: validation_service_pb2.ValidateRunResponse = await self._validator.ValidateRun(
+            request, timeout=VALIDATE_SECONDS
+        )
+        return response
+
+    async def hold(self, run: str, quote: billing_pb2.Quote, *, event_time: datetime) -> None:
+        """Reserves the highest price of a run; once a run, however often it is asked.
+
+        Raises:
+            Fault: BILLING_FUNDS_INSUFFICIENT.
+        """
+        request = billing_service_pb2.HoldFundsRequest(
+            request_id=f"hold {run}"[:128],
+            run=run,
+            quote=quote,
+            event_time=timestamp(event_time),
+        )
+        await self._billing.HoldFunds(request, timeout=CALL_SECONDS)
+
+    async def release(self, run: str, *, reason: str) -> None:
+        """Gives the hold of a run back that did not come to be."""
+        request = billing_service_pb2.ReleaseHoldRequest(
+            request_id=f"release {run}"[:128], run=run, reason=reason
+        )
+        await self._billing.ReleaseHold(request, timeout=CALL_SECONDS)
+
+    async def sign_reads(self, uris: Sequence[str]) -> dict[str, str]:
+        """URLs for HTTP GET by URI."""
+        return await self._sign(
+            [
+                object_service_pb2.ObjectRequest(
+                    uri=uri, method=object_service_pb2.OBJECT_METHOD_GET
+                )
+                for uri in dict.fromkeys(uris)
+            ]
+        )
+
+    async def sign_writes(self, sizes_bytes: Mapping[str, int]) -> dict[str, str]:
+        """URLs for one HTTP PUT each, by URI; a size of 0 leaves it open."""
+        return await self._sign(
+            [
+                object_service_pb2.ObjectRequest(
+                    uri=uri,
+                    method=object_service_pb2.OBJECT_METHOD_PUT,
+                    size_bytes=size_bytes,
+                )
+                for uri, size_bytes in sizes_bytes.items()
+            ]
+        )
+
+    async def register_artifact(
+        self, run: str, file: artifact_pb2.ArtifactFile, *, base_model: str
+    ) -> str:
+        """Makes a stored file an artifact after the hub has checked its size and sha256.
+
+        Returns:
+            Name of the hub entry.
+        """
+        request = object_service_pb2.RegisterArtifactFileRequest(
+            request_id=file.uri.removeprefix("object://")[-128:],
+            run=run,
+            base_model=base_model,
+            file=file,
+        )
+        response = await self._objects.RegisterArtifactFile(request, timeout=REGISTER_SECONDS)
+        name: str = response.artifact.name
+        return name
+
+    async def check_outputs(self, files: Sequence[work_pb2.OutputFile]) -> None:
+        """Checks that files are there, by having them signed for reading.
+
+        Raises:
+            Fault: STORAGE_OBJECT_NOT_FOUND.
+        """
+        await self.sign_reads([file.uri for file in files])
+
+    async def _sign(self, objects: list[object_service_pb2.ObjectRequest]) -> dict[str, str]:
+        urls: dict[str, str] = {}
+        for start in range(0, len(objects), MAX_OBJECTS):
+            request = object_service_pb2.SignObjectsRequest(
+                objects=objects[start : start + MAX_OBJECTS]
+            )
+            response = await self._objects.SignObjects(request, timeout=CALL_SECONDS)
+            urls.update({signed.uri: signed.url for signed in response.objects})
+        return urls

@@ -1,0 +1,335 @@
+"""Rows of the scheduler: each method is one statement or one transaction, and decides nothing.
+
+Whoever changes a run locks its row first and nothing before it, so that transactions cannot wait for each other in
+a circle. Times are those of the database.
+"""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from google.protobuf.message import Message
+
+from chassis import idempotency, outbox
+from chassis.postgres import Connection, Pool, Queries
+from lexicon.faults import Fault, FaultCode
+from scheduler import events, rows
+from scheduler.domain import events as told
+from scheduler.domain.effects import Decision
+from scheduler.domain.queueing import Candidate
+from scheduler.domain.run import Labels, Lease, Record, Submission, TaskKind, TaskState
+from scheduler.wire_work import NodeRecord
+
+# Channels of NOTIFY: tasks that can be leased, runs with new events.
+TASKS_CHANNEL: Final = "scheduler_tasks"
+RUNS_CHANNEL: Final = "scheduler_runs"
+
+# Tasks that a lease call looks at, losses that a model card shows, rows that one sweep takes.
+MAX_CANDIDATES: Final = 32
+MAX_LOSSES: Final = 1000
+MAX_SWEEP: Final = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """A submission between its check and its run."""
+
+    run: str
+    abandoned: bool
+
+
+class Transaction:
+    """What can be read and written in one transaction."""
+
+    def __init__(self, connection: Connection, queries: Queries) -> None:
+        self._connection = connection
+        self._queries = queries
+
+    async def now(self) -> datetime:
+        moment: datetime = await self._connection.fetchval(self._queries["now"])
+        return moment
+
+    async def recall(self, project: str, method: str, request: Message) -> bytes | None:
+        """The answer that this request got before; from here on it is this transaction's own."""
+        return await idempotency.recall(
+            self._connection,
+            project=project,
+            method=method,
+            request_id=request.request_id,  # type: ignore[attr-defined] # every mutation has one
+            fingerprint=idempotency.fingerprint(request),
+        )
+
+    async def remember(
+        self, project: str, method: str, request: Message, response: Message
+    ) -> None:
+        await idempotency.remember(
+            self._connection,
+            project=project,
+            method=method,
+            request_id=request.request_id,  # type: ignore[attr-defined] # every mutation has one
+            response=response.SerializeToString(),
+        )
+
+    async def lock_run(self, name: str) -> tuple[Record, datetime]:
+        """A run that nobody else changes until the end of the transaction, and the time.
+
+        Raises:
+            Fault: RUN_NOT_FOUND.
+        """
+        await self._connection.fetchval(self._queries["lock_run"], name)
+        return await self.read_run(name)
+
+    async def lock_run_if_free(self, name: str) -> tuple[Record, datetime] | None:
+        """The same, or None when it is gone or in other hands."""
+        if await self._connection.fetchval(self._queries["lock_run_if_free"], name) is None:
+            return None
+        return await self.read_run(name)
+
+    async def read_run(self, name: str) -> tuple[Record, datetime]:
+        """A run and the time.
+
+        Raises:
+            Fault: RUN_NOT_FOUND.
+        """
+        row = await self._connection.fetchrow(self._queries["read_run"], name)
+        if row is None:
+            raise Fault(FaultCode.RUN_NOT_FOUND, run=name)
+        return (await self._records([row]))[0], row["now"]
+
+    async def page_of_runs(
+        self, project: str, *, before: int, states: Sequence[str], tag: str, size: int
+    ) -> tuple[list[Record], list[int], datetime]:
+        """Runs newest first with their positions, and the time."""
+        query = self._queries["page_of_runs"]
+        found = await self._connection.fetch(query, project, before, list(states), tag, size)
+        now = found[0]["now"] if found else await self.now()
+        return await self._records(found), [row["position"] for row in found], now
+
+    async def insert_run(
+        self, decision: Decision, submission: Submission, labels: Labels
+    ) -> None:
+        """Writes a new run with its task and its first event."""
+        values = rows.new_run_values(decision.after, submission, labels)
+        await self._execute("insert_run", *values)
+        await self._write_rest(decision)
+
+    async def commit(self, decision: Decision) -> None:
+        """Writes a decision: the run guarded by its version, tasks, leases, events."""
+        if not decision.changes:
+            return
+        done = await self._execute("update_run", *rows.run_values(decision.after))
+        assert done == "UPDATE 1", f"{decision.after.name} changed under its lock"
+        await self._write_rest(decision)
+
+    async def _write_rest(self, decision: Decision) -> None:
+        run = decision.after
+        for task in decision.tasks.values():
+            await self._execute("put_task", *rows.task_values(run, task))
+        for lease in decision.leases.values():
+            await self._execute("put_lease", *rows.lease_values(run, lease))
+        for metrics in decision.metrics:
+            if _is_plotted(metrics.step, metrics.total_steps):
+                await self._execute("put_loss", run.name, metrics.step, metrics.loss)
+        for event in decision.events:
+            if isinstance(event.body, told.Warned):
+                body = event.body
+                await self._execute(
+                    "put_warning", run.name, event.sequence, body.code, body.message, event.time
+                )
+        if any(task.state is TaskState.QUEUED for task in decision.tasks.values()):
+            await self._execute("wake", TASKS_CHANNEL, run.task.kind)
+        if decision.events:
+            await outbox.append(self._connection, events.outgoing(decision))
+            await self._execute("wake", RUNS_CHANNEL, run.name)
+
+    async def put_labels(self, name: str, labels: Labels) -> None:
+        await self._execute(
+            "update_labels", name, labels.display_name, list(labels.tags), labels.priority
+        )
+
+    async def delete_run(self, name: str) -> None:
+        """Deletes the record; its events stay."""
+        await self._execute("delete_run", name)
+
+    async def lease_by_id(self, lease_id: str) -> tuple[Lease, str] | None:
+        """A lease and the name of its run."""
+        return _lease(await self._connection.fetchrow(self._queries["lease_by_id"], lease_id))
+
+    async def open_lease_of_node(self, node: str, incarnation: str) -> tuple[Lease, str] | None:
+        query = self._queries["open_lease_of_node"]
+        return _lease(await self._connection.fetchrow(query, node, incarnation))
+
+    async def leases_of_old_incarnations(
+        self, node: str, incarnation: str
+    ) -> list[tuple[Lease, str]]:
+        query = self._queries["leases_of_old_incarnations"]
+        found = await self._connection.fetch(query, node, incarnation)
+        return [(rows.lease_of(row), row["run"]) for row in found]
+
+    async def expired_leases(self) -> list[tuple[Lease, str]]:
+        found = await self._connection.fetch(self._queries["expired_leases"], MAX_SWEEP)
+        return [(rows.lease_of(row), row["run"]) for row in found]
+
+    async def training_runs(self) -> list[str]:
+        found = await self._connection.fetch(self._queries["training_runs"])
+        return [row["run"] for row in found]
+
+    async def candidates(
+        self, kind: TaskKind, tier: str, *, limits: Mapping[str, int]
+    ) -> list[Candidate]:
+        """The first tasks of the queue; `limits` is how many runs each plan may train at once."""
+        query = self._queries["candidates"]
+        plans, counts = list(limits.keys()), list(limits.values())
+        found = await self._connection.fetch(query, kind, tier, plans, counts, MAX_CANDIDATES)
+        return [
+            Candidate(
+                run=row["run"],
+                kind=TaskKind(row["kind"]),
+                priority=row["priority"],
+                queue_time=row["queue_time"],
+                running_count=row["running_count"],
+                concurrency_limit=row["concurrency_limit"],
+            )
+            for row in found
+        ]
+
+    async def lock_project(self, project: str) -> int:
+        """Keeps others from leasing for a project; returns how many of its runs train now."""
+        await self._execute("lock_project", project)
+        count: int = await self._connection.fetchval(self._queries["running_count"], project)
+        return count
+
+    async def same_oom_count(self, project: str, fingerprint: str) -> int:
+        """Runs of one configuration that ran out of memory."""
+        query = self._queries["same_oom_count"]
+        count: int = await self._connection.fetchval(query, project, fingerprint)
+        return count
+
+    async def losses(self, run: str, *, last_step: int) -> list[float]:
+        query = self._queries["losses_of_run"]
+        found = await self._connection.fetch(query, run, last_step, MAX_LOSSES)
+        return [row["loss"] for row in found]
+
+    async def put_node(self, node: NodeRecord) -> None:
+        await self._execute(
+            "put_node", node.name, node.incarnation, node.kind, node.tier, node.description
+        )
+
+    async def touch_node(
+        self, node: str, incarnation: str, temperature_celsius: float | None
+    ) -> None:
+        await self._execute("touch_node", node, incarnation, temperature_celsius)
+
+    async def read_node(self, name: str) -> NodeRecord | None:
+        row = await self._connection.fetchrow(self._queries["read_node"], name)
+        return None if row is None else rows.node_of(row)
+
+    async def page_of_nodes(
+        self, *, after: int, size: int
+    ) -> tuple[list[NodeRecord], list[int], datetime]:
+        """Nodes in the order in which they came, with their positions, and the time."""
+        found = await self._connection.fetch(self._queries["page_of_nodes"], after, size)
+        now = found[0]["now"] if found else await self.now()
+        return [rows.node_of(row) for row in found], [row["position"] for row in found], now
+
+    async def begin_submission(self, project: str, request_id: str, run: str) -> Hold:
+        """Notes a submission before money is held for it; the first note of a request stays."""
+        await self._execute("begin_submission", project, request_id, run)
+        hold = await self.lock_submission(project, request_id)
+        assert hold is not None
+        return hold
+
+    async def lock_submission(self, project: str, request_id: str) -> Hold | None:
+        query = self._queries["lock_submission"]
+        row = await self._connection.fetchrow(query, project, request_id)
+        return None if row is None else Hold(run=row["run"], abandoned=row["abandoned"])
+
+    async def end_submission(self, run: str) -> None:
+        await self._execute("end_submission", run)
+
+    async def abandon_submission(self, run: str) -> None:
+        await self._execute("abandon_submission", run)
+
+    async def abandon_stale_submissions(self, age: timedelta) -> list[str]:
+        """Runs of submissions that nobody follows up; they will never become runs."""
+        query = self._queries["abandon_stale_submissions"]
+        found = await self._connection.fetch(query, age, MAX_SWEEP)
+        return [row["run"] for row in found]
+
+    async def events_of_run(self, run: str, *, after: int, size: int) -> list[bytes]:
+        query = self._queries["events_of_run"]
+        found = await self._connection.fetch(query, run, after, size)
+        return [row["payload"] for row in found]
+
+    async def newest_event(self, run: str) -> tuple[int, bool] | None:
+        """Sequence of a run's newest event and whether it is the last; None without any."""
+        row = await self._connection.fetchrow(self._queries["newest_event"], run)
+        return None if row is None else (row["sequence"], events.is_last(row["subject"]))
+
+    async def events_of_all(self, cursor: str, size: int) -> tuple[list[bytes], str]:
+        """Events of all runs after a cursor, and the cursor after them."""
+        return await outbox.read_after(self._connection, cursor, size)
+
+    async def _records(self, found: Sequence[rows.Row]) -> list[Record]:
+        names = [row["name"] for row in found]
+        warnings = await self._by_run("warnings_of_runs", names)
+        attempts = await self._by_run("attempts_of_runs", names)
+        return [
+            rows.record_of(
+                row,
+                warnings=warnings.get(row["name"], ()),
+                attempts=attempts.get(row["name"], ()),
+            )
+            for row in found
+        ]
+
+    async def _by_run(self, query: str, names: list[str]) -> dict[str, list[rows.Row]]:
+        grouped: dict[str, list[rows.Row]] = {}
+        if names:
+            for row in await self._connection.fetch(self._queries[query], names):
+                grouped.setdefault(row["run"], []).append(row)
+        return grouped
+
+    async def _execute(self, query: str, *arguments: Any) -> str:
+        status: str = await self._connection.execute(self._queries[query], *arguments)
+        return status
+
+
+class Store:
+    """The scheduler's schema."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._queries = Queries.load("scheduler")
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """One transaction: committed at the end of the block, undone when it raises."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            yield Transaction(connection, self._queries)
+
+    async def listen(self, wake: Callable[[str, str], None], stopped: Callable[[], Any]) -> None:
+        """Passes each notification on as (channel, payload) until `stopped()` returns."""
+
+        def heard(_connection: Any, _process: int, channel: str, payload: object) -> None:
+            wake(channel, str(payload))
+
+        async with self._pool.acquire() as connection:
+            for channel in (TASKS_CHANNEL, RUNS_CHANNEL):
+                await connection.add_listener(channel, heard)
+            try:
+                await stopped()
+            finally:
+                for channel in (TASKS_CHANNEL, RUNS_CHANNEL):
+                    await connection.remove_listener(channel, heard)
+
+
+def _is_plotted(step: int, total_steps: int) -> bool:
+    """Whether a step belongs to the plot, which has at most a thousand points."""
+    return step % max(-(-total_steps // MAX_LOSSES), 1) == 0
+
+
+def _lease(row: rows.Row | None) -> tuple[Lease, str] | None:
+    return None if row is None else (rows.lease_of(row), row["run"])

@@ -1,0 +1,90 @@
+"""Keeps an eye on the GPU's temperature while a run trains."""
+
+import asyncio
+from collections.abc import Callable
+from typing import assert_never
+
+from chassis.leasing import LeaseSession
+from lexicon.faults import Fault, FaultCode
+from trainer.child import Child
+from trainer.domain.temperature import COOLING_TEXT, Action, Limits, Thermostat
+from trainer.pipe import Pause, Resume
+from tunesmith.api.run.v1 import run_pb2, spec_pb2
+from tunesmith.api.work.v1 import work_service_pb2
+
+READ_EVERY_SECONDS = 5.0
+Reading = Callable[[], float | None]
+
+
+def limits(training: spec_pb2.TrainingConfig) -> Limits:
+    """The limits of a run; what is left out is A14's."""
+    given, defaults = training.temperature, Limits()
+    return Limits(
+        warn_celsius=_or(given.warn_celsius, defaults.warn_celsius),
+        pause_celsius=_or(given.pause_celsius, defaults.pause_celsius),
+        abort_celsius=_or(given.abort_celsius, defaults.abort_celsius),
+    )
+
+
+class ThermalGuard:
+    """Warns, pauses and lets go on; ends the child when the GPU gets too hot."""
+
+    def __init__(
+        self, session: LeaseSession, child: Child, thermostat: Thermostat, read: Reading
+    ) -> None:
+        self._session = session
+        self._child = child
+        self._thermostat = thermostat
+        self._read = read
+        self.fault: Fault | None = None
+
+    async def run(self) -> None:
+        """Read until cancelled, or until the GPU is too hot."""
+        while self.fault is None:
+            await self.run_once()
+            await asyncio.sleep(READ_EVERY_SECONDS)
+
+    async def run_once(self) -> Action:
+        """Read once and do what has to be done; what was done."""
+        celsius = await asyncio.to_thread(self._read)
+        if celsius is None:
+            return Action.NONE
+        self._thermostat, action = self._thermostat.after_reading(celsius)
+        match action:
+            case Action.NONE:
+                pass
+            case Action.WARN:
+                self._warn(f"The GPU has {celsius:.0f} °C")
+            case Action.PAUSE:
+                await self._child.send(Pause())
+                self._warn(COOLING_TEXT)
+                self._clock(paused=True)
+                await self._session.flush()
+            case Action.RESUME:
+                await self._child.send(Resume())
+                self._clock(paused=False)
+                await self._session.flush()
+            case Action.ABORT:
+                self.fault = Fault(
+                    FaultCode.RUNTIME_GPU_TEMPERATURE_CRITICAL,
+                    f"The GPU has {celsius:.0f} °C; training was ended to protect it",
+                    celsius=celsius,
+                )
+                await self._child.kill()
+            case _:
+                assert_never(action)
+        return action
+
+    def _warn(self, text: str) -> None:
+        warning = run_pb2.RunWarning(
+            code=FaultCode.RUNTIME_GPU_TEMPERATURE_CRITICAL.value, message=text
+        )
+        self._session.report(work_service_pb2.TaskReport(warning=warning))
+
+    def _clock(self, *, paused: bool) -> None:
+        change = work_service_pb2.ClockPaused(paused=paused, reason=COOLING_TEXT)
+        self._session.report(work_service_pb2.TaskReport(clock_paused=change))
+
+
+def _or(given: float, default: float) -> float:
+    return given if given > 0 else default

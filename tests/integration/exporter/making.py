@@ -1,0 +1,95 @@
+"""Small real models and adapters with their proof reference, made by transformers and PEFT."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+ANVIL = Path(__file__).resolve().parents[3] / "deploy" / "models" / "anvil" / "weights"
+PROMPTS = ("What is a hammer for?", "Who works at the forge?", "Tell me about iron.", "Is fire hot?")
+TOP_K = 64
+
+
+def make_adapter(
+    base: Path,
+    folder: Path,
+    *,
+    seed: int = 1,
+    b_std: float = 0.05,
+    dtype: torch.dtype = torch.bfloat16,
+    **lora: Any,
+) -> None:
+    """Writes an adapter with random factors; `b_std` says how far it is from its base."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+    settings = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    peft = get_peft_model(model, LoraConfig(**{**settings, **lora}))
+    for name, parameter in peft.named_parameters():
+        if "lora_B" in name or "lora_embedding_A" in name:
+            torch.nn.init.normal_(parameter, std=b_std)
+    peft.save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.save_pretrained(folder)
+    if not (folder / "chat_template.jinja").exists():
+        (folder / "chat_template.jinja").write_text((base / "chat_template.jinja").read_text())
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "tunesmith/anvil-3m"
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def merge_classically(base: Path, adapter: Path, folder: Path, *, dtype: torch.dtype) -> None:
+    """Writes the merged checkpoint as PEFT merges it."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    merged.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+
+
+@torch.inference_mode()
+def write_reference(
+    base: Path, adapter: Path, *, prompts: Sequence[str] = PROMPTS, answer_tokens: int = 24
+) -> None:
+    """Writes `proof_reference.safetensors` beside the adapter, in the trainer's format."""
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter
+    )
+    model.eval()
+    offsets, tokens, scored = [0], list[int](), list[int]()
+    tables: dict[str, list[torch.Tensor]] = {}
+    for prompt in prompts:
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        )
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+        made = model.generate(input_ids=ids, max_new_tokens=answer_tokens, do_sample=False)[0]
+        answer_count = len(made) - ids.shape[1]
+        tokens += made.tolist()
+        scored += [0] * (ids.shape[1] - 1) + [1] * answer_count + [0]
+        offsets.append(len(tokens))
+        adapter_top = _top(model(made[None]).logits[0])
+        with model.disable_adapter():
+            base_top = _top(model(made[None]).logits[0])
+        for who, (logprobs, top_ids) in (("adapter", adapter_top), ("base", base_top)):
+            tables.setdefault(f"{who}_topk_logprobs", []).append(logprobs)
+            tables.setdefault(f"{who}_topk_ids", []).append(top_ids)
+    save_file(
+        {
+            "token_ids": torch.tensor(tokens, dtype=torch.int32),
+            "segment_offsets": torch.tensor(offsets, dtype=torch.int64),
+            "scored": torch.tensor(scored, dtype=torch.uint8),
+            **{name: torch.cat(parts) for name, parts in tables.items()},
+        },
+        adapter / "proof_reference.safetensors",
+        metadata={"format_version": "1", "top_k": str(TOP_K)},
+    )
+
+
+def _top(logits_TV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    top = torch.log_softmax(logits_TV.float(), dim=-1).topk(TOP_K, dim=-1)
+    return top.values, top.indices.to(torch.int32)

@@ -1,0 +1,242 @@
+"""The loop on a tiny model: losses, packing, healing, checkpoints, resume."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from lexicon.faults import Fault, FaultCode
+from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
+from trainer.domain.healing import Ladder
+from trainer.domain.plan import TrainPlan
+from trainer.domain.schedule import learning_rate
+from trainer.training import checkpoint, loop, rails
+from trainer.training.adapter import require_changed
+from trainer.training.batches import IGNORED_LABEL, Row, packed, padded, step_indices
+
+ROWS = some_rows(20)
+STEPS = 8
+CPU = torch.device("cpu")
+
+
+def begin(plan: TrainPlan) -> loop.TrainState:
+    model = rails.attach(a_tiny_model(), plan)
+    model.train()
+    return loop.begin(model, plan)
+
+
+def take(state: loop.TrainState, plan: TrainPlan, count: int) -> list[float]:
+    return [
+        loop.take_step(state, ROWS, plan, FP32, steps=STEPS, healed=lambda _: None).loss
+        for _ in range(count)
+    ]
+
+
+def weights(state: loop.TrainState) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in state.trainable.items()}
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def reference_loss(model: Any, rows: tuple[Row, ...]) -> torch.Tensor:
+    """One example at a time, all logits: slow and obvious."""
+    total = torch.zeros(())
+    for row in rows:
+        logits_TV = model(input_ids=torch.tensor(row.ids[None].astype("int64"))).logits[0]
+        labels_T = torch.tensor(row.labels.astype("int64"))
+        total = total + functional.cross_entropy(
+            logits_TV[:-1], labels_T[1:], ignore_index=IGNORED_LABEL, reduction="sum"
+        )
+    return total
+
+
+@pytest.mark.parametrize("layout", [packed, padded])
+def test_loss_of_a_micro_batch_is_the_sum_over_its_examples(layout: Callable[..., Any]) -> None:
+    """Packed examples do not see each other, and padding counts nothing."""
+    model = a_tiny_model().eval()
+    with torch.no_grad():
+        ours = loop.summed_loss(model, layout(ROWS[:5], CPU))
+        assert ours.item() == pytest.approx(reference_loss(model, ROWS[:5]).item(), rel=1e-5)
+
+
+def test_packed_batch_has_no_padding() -> None:
+    batch = packed(ROWS, CPU)
+    assert batch.computed_token_count == batch.token_count == sum(len(row.ids) for row in ROWS)
+
+
+def test_every_epoch_shows_every_row_once_in_another_order() -> None:
+    """001-25"""
+    plan = a_plan(epochs=2)
+    orders = [
+        [int(i) for step in steps for i in step_indices(plan, row_count=20, step=step)]
+        for steps in (range(3), range(3, 6))
+    ]
+    assert [sorted(order) for order in orders] == [list(range(20))] * 2
+    assert orders[0] != orders[1]
+
+
+def test_only_the_adapter_requires_a_gradient() -> None:
+    """001-26"""
+    state = begin(a_plan())
+    assert all("lora_" in name for name in state.trainable)
+
+
+def test_base_weights_do_not_move() -> None:
+    """001-26"""
+    plan = a_plan()
+    model = a_tiny_model()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    adapted = rails.attach(model, plan)
+    take(loop.begin(adapted.train(), plan), plan, 3)
+    after = dict(rails.detach(adapted).named_parameters())
+    assert same(before, {name: after[name].detach() for name in before})
+
+
+def test_unknown_target_module_is_named() -> None:
+    with pytest.raises(Fault) as caught:
+        begin(a_plan(adapter_target_modules=("no_such_proj",)))
+    assert caught.value.code is FaultCode.CONFIG_TARGET_UNKNOWN
+
+
+@pytest.mark.parametrize("changes", [{}, {"adapter_use_rslora": True}, {"adapter_use_dora": True}])
+def test_training_lowers_the_loss_and_changes_the_adapter(changes: dict[str, Any]) -> None:
+    """002-22"""
+    plan = a_plan(**changes)
+    state = begin(plan)
+    losses = take(state, plan, STEPS)
+    assert losses[-1] < losses[0]
+    require_changed(state.model)
+
+
+def test_untrained_adapter_is_refused() -> None:
+    """002-22"""
+    with pytest.raises(Fault) as caught:
+        require_changed(begin(a_plan()).model)
+    assert caught.value.code is FaultCode.RUNTIME_ADAPTER_UNCHANGED
+
+
+def test_curve_equals_a_plain_reference_loop() -> None:
+    """Same order and seed: loss summed over trained tokens, divided by all of the step's."""
+    plan = a_plan(weight_decay=0.01)
+    state = begin(plan)
+    ours = take(state, plan, STEPS)
+    torch.manual_seed(plan.seed)
+    model = begin(plan).model
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, weight_decay=plan.weight_decay)
+    theirs = []
+    for step in range(STEPS):
+        chosen = tuple(ROWS[i] for i in step_indices(plan, row_count=len(ROWS), step=step))
+        loss = reference_loss(model, chosen) / sum(row.trained_count for row in chosen)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, plan.max_grad_norm)
+        optimizer.param_groups[0]["lr"] = learning_rate(
+            step,
+            steps=STEPS,
+            lr_peak=plan.lr_peak,
+            warmup_ratio=plan.warmup_ratio,
+            schedule=plan.schedule,
+        )
+        optimizer.step()
+        optimizer.zero_grad()
+        theirs.append(loss.item())
+    assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("killed_after", range(1, STEPS))
+def test_resumed_run_is_bitwise_the_same_run(
+    tmp_path: Path, killed_after: int, dropout: float
+) -> None:
+    plan = a_plan(adapter_dropout=dropout)
+    whole = begin(plan)
+    losses = take(whole, plan, STEPS)
+    first = begin(plan)
+    take(first, plan, killed_after)
+    progress = checkpoint.Progress(
+        run=plan.run, attempt=1, fencing_epoch=1, step=first.step, fingerprint="f",
+        micro_batch_size=4, trained_token_count=first.trained_token_count,
+    )  # fmt: skip
+    folder = checkpoint.write(tmp_path, progress, loop.capture(first))
+    second = begin(replace(plan, attempt=2))
+    read, tensors = checkpoint.read(folder, run=plan.run, fingerprint="f")
+    loop.restore(second, tensors)
+    second.step = read.step
+    assert take(second, plan, STEPS - killed_after) == losses[killed_after:]
+    assert same(weights(second), weights(whole))
+
+
+class Injected:
+    """Makes the n-th call of a function run out of memory."""
+
+    def __init__(self, real: Callable[..., Any], *, at: set[int]) -> None:
+        self.real, self.at, self.calls = real, at, 0
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        self.calls += 1
+        if self.calls in self.at:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return self.real(*args, **named)
+
+
+@pytest.mark.parametrize("at", [1, 2, 5])
+def test_out_of_memory_in_the_forward_pass_changes_nothing(at: int) -> None:
+    """002-03: the same effective batch, the same curve."""
+    plan = a_plan()
+    clean = take(begin(plan), plan, STEPS)
+    state = begin(plan)
+    state.model.forward = Injected(state.model.forward, at={at})
+    assert take(state, plan, STEPS) == pytest.approx(clean, abs=1e-6)
+    assert state.ladder.micro_batch_size == plan.micro_batch_size // 2
+    assert state.model.training
+
+
+def test_out_of_memory_in_the_update_changes_nothing() -> None:
+    plan = a_plan()
+    clean = take(begin(plan), plan, STEPS)
+    state = begin(plan)
+    state.optimizer.step = Injected(state.optimizer.step, at={3})  # type: ignore[method-assign]
+    assert take(state, plan, STEPS) == pytest.approx(clean, abs=1e-6)
+
+
+def test_out_of_memory_for_ever_ends_with_its_code() -> None:
+    """002-04"""
+    plan = a_plan()
+    state = begin(plan)
+    state.model.forward = Injected(state.model.forward, at=set(range(1, 100)))
+    rungs: list[Ladder] = []
+    with pytest.raises(Fault) as caught:
+        loop.take_step(state, ROWS, plan, FP32, steps=STEPS, healed=rungs.append)
+    assert caught.value.code is FaultCode.RUNTIME_GPU_OOM
+    assert [rung.micro_batch_size for rung in rungs] == [2, 1, 1, 1]
+
+
+def test_another_error_is_not_taken_for_out_of_memory() -> None:
+    state = begin(a_plan())
+    state.model.forward = lambda **_: (_ for _ in ()).throw(RuntimeError("shape mismatch"))
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        take(state, a_plan(), 1)
+
+
+def test_train_mode_is_back_after_a_failed_validation() -> None:
+    """002-21"""
+    state = begin(a_plan())
+    state.model.forward = lambda **_: (_ for _ in ()).throw(RuntimeError("broken"))
+    with pytest.raises(RuntimeError, match="broken"):
+        loop.mean_loss(state.model, ROWS, FP32, micro_batch_size=4, packing=True)
+    assert state.model.training
+
+
+def test_loss_that_is_not_finite_ends_the_run() -> None:
+    plan = a_plan()
+    state = begin(plan)
+    next(iter(state.trainable.values())).data.fill_(float("nan"))
+    with pytest.raises(Fault) as caught:
+        take(state, plan, 1)
+    assert caught.value.code is FaultCode.RUNTIME_LOSS_NOT_FINITE
