@@ -24,7 +24,7 @@ VERSION_FLOORS = {(2, 11): (2, 11, 16), (2, 12): (2, 12, 7)}
 VERSION_FLOOR_NEWEST = (2, 14, 0)
 
 # What trouble with the server looks like; everything else is a mistake of ours.
-TROUBLE: tuple[type[BaseException], ...] = (
+TROUBLE: tuple[type[Exception], ...] = (
     nats.errors.Error,
     nats.js.errors.Error,
     OSError,

@@ -147,14 +147,17 @@ async def read_after(connection: Connection, cursor: str, *, limit: int) -> tupl
         cursor: what the last call gave; empty for the beginning.
         limit: most payloads, at least 1.
     Raises:
-        Fault: INPUT_PAGE_TOKEN_INVALID.
+        Fault: INPUT_PAGE_TOKEN_INVALID; DEP_SERVICE_UNAVAILABLE while a transaction stays open, so
+            that an empty answer means that there is nothing more.
     """
     assert limit >= 1
     assert not connection.is_in_transaction()
     after = _position_of(cursor)
     found = await connection.fetch(_HIGHEST, after, limit)
-    if not found or not await _settled(connection):
+    if not found:
         return [], cursor or "0"
+    if not await _settled(connection):
+        raise Fault(FaultCode.DEP_SERVICE_UNAVAILABLE, "A transaction stays open for long.")
     rows = await connection.fetch(_AFTER, after, found[-1]["position"])
     return [row["payload"] for row in rows], str(rows[-1]["position"])
 

@@ -113,14 +113,12 @@ def main(coroutine_factory: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a process to its end; a Fault ends it with one clear line and exit code 1."""
     try:
         uvloop.run(coroutine_factory())
-    except Fault as fault:
+    except Exception as error:
+        fault = _first_fault(error)
+        if fault is None:
+            log.error("unexpected", exc_info=error)
+            fault = Fault(FaultCode.INTERNAL_UNEXPECTED, "The process ended; its log says why.")
         _say(f"{fault.code.value}: {fault.message} {fault.remedy}")
-        raise SystemExit(1) from None
-    except BaseExceptionGroup as group:
-        fault_inside = _first_fault(group)
-        if fault_inside is None:
-            raise
-        _say(f"{fault_inside.code.value}: {fault_inside.message} {fault_inside.remedy}")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
@@ -265,12 +263,13 @@ def _signals(stopping: asyncio.Event) -> Any:
             loop.remove_signal_handler(number)
 
 
-def _first_fault(group: BaseExceptionGroup[BaseException]) -> Fault | None:
-    for error in group.exceptions:
-        if isinstance(error, Fault):
-            return error
-        if isinstance(error, BaseExceptionGroup):
-            found = _first_fault(error)
+def _first_fault(error: BaseException) -> Fault | None:
+    """The fault itself, or the first one in a group."""
+    if isinstance(error, Fault):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            found = _first_fault(part)
             if found is not None:
                 return found
     return None

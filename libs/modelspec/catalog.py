@@ -109,7 +109,9 @@ def load_catalog(folder: Path) -> Catalog:
     """
     tiers_table = _Table.read(folder / "tiers.toml")
     tiers = {row.place: _tier(row) for row in tiers_table.rows("tiers")}
-    plans = {row.place: _plan(row, tiers) for row in _Table.read(folder / "plans.toml").rows("plans")}
+    plans = {
+        row.place: _plan(row, tiers) for row in _Table.read(folder / "plans.toml").rows("plans")
+    }
     models = {
         row.place: _model(row, folder) for row in _Table.read(folder / "models.toml").rows("models")
     }

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lexicon.faults import Fault, FaultCode
-
 from modelspec.shape import ModelShape
 
 ALL_LINEAR = "all-linear"
@@ -36,7 +35,7 @@ def resolve_targets(names: Sequence[str], shape: ModelShape) -> tuple[str, ...]:
     for name in names:
         if name not in modules:
             near = difflib.get_close_matches(name, modules, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; did you mean {near[0]!r}?" if near else "."
             raise Fault(
                 FaultCode.CONFIG_TARGET_UNKNOWN,
                 f"Target module {name!r:.60} is not a module of {shape.architecture.name}{hint} "

@@ -172,9 +172,7 @@ class ModelShape:
                 read.integer("num_experts_per_tok", maximum=expert_count) if experts else 1
             ),
             context_tokens=read.integer("max_position_embeddings", maximum=1 << 26),
-            tied_embeddings=read.flag(
-                "tie_word_embeddings", default=architecture.tied_by_default
-            ),
+            tied_embeddings=read.flag("tie_word_embeddings", default=architecture.tied_by_default),
             qkv_bias=bias if architecture.qkv_bias is None else architecture.qkv_bias,
             output_bias=bias,
             mlp_bias=read.flag("mlp_bias", default=False),

@@ -15,7 +15,6 @@ from tunesmith.api.artifact.v1 import (
 from tunesmith.api.billing.v1 import billing_pb2, billing_service_pb2, billing_service_pb2_grpc
 from tunesmith.api.run.v1 import spec_pb2
 from tunesmith.api.validation.v1 import validation_service_pb2, validation_service_pb2_grpc
-from tunesmith.api.work.v1 import work_pb2
 
 # The checks of a submission may ask the model hub.
 VALIDATE_SECONDS: Final = 60.0
@@ -115,14 +114,6 @@ class Peers:
         response = await self._objects.RegisterArtifactFile(request, timeout=REGISTER_SECONDS)
         name: str = response.artifact.name
         return name
-
-    async def check_outputs(self, files: Sequence[work_pb2.OutputFile]) -> None:
-        """Checks that files are there, by having them signed for reading.
-
-        Raises:
-            Fault: STORAGE_OBJECT_NOT_FOUND.
-        """
-        await self.sign_reads([file.uri for file in files])
 
     async def _sign(self, objects: list[object_service_pb2.ObjectRequest]) -> dict[str, str]:
         urls: dict[str, str] = {}

@@ -112,7 +112,12 @@ SELECT * FROM leases WHERE node = $1 AND incarnation <> $2 AND end_time IS NULL;
 SELECT * FROM leases WHERE end_time IS NULL AND expire_time < clock_timestamp() ORDER BY expire_time LIMIT $1;
 
 -- name: training_runs
-SELECT run FROM leases WHERE end_time IS NULL AND kind = 'TRAIN' ORDER BY lease_id;
+SELECT r.name AS run
+FROM leases l
+JOIN runs r ON r.name = l.run
+WHERE l.end_time IS NULL AND l.kind = 'TRAIN' AND r.state = 'TRAINING'
+    AND (r.progress_time IS NULL OR r.progress_time <= clock_timestamp() - $1::interval)
+ORDER BY r.name;
 
 -- name: candidates
 WITH limits AS (

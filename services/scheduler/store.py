@@ -4,6 +4,7 @@ Whoever changes a run locks its row first and nothing before it, so that transac
 a circle. Times are those of the database.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -60,6 +61,15 @@ class Transaction:
             request_id=request.request_id,  # type: ignore[attr-defined] # every mutation has one
             fingerprint=idempotency.fingerprint(request),
         )
+
+    async def peek(self, project: str, method: str, request: Message) -> bytes | None:
+        """The answer that this request got before, without making it this transaction's own."""
+        savepoint = self._connection.transaction()
+        await savepoint.start()
+        try:
+            return await self.recall(project, method, request)
+        finally:
+            await savepoint.rollback()
 
     async def remember(
         self, project: str, method: str, request: Message, response: Message
@@ -172,8 +182,10 @@ class Transaction:
         found = await self._connection.fetch(self._queries["expired_leases"], MAX_SWEEP)
         return [(rows.lease_of(row), row["run"]) for row in found]
 
-    async def training_runs(self) -> list[str]:
-        found = await self._connection.fetch(self._queries["training_runs"])
+    async def training_runs(self, age: timedelta) -> list[str]:
+        """Runs that train and whose progress was last told so long ago."""
+        query = self._queries["training_runs"]
+        found = await self._connection.fetch(query, age)
         return [row["run"] for row in found]
 
     async def candidates(
@@ -268,10 +280,6 @@ class Transaction:
         row = await self._connection.fetchrow(self._queries["newest_event"], run)
         return None if row is None else (row["sequence"], events.is_last(row["subject"]))
 
-    async def events_of_all(self, cursor: str, size: int) -> tuple[list[bytes], str]:
-        """Events of all runs after a cursor, and the cursor after them."""
-        return await outbox.read_after(self._connection, cursor, size)
-
     async def _records(self, found: Sequence[rows.Row]) -> list[Record]:
         names = [row["name"] for row in found]
         warnings = await self._by_run("warnings_of_runs", names)
@@ -310,20 +318,35 @@ class Store:
         async with self._pool.acquire() as connection, connection.transaction():
             yield Transaction(connection, self._queries)
 
-    async def listen(self, wake: Callable[[str, str], None], stopped: Callable[[], Any]) -> None:
-        """Passes each notification on as (channel, payload) until `stopped()` returns."""
+    async def events_of_all(self, cursor: str, *, limit: int) -> tuple[list[bytes], str]:
+        """Events of all runs after a cursor in the order of storing, and the cursor after them."""
+        async with self._pool.acquire() as connection:
+            return await outbox.read_after(connection, cursor, limit=limit)
+
+    async def listen(self, wake: Callable[[str, str], None], stop: asyncio.Event) -> None:
+        """Passes each notification on as (channel, payload) until `stop` or a lost connection."""
+        ended = asyncio.Event()
 
         def heard(_connection: Any, _process: int, channel: str, payload: object) -> None:
             wake(channel, str(payload))
 
+        def lost(_connection: Any) -> None:
+            ended.set()
+
         async with self._pool.acquire() as connection:
+            connection.add_termination_listener(lost)
             for channel in (TASKS_CHANNEL, RUNS_CHANNEL):
                 await connection.add_listener(channel, heard)
+            waits = [asyncio.ensure_future(each.wait()) for each in (ended, stop)]
             try:
-                await stopped()
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for channel in (TASKS_CHANNEL, RUNS_CHANNEL):
-                    await connection.remove_listener(channel, heard)
+                for wait in waits:
+                    wait.cancel()
+                if not connection.is_closed():
+                    connection.remove_termination_listener(lost)
+                    for channel in (TASKS_CHANNEL, RUNS_CHANNEL):
+                        await connection.remove_listener(channel, heard)
 
 
 def _is_plotted(step: int, total_steps: int) -> bool:

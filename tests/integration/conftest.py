@@ -27,7 +27,7 @@ def database_url(postgres_server: PostgresServer) -> str:
 
 @pytest.fixture
 def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
-    """A fresh nats-server with an empty store; `.url(user)`, `.process.kill()`, `.delete_store()`."""
+    """A fresh nats-server with an empty store."""
     server = NatsServer(tmp_path / "nats-state")
     server.start()
     yield server

@@ -12,7 +12,7 @@ from tests.support.process import TestProcess
 
 ROLE = "tester"
 PASSWORD = "tester-password"
-# Behind the stack's own rules; tests make databases of their own and connect by TCP, as services do.
+# Behind the stack's own rules; tests make databases of their own and connect by TCP.
 ACCESS = f"host all {ROLE} 127.0.0.1/32 scram-sha-256\n"
 
 # A killed process loses nothing by it, only a machine without power would.

@@ -92,7 +92,7 @@ def check_conversion(cache: Path, vendor: Path, *, llama_version: str) -> None:
         with LlamaModel(target, thread_count=1) as model:
             tokens = model.tokenize("abc")
             rows = [row for _, row in model.logits(tokens, [len(tokens) - 1])]
-            if tokens != [97, 98, 99] or not np.isfinite(rows[0]).all():
+            if tokens != [256, 99] or not np.isfinite(rows[0]).all():
                 raise Fault(
                     FaultCode.RUNTIME_GGUF_EXPORT_FAILED, "A tiny conversion gave a wrong model."
                 )
@@ -104,7 +104,7 @@ def check_conversion(cache: Path, vendor: Path, *, llama_version: str) -> None:
 def _write_tiny_model(folder: Path) -> None:
     """A Llama of one layer over single bytes."""
     folder.mkdir()
-    hidden, feed, vocabulary = 256, 256, 256
+    hidden, feed, vocabulary = 256, 256, 257
     (folder / "config.json").write_text(
         json.dumps(
             {
@@ -144,11 +144,12 @@ def _write_tiny_model(folder: Path) -> None:
 
 
 def _byte_tokenizer() -> dict[str, Any]:
-    """A vocabulary of the 256 bytes without merges, in GPT-2's printable spelling of bytes."""
+    """The 256 bytes in GPT-2's printable spelling and one merge, the fewest that llama.cpp loads."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     spelled = {byte: chr(byte) for byte in printable}
     hidden = (byte for byte in range(256) if byte not in spelled)
     spelled.update({byte: chr(256 + index) for index, byte in enumerate(hidden)})
+    vocabulary = {text: byte for byte, text in sorted(spelled.items())} | {"ab": 256}
     return {
         "version": "1.0",
         "truncation": None,
@@ -163,7 +164,7 @@ def _byte_tokenizer() -> dict[str, Any]:
         "model": {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-            "vocab": {text: byte for byte, text in sorted(spelled.items())}, "merges": [],
+            "vocab": vocabulary, "merges": ["a b"],
         },
     }  # fmt: skip
 

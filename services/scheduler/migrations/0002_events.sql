@@ -11,14 +11,12 @@ CREATE TABLE outbox (
     run text NOT NULL,
     sequence bigint NOT NULL CHECK (sequence > 0),
     create_time timestamptz NOT NULL DEFAULT now(),
-    xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
     publish_time timestamptz,
     stream_sequence bigint,
     UNIQUE (run, sequence)
 );
 
 CREATE INDEX outbox_unpublished ON outbox (position) WHERE publish_time IS NULL;
-CREATE INDEX outbox_committed ON outbox (xid, position);
 CREATE INDEX outbox_stream ON outbox (stream_sequence);
 
 CREATE TABLE outbox_streams (

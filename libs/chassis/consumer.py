@@ -1,0 +1,267 @@
+"""Events come in: live from JetStream, and from the scheduler's event log whenever that may miss.
+
+The live side is fast and may lose, repeat or reorder; the log is complete and in order. So the log
+is read at the start, after every break, when a gap shows within a run, and from time to time; what
+came both ways is told apart by its number within the run. The handler keeps an inbox of its own,
+in the transaction of what it does, because the same event may come again after a crash.
+"""
+
+import asyncio
+import random
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import grpc.aio
+from google.protobuf.message import DecodeError
+from nats.aio.msg import Msg
+from nats.errors import TimeoutError as NatsTimeoutError
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+
+from chassis import jetstream, postgres, telemetry
+from lexicon.faults import Fault
+from tunesmith.api.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
+
+log = telemetry.logger(__name__)
+
+PAGE_EVENTS = 500
+PAGE_SECONDS = 10.0
+FETCH_EVENTS = 64
+FETCH_SECONDS = 1.0
+ACK_WAIT_SECONDS = 60.0
+CATCH_UP_SECONDS = 30.0
+# While the live side is away, the log alone must keep refunds within seconds.
+CATCH_UP_SECONDS_ALONE = 2.0
+NAK_SECONDS = 2.0
+RETRY_SECONDS_MAX = 3.0
+RUNS_REMEMBERED_MAX = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventPage:
+    """Events of the log and the cursor after them."""
+
+    events: Sequence[event_pb2.Event]
+    cursor: str
+
+
+Handle = Callable[[event_pb2.Event], Awaitable[None]]
+CatchUp = Callable[[str], AsyncIterator[EventPage]]
+
+
+def scheduler_pages(channel: grpc.aio.Channel) -> CatchUp:
+    """The log of all runs, by `EventService.ListEvents`: pages after a cursor until the end."""
+    stub = event_service_pb2_grpc.EventServiceStub(channel)
+
+    async def pages(cursor: str) -> AsyncIterator[EventPage]:
+        while True:
+            request = event_service_pb2.ListEventsRequest(
+                run="-", page_size=PAGE_EVENTS, page_token=cursor
+            )
+            response = await stub.ListEvents(request, timeout=PAGE_SECONDS)
+            if not response.events:
+                return
+            cursor = response.next_page_token
+            yield EventPage(events=list(response.events), cursor=cursor)
+
+    return pages
+
+
+class EventConsumer:
+    """Gives every event to a handler, at least once and in order within a run."""
+
+    def __init__(
+        self,
+        *,
+        nats_url: str,
+        stream: str,
+        durable: str,
+        subjects: Sequence[str],
+        handle: Handle,
+        catch_up: CatchUp,
+        load_cursor: Callable[[], Awaitable[str]],
+        save_cursor: Callable[[str], Awaitable[None]],
+    ) -> None:
+        """Make it.
+
+        Args:
+            nats_url: `nats://user:password@host:port`.
+            durable: name of our consumer on the server.
+            subjects: which events, for example `tunesmith.run.v1.>`.
+            handle: does what the event asks for, once: it keeps an inbox. What it raises keeps
+                later events of the same run back and is tried again.
+            catch_up: pages of the log after a cursor, as `scheduler_pages` gives them.
+            load_cursor: reads the stored cursor, empty at first.
+            save_cursor: stores it.
+        """
+        self._nats_url = nats_url
+        self._stream = stream
+        self._subjects = list(subjects)
+        self._durable = durable
+        self._handle = handle
+        self._catch_up = catch_up
+        self._load_cursor = load_cursor
+        self._save_cursor = save_cursor
+        self._lock = asyncio.Lock()
+        # Last number that was handled, by run; the least recently seen runs are forgotten.
+        self._handled: OrderedDict[str, int] = OrderedDict()
+        self._live = False
+        self._behind = asyncio.Event()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Consume until told to stop; outages of server, scheduler and database are waited out."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._follow_log(stop)),
+                group.create_task(self._follow_stream(stop)),
+            ]
+            await stop.wait()
+            for task in tasks:
+                task.cancel()
+
+    async def _follow_log(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            self._behind.clear()
+            try:
+                async with self._lock:
+                    await self._read_log()
+            except Exception as error:  # noqa: BLE001 - a room's handler or port; tried again.
+                self._tell("catch-up failed", error)
+            seconds = CATCH_UP_SECONDS if self._live else CATCH_UP_SECONDS_ALONE
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._behind.wait()
+            except TimeoutError:
+                continue
+
+    async def _read_log(self) -> set[str]:
+        """Handle everything after the cursor; return the runs whose handler failed.
+
+        A run that fails does not keep the others waiting; but the cursor stays before it.
+        """
+        failed: set[str] = set()
+        cursor = await self._load_cursor()
+        async for page in self._catch_up(cursor):
+            for event in page.events:
+                if event.run not in failed and not await self._try_handle(event):
+                    failed.add(event.run)
+            if not failed:
+                await self._save_cursor(page.cursor)
+        return failed
+
+    async def _try_handle(self, event: event_pb2.Event) -> bool:
+        if event.sequence <= self._handled.get(event.run, 0):
+            return True
+        with telemetry.bind(run=event.run):
+            try:
+                with telemetry.span(
+                    f"handle {event.type}", event.traceparent, sequence=event.sequence
+                ):
+                    await self._handle(event)
+            except Exception as error:
+                if _is_outage(error):
+                    raise
+                log.exception("event not handled", type=event.type, sequence=event.sequence)
+                return False
+        self._handled[event.run] = event.sequence
+        self._handled.move_to_end(event.run)
+        if len(self._handled) > RUNS_REMEMBERED_MAX:
+            self._handled.popitem(last=False)
+        return True
+
+    async def _follow_stream(self, stop: asyncio.Event) -> None:
+        wait_seconds = 0.1
+        while not stop.is_set():
+            try:
+                await self._session(stop)
+                wait_seconds = 0.1
+            except jetstream.TROUBLE as error:
+                self._tell("live events interrupted", error)
+                wait_seconds = min(2 * wait_seconds, RETRY_SECONDS_MAX)
+            finally:
+                self._live = False
+                # What came meanwhile is in the log.
+                self._behind.set()
+            await asyncio.sleep(wait_seconds * random.uniform(0.5, 1.0))
+
+    async def _session(self, stop: asyncio.Event) -> None:
+        closed = asyncio.Event()
+        client = await jetstream.connect(self._nats_url, name=self._durable, on_closed=closed.set)
+        try:
+            stream = jetstream.context(client)
+            if await jetstream.stream_info(stream, self._stream) is None:
+                # Its owner has not made it yet; the log serves us meanwhile.
+                return
+            await stream.add_consumer(self._stream, self._consumer_config())
+            subscription = await stream.pull_subscribe_bind(
+                durable=self._durable, stream=self._stream
+            )
+            self._live = True
+            self._behind.set()
+            while not stop.is_set() and not closed.is_set() and client.is_connected:
+                await self._fetch(subscription)
+        finally:
+            await jetstream.close(client)
+
+    async def _fetch(self, subscription: JetStreamContext.PullSubscription) -> None:
+        try:
+            messages = await subscription.fetch(FETCH_EVENTS, timeout=FETCH_SECONDS)
+        except NatsTimeoutError:
+            return
+        for message in messages:
+            async with self._lock:
+                settled = await self._receive(message)
+            if settled:
+                await message.ack()
+            else:
+                await message.nak(delay=NAK_SECONDS)
+
+    async def _receive(self, message: Msg) -> bool:
+        """Handle a live event, the log first where it is not the next of its run."""
+        event = event_pb2.Event()
+        try:
+            event.ParseFromString(message.data)
+        except DecodeError:
+            # The log has what was meant; a stranger's bytes must not come again for ever.
+            log.error("message is not an event", subject=message.subject)
+            return True
+        try:
+            if event.sequence == self._handled.get(event.run, 0) + 1:
+                return await self._try_handle(event)
+            if event.sequence <= self._handled.get(event.run, 0):
+                return True
+            # A gap, or a run from before our start. Whatever was stored before this call is
+            # handled after it, and a published event was stored.
+            return event.run not in await self._read_log()
+        except Exception as error:  # noqa: BLE001 - a room's handler or port; tried again.
+            self._tell("event put back", error)
+            return False
+
+    def _consumer_config(self) -> ConsumerConfig:
+        filters = (
+            ConsumerConfig(filter_subject=self._subjects[0])
+            if len(self._subjects) == 1
+            else ConsumerConfig(filter_subjects=self._subjects)
+        )
+        return filters.evolve(
+            durable_name=self._durable,
+            name=self._durable,
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=ACK_WAIT_SECONDS,
+            deliver_policy=DeliverPolicy.ALL,
+            max_deliver=-1,
+        )
+
+    def _tell(self, what: str, error: BaseException) -> None:
+        if _is_outage(error) or isinstance(error, jetstream.TROUBLE):
+            reason = f"{type(error).__name__}: {error}"
+            log.warning(what, durable=self._durable, reason=reason)
+        else:
+            log.error(what, durable=self._durable, exc_info=error)
+
+
+def _is_outage(error: BaseException) -> bool:
+    if isinstance(error, Fault):
+        return error.row.grpc_status == "UNAVAILABLE"
+    return postgres.is_outage(error)
