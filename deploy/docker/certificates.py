@@ -195,10 +195,10 @@ def _certify(folder: Path, authority: Issued, name: str, now: datetime) -> None:
 def _write_user(folder: Path, authority: Issued, kept: Mapping[str, str], now: datetime) -> None:
     _certify(folder, authority, "user", now)
     record = {
-        "gateway": f"127.0.0.1:{GRPC_PORT}",
+        "address": f"https://127.0.0.1:{GRPC_PORT}",
         "http_url": f"https://127.0.0.1:{HTTP_PORT}",
         "project": PROJECT,
-        "project_token": identity.mint(
+        "token": identity.mint(
             kept["signing_key"],
             subject=f"user-{PROJECT}",
             role=identity.Role.PROJECT,

@@ -18,8 +18,9 @@ from deploy.local import layout as layouts
 from deploy.local.refusal import SetupRefused
 
 app = typer.Typer(help="The stack without containers.", no_args_is_help=True)
-out = Console()
-err = Console(stderr=True)
+# Paths are copied from what is printed, so that no line is broken in two.
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
 
 StateOption = Annotated[
     Path | None,
@@ -70,6 +71,9 @@ def down(state: StateOption = None, *, as_json: JsonOption = False) -> None:
         _refuse(refused, as_json=as_json)
     if as_json:
         _print_json({"state": str(folder), "killed": killed})
+        return
+    if not folder.exists():
+        out.print(f"There is no stack in {escape(str(folder))}.")
         return
     out.print(f"Stopped. Its data stays in [bold]{escape(str(folder))}[/bold].")
     if killed:

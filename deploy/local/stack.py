@@ -23,6 +23,7 @@ from deploy.local.layout import Layout
 from deploy.local.places import Parts
 from deploy.local.refusal import SetupRefused
 from deploy.local.supervisor import Supervisor
+from tunesmith import credentials
 from tunesmith.api.billing.v1 import billing_service_pb2, billing_service_pb2_grpc
 
 # Everything imports and connects anew on two slow cores.
@@ -195,18 +196,20 @@ def status(state: Path) -> StackState:
 
 def write_credentials(layout: Layout) -> None:
     """Write what the SDK and the CLI need to reach this stack as its first user."""
-    record = {
-        "gateway": services.address(layout, "gateway"),
-        "http_url": services.http_url(layout),
-        "project": services.PROJECT,
-        "project_token": services.token(
-            layout, Role.PROJECT, f"user-{services.PROJECT}", project=services.PROJECT
+    credentials.save(
+        credentials.Credentials(
+            address=services.address(layout, "gateway"),
+            http_url=services.http_url(layout),
+            project=services.PROJECT,
+            token=services.token(
+                layout, Role.PROJECT, f"user-{services.PROJECT}", project=services.PROJECT
+            ),
+            operator_token=services.token(layout, Role.OPERATOR, "local-operator"),
+            nats_url=nats.url(layout, "events"),
+            nats_user="events",
         ),
-        "operator_token": services.token(layout, Role.OPERATOR, "local-operator"),
-        "nats_url": nats.url(layout, "events"),
-        "nats_user": "events",
-    }
-    places.write_whole(layout.credentials, json.dumps(record, indent=2) + "\n", mode=0o600)
+        layout.credentials,
+    )
 
 
 def _wait_until_ready(
@@ -219,7 +222,8 @@ def _wait_until_ready(
         if now.ready:
             return now
         ended = child is not None and child.poll() is not None
-        if ended or (child is None and not now.running):
+        # One of two starts at once finds the other's supervisor in place; both wait for that one.
+        if not now.running and (ended or child is None):
             log = layout.logs / "supervisor.log"
             raise SetupRefused(
                 now.failure or "The supervisor ended before the stack was ready.",

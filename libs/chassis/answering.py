@@ -40,7 +40,11 @@ _TRACE_KEYS = frozenset({"traceparent", "tracestate"})
 
 
 class Answering(grpc.aio.ServerInterceptor):
-    """The interceptor of every server."""
+    """The interceptor of every server.
+
+    Attributes:
+        probing: while the server knocks at its own door its refusals are not worth a line.
+    """
 
     def __init__(
         self,
@@ -54,6 +58,7 @@ class Answering(grpc.aio.ServerInterceptor):
             signing_key: key of the tokens; None refuses everything but health probes.
             clock: now, with zone.
         """
+        self.probing = False
         self._signing_key = signing_key
         self._clock = clock
         self._duration = telemetry.meter().create_histogram(
@@ -206,7 +211,7 @@ class _Call:
             ) from error
 
     def _scope(self) -> "_Scope":
-        return _Scope(self._method, self._headers, self._answering.measured)
+        return _Scope(self._method, self._headers, self._answering)
 
 
 class _Scope:
@@ -220,10 +225,10 @@ class _Scope:
         self,
         method: str,
         headers: Mapping[str, Any],
-        measured: Callable[[str, float, grpc.StatusCode], None],
+        answering: Answering,
     ) -> None:
         self._method = method
-        self._measured = measured
+        self._answering = answering
         self._status = grpc.StatusCode.OK
         self._run = ""
         self._started = time.perf_counter()
@@ -263,12 +268,13 @@ class _Scope:
 
     def end(self) -> None:
         """Close the span and count the call."""
-        self._measured(self._method, self._started, self._status)
+        self._answering.measured(self._method, self._started, self._status)
         self._span.end()
 
     def _fault_of(self, error: Exception) -> Fault:
         if isinstance(error, Fault):
-            log.info("call refused", method=self._method, code=error.code.value)
+            if not self._answering.probing:
+                log.info("call refused", method=self._method, code=error.code.value)
             return error
         if isinstance(error, grpc.aio.AioRpcError):
             fault = fault_from_rpc(error)

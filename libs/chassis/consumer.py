@@ -224,7 +224,7 @@ class EventConsumer:
             event.ParseFromString(message.data)
         except DecodeError:
             # The log has what was meant; a stranger's bytes must not come again for ever.
-            log.error("message is not an event", subject=message.subject)
+            log.exception("message is not an event", subject=message.subject)
             return True
         try:
             if event.sequence == self._handled.get(event.run, 0) + 1:

@@ -97,6 +97,12 @@ SELECT position, payload FROM outbox
 WHERE position > $1 AND position <= $2 ORDER BY position
 """
 
+_TROUBLE: tuple[type[Exception], ...] = (
+    *jetstream.TROUBLE,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxRow:
@@ -203,7 +209,6 @@ class OutboxRelay:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Publish until told to stop; outages of server and database are waited out."""
-        trouble = (*jetstream.TROUBLE, asyncpg.PostgresError, asyncpg.InterfaceError)
         wait_seconds = 0.1
         async with asyncio.TaskGroup() as group:
             waker = group.create_task(self._wake_at(stop))
@@ -211,7 +216,7 @@ class OutboxRelay:
                 try:
                     await self._session(stop)
                     wait_seconds = 0.1
-                except trouble as error:
+                except _TROUBLE as error:
                     if isinstance(error, asyncpg.PostgresError) and not postgres.is_outage(error):
                         raise
                     log.warning(

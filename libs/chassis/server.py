@@ -78,7 +78,8 @@ async def run_server(
     """
     refuse_open_door(listen, tls, signing_key=signing_key)
     stopping = stop or asyncio.Event()
-    server = _make_server(signing_key)
+    door = answering.Answering(signing_key)
+    server = _make_server(door)
     names = list(register(server))
     if signing_key is None and names:
         raise Fault(
@@ -92,7 +93,9 @@ async def run_server(
     port = _bind(server, listen, tls)
     await server.start()
     try:
+        door.probing = True
         await _probe(port, listen, tls, names)
+        door.probing = False
         with _signals(stopping):
             await _serve(
                 service=service,
@@ -116,7 +119,7 @@ def main(coroutine_factory: Callable[[], Coroutine[Any, Any, None]]) -> None:
     except Exception as error:
         fault = _first_fault(error)
         if fault is None:
-            log.error("unexpected", exc_info=error)
+            log.exception("unexpected")
             fault = Fault(FaultCode.INTERNAL_UNEXPECTED, "The process ended; its log says why.")
         _say(f"{fault.code.value}: {fault.message} {fault.remedy}")
         raise SystemExit(1) from None
@@ -126,11 +129,11 @@ def main(coroutine_factory: Callable[[], Coroutine[Any, Any, None]]) -> None:
         telemetry.stop()
 
 
-def _make_server(signing_key: str | None) -> grpc.aio.Server:
+def _make_server(door: answering.Answering) -> grpc.aio.Server:
     return grpc.aio.server(
         # Handlers are coroutines; the pool is for the few that gRPC runs synchronously.
         migration_thread_pool=ThreadPoolExecutor(max_workers=1),
-        interceptors=(answering.Answering(signing_key),),
+        interceptors=(door,),
         options=OPTIONS,
         maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX,
     )

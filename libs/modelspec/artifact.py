@@ -18,6 +18,8 @@ SUPER_BLOCK = 256
 BLOCK = 32
 ADAPTER_BYTES_PER_PARAM = 4
 NORM_BITS = 32
+# The output matrix falls back from Q6_K to Q8_0.
+COARSE_HEAD_BITS = 8.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +91,7 @@ def gguf_bytes(shape: ModelShape, quantization: str) -> int:
     # Tied embeddings are stored once, in the finer type of the output.
     head_bits = mix.output_bits if shape.tied_embeddings else mix.output_bits + mix.embedding_bits
     if shape.hidden_size % SUPER_BLOCK:
-        head_bits = max(8.5, mix.output_bits) * (1 if shape.tied_embeddings else 2)
+        head_bits = max(COARSE_HEAD_BITS, mix.output_bits) * (1 if shape.tied_embeddings else 2)
     head = vocabulary * head_bits
     layers = _layer_bits(shape, mix)
     extra = shape.vocabulary_size * GGUF_BYTES_PER_VOCABULARY_ENTRY + GGUF_HEADER_BYTES

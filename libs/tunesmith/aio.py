@@ -32,6 +32,7 @@ from tunesmith.transfer import (
     Upload,
     chunks,
     timeouts,
+    trust,
     upload_refused,
     uses_proxy,
 )
@@ -152,6 +153,13 @@ class AsyncClient:
         found = await self.run(get_run(self.credentials.project, name))
         return found.HasField("end_time") and found.last_sequence <= after_sequence
 
+    def _http(self, url: str) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            timeout=timeouts(),
+            trust_env=uses_proxy(url),
+            verify=trust(self.credentials.ca_file),
+        )
+
     async def _perform(self, step: Step) -> Any:
         match step:
             case Call():
@@ -185,7 +193,7 @@ class AsyncClient:
     async def _upload(self, step: Upload) -> None:
         size_bytes = step.path.stat().st_size
         reason = ""
-        async with httpx.AsyncClient(timeout=timeouts(), trust_env=uses_proxy(step.url)) as http:
+        async with self._http(step.url) as http:
             for number in range(TRIES):
                 try:
                     answer = await http.put(
@@ -207,7 +215,7 @@ class AsyncClient:
     async def _download(self, step: Download) -> str:
         try:
             async with (
-                httpx.AsyncClient(timeout=timeouts(), trust_env=uses_proxy(step.url)) as http,
+                self._http(step.url) as http,
                 http.stream("GET", step.url, headers=step.partial.range_header) as answer,
             ):
                 if step.partial.begin(answer.status_code):

@@ -24,6 +24,7 @@ from tunesmith.transfer import (
     Upload,
     chunks,
     timeouts,
+    trust,
     upload_refused,
     uses_proxy,
 )
@@ -144,6 +145,13 @@ class Client:
         found = self.run(get_run(self.credentials.project, name))
         return found.HasField("end_time") and found.last_sequence <= after_sequence
 
+    def _http(self, url: str) -> httpx.Client:
+        return httpx.Client(
+            timeout=timeouts(),
+            trust_env=uses_proxy(url),
+            verify=trust(self.credentials.ca_file),
+        )
+
     def _perform(self, step: Step) -> Any:
         match step:
             case Call():
@@ -177,7 +185,7 @@ class Client:
     def _upload(self, step: Upload) -> None:
         size_bytes = step.path.stat().st_size
         reason = ""
-        with httpx.Client(timeout=timeouts(), trust_env=uses_proxy(step.url)) as http:
+        with self._http(step.url) as http:
             for number in range(TRIES):
                 try:
                     answer = http.put(
@@ -199,7 +207,7 @@ class Client:
     def _download(self, step: Download) -> str:
         try:
             with (
-                httpx.Client(timeout=timeouts(), trust_env=uses_proxy(step.url)) as http,
+                self._http(step.url) as http,
                 http.stream("GET", step.url, headers=step.partial.range_header) as answer,
             ):
                 if step.partial.begin(answer.status_code):

@@ -27,6 +27,8 @@ class Credentials:
         token: token of that project.
         http_url: base of the up- and downloads, for people; signed URLs carry their own.
         ca_file: certificates to trust in place of the system's; empty for the system's.
+        cert_file: our own certificate, where the gateway asks for one; empty without.
+        key_file: its private key. The three files may be relative to the credentials' folder.
         operator_token: token of the operator of a local platform; empty elsewhere.
         nats_url: where a subscriber finds the events; empty where none is offered.
         nats_user: user that may only subscribe.
@@ -38,6 +40,8 @@ class Credentials:
     token: str
     http_url: str = ""
     ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
     operator_token: str = ""
     nats_url: str = ""
     nats_user: str = ""
@@ -95,6 +99,9 @@ def load(path: Path | None = None, *, environ: Mapping[str, str] = os.environ) -
     missing = [key for key in ("address", "project", "token") if not values.get(key)]
     if missing:
         raise _refused(f"The credentials at {file} lack {', '.join(missing)}.")
+    for key in ("ca_file", "cert_file", "key_file"):
+        if values.get(key):
+            values[key] = str(file.parent / values[key])
     return Credentials(**values)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ssl
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +126,11 @@ class PartialFile:
 def timeouts() -> httpx.Timeout:
     """Deadlines of a transfer: connecting is quick, and no pause is longer than IDLE_SECONDS."""
     return httpx.Timeout(IDLE_SECONDS, connect=CONNECT_SECONDS)
+
+
+def trust(ca_file: str) -> ssl.SSLContext:
+    """Whom a transfer believes: the certificates of a file, or the system's."""
+    return ssl.create_default_context(cafile=ca_file or None)
 
 
 def uses_proxy(url: str) -> bool:

@@ -12,7 +12,7 @@ import grpc
 from google.protobuf.message import Message
 
 from tunesmith.credentials import Credentials
-from tunesmith.errors import UnavailableError, from_rpc, is_from_platform, status_of
+from tunesmith.errors import AccessError, UnavailableError, from_rpc, is_from_platform, status_of
 from tunesmith.transfer import Download, Upload
 
 CALL_SECONDS = 30.0
@@ -148,8 +148,18 @@ def channel_credentials(credentials: Credentials) -> grpc.ChannelCredentials | N
     """Credentials of a TLS channel; None for a plain one on this machine."""
     if not credentials.is_tls:
         return None
-    roots = Path(credentials.ca_file).read_bytes() if credentials.ca_file else None
-    return grpc.ssl_channel_credentials(root_certificates=roots)
+    try:
+        roots, chain, key = (
+            Path(name).read_bytes() if name else None
+            for name in (credentials.ca_file, credentials.cert_file, credentials.key_file)
+        )
+    except OSError as error:
+        raise AccessError(
+            "CONFIG_INVALID", f"The certificate {error.filename} cannot be read."
+        ) from None
+    return grpc.ssl_channel_credentials(
+        root_certificates=roots, private_key=key, certificate_chain=chain
+    )
 
 
 def _will_pass(error: grpc.RpcError) -> bool:

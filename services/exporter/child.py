@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from chassis import telemetry
 from exporter import wire
@@ -82,10 +82,11 @@ class Child:
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with log_path.open("ab") as output, theirs:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "exporter.engine", str(theirs.fileno()), "--cache", str(cache),
-                "--vendor", str(vendor), "--threads", str(thread_count),
+                sys.executable, "-m", "exporter.engine", str(theirs.fileno()),
+                "--cache", str(cache), "--vendor", str(vendor), "--threads", str(thread_count),
                 stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
-                pass_fds=(theirs.fileno(),), env=child_environment(os.environ), start_new_session=True,
+                pass_fds=(theirs.fileno(),), env=child_environment(os.environ),
+                start_new_session=True,
             )  # fmt: skip
         reader, writer = await asyncio.open_connection(sock=ours, limit=LINE_BYTES_MAX)
         return cls(process, reader, writer, log_path)
@@ -166,5 +167,5 @@ class Child:
         return ""
 
 
-def _broken(message: str, **metadata: str | float) -> Fault:
+def _broken(message: str, **metadata: Any) -> Fault:
     return Fault(FaultCode.RUNTIME_GGUF_EXPORT_FAILED, message, stage=Stage.EXPORTING, **metadata)

@@ -1,9 +1,8 @@
 """What the exporter and its working child say to each other: one JSON object a line.
 
-The child's stdout belongs to libraries that print what they like; messages have a pipe of their own.
+The child's stdout belongs to libraries that print what they like; messages have a pipe of their
+own.
 """
-
-from typing import Annotated
 
 import msgspec
 
@@ -11,15 +10,16 @@ import msgspec
 LINE_BYTES_MAX = 1 << 20
 
 
-class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=True):
+class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A line; msgspec tells the kinds apart by the name of the class."""
 
 
-class Export(_Message):
+class Export(_Message, frozen=True, kw_only=True):
     """To the child: make this bundle.
 
-    `checkpoint` is the folder of the base as it came from the hub or the store, `base_key` its name in the
-    cache of converted bases. `target` is the archive to write; its folder is the child's to use.
+    `checkpoint` is the folder of the base as it came from the hub or the store, `base_key` its name
+    in the cache of converted bases. `target` is the archive to write; its folder is the child's to
+    use.
     """
 
     checkpoint: str
@@ -31,14 +31,14 @@ class Export(_Message):
     run: str
 
 
-class Ready(_Message):
+class Ready(_Message, frozen=True, kw_only=True):
     """From the child: imports, symbols and a tiny conversion passed; work may come."""
 
     llama_version: str
     fast_types: tuple[str, ...]
 
 
-class Progress(_Message):
+class Progress(_Message, frozen=True, kw_only=True):
     """From the child: how far it is."""
 
     step: str
@@ -57,7 +57,7 @@ class ProofFigures(msgspec.Struct, frozen=True, kw_only=True):
     proven: bool = False
 
 
-class Exported(_Message):
+class Exported(_Message, frozen=True, kw_only=True):
     """From the child: the archive lies at `target`."""
 
     entries: tuple[str, ...]
@@ -65,7 +65,7 @@ class Exported(_Message):
     seconds: dict[str, float]
 
 
-class Failed(_Message):
+class Failed(_Message, frozen=True, kw_only=True):
     """From the child: a fault, as it goes onto the wire later."""
 
     code: str
@@ -73,7 +73,6 @@ class Failed(_Message):
     metadata: dict[str, str]
 
 
-ToChild = Annotated[Export, "message to the child"]
 FromChild = Ready | Progress | Exported | Failed
 
 decode_for_child = msgspec.json.Decoder(Export).decode

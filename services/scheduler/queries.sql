@@ -173,17 +173,11 @@ LIMIT $2;
 INSERT INTO submissions (project, request_id, run, create_time) VALUES ($1, $2, $3, clock_timestamp())
 ON CONFLICT (project, request_id) DO NOTHING;
 
--- name: read_submission
-SELECT run, abandoned, create_time FROM submissions WHERE project = $1 AND request_id = $2;
-
 -- name: lock_submission
 SELECT run, abandoned, create_time FROM submissions WHERE project = $1 AND request_id = $2 FOR UPDATE;
 
 -- name: end_submission
 DELETE FROM submissions WHERE run = $1;
-
--- name: abandon_submission
-UPDATE submissions SET abandoned = true WHERE run = $1;
 
 -- name: abandon_stale_submissions
 UPDATE submissions SET abandoned = true

@@ -1,8 +1,8 @@
 """Rows ⇄ domain: what a row of each table says, and what is written into it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -19,17 +19,22 @@ from scheduler.domain.run import (
     Record,
     Run,
     RunFault,
+    RunWarning,
     State,
     Submission,
     Task,
     TaskKind,
     TaskState,
     Terms,
-    Warning,
 )
 from scheduler.wire_work import NodeRecord
 
-Row = Mapping[str, Any]
+
+class Row(Protocol):
+    """What a database driver gives."""
+
+    def __getitem__(self, column: str, /) -> Any: ...
+
 
 _Value = TypeVar("_Value")
 _MICRO = timedelta(microseconds=1)
@@ -99,7 +104,7 @@ def record_of(row: Row, *, warnings: Iterable[Row], attempts: Iterable[Row]) -> 
             display_name=row["display_name"], tags=tuple(row["tags"]), priority=row["priority"]
         ),
         warnings=tuple(
-            Warning(code=each["code"], message=each["message"], time=each["warn_time"])
+            RunWarning(code=each["code"], message=each["message"], time=each["warn_time"])
             for each in warnings
         ),
         attempts=tuple(lease_of(each) for each in attempts),

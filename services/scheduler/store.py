@@ -1,7 +1,7 @@
 """Rows of the scheduler: each method is one statement or one transaction, and decides nothing.
 
-Whoever changes a run locks its row first and nothing before it, so that transactions cannot wait for each other in
-a circle. Times are those of the database.
+Whoever changes a run locks its row first and nothing before it, so that transactions cannot wait
+for each other in a circle. Times are those of the database.
 """
 
 import asyncio
@@ -39,6 +39,7 @@ class Hold:
 
     run: str
     abandoned: bool
+    create_time: datetime
 
 
 class Transaction:
@@ -117,9 +118,7 @@ class Transaction:
         now = found[0]["now"] if found else await self.now()
         return await self._records(found), [row["position"] for row in found], now
 
-    async def insert_run(
-        self, decision: Decision, submission: Submission, labels: Labels
-    ) -> None:
+    async def insert_run(self, decision: Decision, submission: Submission, labels: Labels) -> None:
         """Writes a new run with its task and its first event."""
         values = rows.new_run_values(decision.after, submission, labels)
         await self._execute("insert_run", *values)
@@ -256,13 +255,10 @@ class Transaction:
     async def lock_submission(self, project: str, request_id: str) -> Hold | None:
         query = self._queries["lock_submission"]
         row = await self._connection.fetchrow(query, project, request_id)
-        return None if row is None else Hold(run=row["run"], abandoned=row["abandoned"])
+        return None if row is None else Hold(**row)
 
     async def end_submission(self, run: str) -> None:
         await self._execute("end_submission", run)
-
-    async def abandon_submission(self, run: str) -> None:
-        await self._execute("abandon_submission", run)
 
     async def abandon_stale_submissions(self, age: timedelta) -> list[str]:
         """Runs of submissions that nobody follows up; they will never become runs."""

@@ -1,7 +1,8 @@
 """How a run comes to be: check, note, hold, commit; a crash between any two is healed.
 
-The note is a row written before money is held. It becomes a run in one transaction that also deletes it. A note
-that nobody follows up is marked first, so that no late caller can make a run of it, then its hold is given back.
+The note is a row written before money is held. It becomes a run in one transaction that also
+deletes it. A note that nobody follows up is marked first, so that no late caller can make a run
+of it, then its hold is given back.
 """
 
 import hashlib
@@ -31,7 +32,7 @@ from scheduler.domain.run import (
 )
 from scheduler.domain.signals import Submitted
 from scheduler.peers import Peers
-from scheduler.store import Store
+from scheduler.store import Hold, Store
 from tunesmith.api.fault.v1 import fault_pb2
 from tunesmith.api.run.v1 import run_pb2, run_service_pb2, spec_pb2
 from tunesmith.api.validation.v1 import validation_service_pb2
@@ -110,9 +111,9 @@ class Submitter:
         if answer is not None:
             return answer
         report = await self.check(order.project, order.spec)
-        run = await self._note(order)
-        await self._hold(run, report)
-        return await self._create(order, report, run)
+        note = await self._note(order)
+        await self._hold(note, report)
+        return await self._create(order, report, note.run)
 
     async def heal(self) -> int:
         """Gives back what crashed submissions hold; returns how many were healed."""
@@ -127,8 +128,8 @@ class Submitter:
         async with self._store.transaction() as transaction:
             return await transaction.peek(order.project, order.method, order.request)
 
-    async def _note(self, order: Order) -> str:
-        """Writes the note, or finds that of an earlier try; returns the name of the run."""
+    async def _note(self, order: Order) -> Hold:
+        """Writes the note, or finds that of an earlier try."""
         async with self._store.transaction() as transaction:
             now = await transaction.now()
             run_id = new_id("run", now=now, random_bytes=secrets.token_bytes)
@@ -136,20 +137,16 @@ class Submitter:
             note = await transaction.begin_submission(order.project, _key(order), name)
         if note.abandoned:
             raise _refused(Fault(FaultCode.DEP_SERVICE_UNAVAILABLE))
-        return note.run
+        return note
 
-    async def _hold(
-        self, run: str, report: validation_service_pb2.ValidateRunResponse
-    ) -> None:
+    async def _hold(self, note: Hold, report: validation_service_pb2.ValidateRunResponse) -> None:
         """Reserves the price. A refusal ends the note; no answer leaves it to the healer."""
-        async with self._store.transaction() as transaction:
-            now = await transaction.now()
         try:
-            await self._peers.hold(run, report.quote, event_time=now)
+            await self._peers.hold(note.run, report.quote, event_time=note.create_time)
         except Fault as fault:
             if fault.code is not FaultCode.DEP_SERVICE_UNAVAILABLE:
                 async with self._store.transaction() as transaction:
-                    await transaction.end_submission(run)
+                    await transaction.end_submission(note.run)
             raise _refused(fault) from fault
 
     async def _create(
@@ -271,9 +268,7 @@ def preview(
     )
 
 
-def terms_of(
-    spec: spec_pb2.RunSpec, report: validation_service_pb2.ValidateRunResponse
-) -> Terms:
+def terms_of(spec: spec_pb2.RunSpec, report: validation_service_pb2.ValidateRunResponse) -> Terms:
     """What is agreed with a submission."""
     snapshot, quote = report.snapshot, report.quote
     hold_micros = quote.maximum.amount_micros

@@ -127,9 +127,7 @@ class FaultService(fault_service_pb2_grpc.FaultServiceServicer):
         try:
             code = FaultCode(request.code)
         except ValueError:
-            raise Fault(
-                FaultCode.INPUT_FAULT_UNKNOWN, fault_code=request.code[:80]
-            ) from None
+            raise Fault(FaultCode.INPUT_FAULT_UNKNOWN, fault_code=request.code[:80]) from None
         return fault_service_pb2.ExplainFaultResponse(explanation=wire.explanation_to_proto(code))
 
     async def ListFaults(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final, TypeVar, assert_never
+from typing import Final, TypeVar, assert_never, cast
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -26,13 +26,13 @@ from scheduler.domain.events import (
     StateChanged,
     Warned,
 )
-from scheduler.domain.run import Document, Lease, Record, RunFault, State, StoredFile, Warning
+from scheduler.domain.run import Document, Lease, Record, RunFault, RunWarning, State, StoredFile
 from tunesmith.api.artifact.v1 import artifact_pb2
 from tunesmith.api.billing.v1 import billing_pb2
 from tunesmith.api.event.v1 import event_pb2
 from tunesmith.api.fault.v1 import fault_pb2, fault_service_pb2
 from tunesmith.api.run.v1 import run_pb2, spec_pb2
-from tunesmith.api.work.v1 import work_pb2
+from tunesmith.api.work.v1 import work_service_pb2
 
 SCHEMA_VERSION: Final = 1
 CURRENCY: Final = "CREDIT"
@@ -79,7 +79,7 @@ def money(amount_micros: int) -> billing_pb2.Money:
 
 def state_to_proto(state: State) -> run_pb2.RunState:
     """The contract's state."""
-    return run_pb2.RunState.Value(f"RUN_STATE_{state.name}")
+    return cast(run_pb2.RunState, run_pb2.RunState.Value(f"RUN_STATE_{state.name}"))
 
 
 def states_from_proto(states: Iterable[int]) -> tuple[State, ...]:
@@ -131,8 +131,8 @@ def explanation_to_proto(code: FaultCode) -> fault_service_pb2.FaultExplanation:
     row = TABLE[code]
     return fault_service_pb2.FaultExplanation(
         code=code.value,
-        category=fault_pb2.Category.Value(f"CATEGORY_{row.category.value}"),
-        owner=fault_pb2.Owner.Value(f"OWNER_{row.owner.value}"),
+        category=f"CATEGORY_{row.category.value}",
+        owner=f"OWNER_{row.owner.value}",
         retryable=row.retryable,
         refundable=row.refundable,
         grpc_status=row.grpc_status,
@@ -151,7 +151,7 @@ def clocks_to_proto(reading: Reading) -> run_pb2.RunClocks:
     )
 
 
-def warning_to_proto(warning: Warning) -> run_pb2.RunWarning:
+def warning_to_proto(warning: RunWarning) -> run_pb2.RunWarning:
     """One warning."""
     return run_pb2.RunWarning(
         code=warning.code, message=warning.message, time=timestamp(warning.time)
@@ -197,7 +197,7 @@ def run_to_proto(record: Record, *, now: datetime) -> run_pb2.Run:
         end_time=timestamp(run.end_time),
         last_sequence=run.sequence,
         source_run=submission.source_run,
-        export_proofs=parse(work_pb2.CompleteTaskRequest, run.proofs).export.proofs,
+        export_proofs=parse(work_service_pb2.CompleteTaskRequest, run.proofs).export.proofs,
         cancel_request_time=timestamp(run.cancel_request_time),
     )
     if run.metrics is not None:
@@ -241,7 +241,7 @@ def _fill(proto: event_pb2.Event, body: Body, *, at: datetime) -> None:
         case ClockChanged():
             proto.clock_changed.CopyFrom(
                 event_pb2.ClockChanged(
-                    change=event_pb2.ClockChange.Value(f"CLOCK_CHANGE_{body.change.name}"),
+                    change=f"CLOCK_CHANGE_{body.change.name}",
                     reason=body.reason,
                     void_from_time=timestamp(body.void_from),
                 )
@@ -249,7 +249,7 @@ def _fill(proto: event_pb2.Event, body: Body, *, at: datetime) -> None:
         case Progressed():
             proto.progressed.CopyFrom(_progressed(body))
         case Warned():
-            warning = Warning(code=body.code, message=body.message, time=at)
+            warning = RunWarning(code=body.code, message=body.message, time=at)
             proto.warned.warning.CopyFrom(warning_to_proto(warning))
         case CheckpointCommitted():
             proto.checkpoint_committed.step = body.step

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, cast
 
 from chassis import errors
 from lexicon.faults import Fault, FaultCode
@@ -60,7 +60,7 @@ class NodeRecord:
 
 def kind_to_proto(kind: TaskKind) -> work_pb2.TaskKind:
     """The contract's kind of task."""
-    return work_pb2.TaskKind.Value(f"TASK_KIND_{kind.name}")
+    return cast(work_pb2.TaskKind, work_pb2.TaskKind.Value(f"TASK_KIND_{kind.name}"))
 
 
 def kind_from_proto(kind: int) -> TaskKind:
@@ -113,7 +113,8 @@ def reports_from_proto(
     Args:
         prefix: URI under which the lease's files must lie.
     Raises:
-        Fault: INPUT_FIELD_INVALID for too many, a number below 1, or a file that is not the lease's.
+        Fault: INPUT_FIELD_INVALID for too many, a number below 1, or a file that is not the
+        lease's.
     """
     if len(reports) > MAX_REPORTS:
         raise Fault(
@@ -190,9 +191,7 @@ def check_files(files: Sequence[work_pb2.OutputFile], *, prefix: str) -> None:
         Fault: INPUT_FIELD_INVALID when one lies elsewhere, has no digest, or they are too many.
     """
     if len(files) > MAX_FILES:
-        raise Fault(
-            FaultCode.INPUT_FIELD_INVALID, f"At most {MAX_FILES} files.", field="files"
-        )
+        raise Fault(FaultCode.INPUT_FIELD_INVALID, f"At most {MAX_FILES} files.", field="files")
     for file in files:
         path = check_path(file.path)
         if file.uri != prefix + path:

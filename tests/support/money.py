@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from billing.domain.settlement import Hold
 from billing.domain.timeline import Clock, Ending, Fact, Outcome, Phase
 
-START = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+START = datetime(2024, 2, 29, 12, 0, tzinfo=UTC)
 RUN = "projects/acme/runs/run-1"
 
 COMPLETED = Outcome(ending=Ending.COMPLETED, refundable=True, fault_code="", fault_refundable=False)

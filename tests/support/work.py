@@ -172,7 +172,9 @@ def _soon() -> timestamp_pb2.Timestamp:
     return stamp
 
 
-def lease_of(lease_id: str, run: str, train: work_pb2.TrainTask, *, attempt: int = 1) -> work_pb2.Lease:
+def lease_of(
+    lease_id: str, run: str, train: work_pb2.TrainTask, *, attempt: int = 1
+) -> work_pb2.Lease:
     """A lease of a training task."""
     return work_pb2.Lease(
         lease_id=lease_id,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
+from importlib import metadata
 
 from tests.tidy import tree
 
@@ -19,6 +21,11 @@ LOCK_SUPERSET = {
     "numpy": (0,),
     "gguf": (0,),
 }
+
+
+# Installed by steps of their own, see deploy/local/bootstrap.py; `conversion` comes with llama.cpp.
+INSTALLED_APART = frozenset({"torch", "llama-cpp-python", "mlx-lm", "conversion"})
+OWN = frozenset({*tree.SERVICES, *tree.LIBRARY_ORDER, "tunesmith", "deploy", "tests"})
 
 
 def dependency_lines() -> list[re.Match[str]]:
@@ -88,3 +95,19 @@ def test_every_pinned_dependency_is_in_the_lock_at_that_version() -> None:
         if line["name"] not in gpu_only:
             pin = line["pin"].removeprefix("==").split(";")[0].strip()
             assert versions[line["name"].lower()] == pin, f"{line['name']}: run make lock"
+
+
+def test_every_imported_package_is_declared() -> None:
+    """003-17: nothing is used that only another package happens to bring along."""
+    declared = {line["name"].lower().replace("_", "-") for line in dependency_lines()}
+    packages = metadata.packages_distributions()
+    undeclared = set()
+    for path in tree.written_files("services", "libs", "deploy", "tests"):
+        for module, _ in tree.imports(path):
+            top = module.split(".")[0]
+            if not top or top in OWN or top in sys.stdlib_module_names:
+                continue
+            names = {name.lower().replace("_", "-") for name in packages.get(top, [top])}
+            if not names & (declared | INSTALLED_APART):
+                undeclared.add(f"{top} ({tree.shown(path)})")
+    assert not undeclared, sorted(undeclared)

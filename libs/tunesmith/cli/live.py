@@ -63,10 +63,15 @@ class RunView:
                 pass
 
 
-def follow(events: Iterable[event_pb2.Event], *, name: str, screen: Console) -> Iterator[RunView]:
-    """Draw a run while its events come; yields the view after each, to its end.
+def follow(
+    events: Iterable[event_pb2.Event],
+    *,
+    name: str,
+    screen: Console,
+) -> Iterator[RunView]:
+    """Draw a run while its events come; yields the view after each.
 
-    On a terminal it is one live picture; elsewhere a line for each change and some for the progress.
+    On a terminal it is one live picture; elsewhere a line for each change and some for progress.
     """
     view = RunView(name=name)
     if screen.is_terminal:

@@ -1,1 +1,1 @@
-"""Rules of the export: type plan, adapter algebra, proof gates, templates. No clock, file or socket."""
+"""Rules of the export: type plan, adapter algebra, proof gates, templates."""

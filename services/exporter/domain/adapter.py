@@ -1,7 +1,7 @@
 """A PEFT adapter as the merge sees it: which matrices change, by what, and with which factor.
 
-Source: Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (rank-stabilised scaling);
-the file format is that of `PeftModel.save_pretrained`.
+Source: Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (rank-stabilised
+scaling); the file format is that of `PeftModel.save_pretrained`.
 """
 
 import math
@@ -53,8 +53,8 @@ def read_adapter(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
     """Reads `adapter_config.json` together with the names and shapes of the adapter's tensors.
 
     Raises:
-        Fault: EXPORT_TENSOR_UNMAPPED for tensors of another kind, MODEL_WEIGHTS_INVALID for shapes or settings
-            that do not fit.
+        Fault: EXPORT_TENSOR_UNMAPPED for tensors of another kind, MODEL_WEIGHTS_INVALID for shapes
+            or settings that do not fit.
     """
     if config.get("peft_type") != "LORA" or config.get("fan_in_fan_out") or config.get("lora_bias"):
         _unmapped("the adapter is not a plain LoRA adapter", name=str(config.get("peft_type"))[:40])

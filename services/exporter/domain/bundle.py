@@ -1,4 +1,4 @@
-"""The texts of a GGUF bundle: Modelfile, install scripts and README, so that it runs where it is unpacked."""
+"""The texts of a GGUF bundle: Modelfile, install scripts and README."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,8 @@ ENTRIES: Final = (
     "model.gguf", "Modelfile", "install.sh", "install.bat", "README.md", "export_proof.json"
 )  # fmt: skip
 
-# Ollama reserves memory for the whole context, so that a long one is not taken without being asked for.
+# Ollama reserves memory for the whole context, so that a long one is not taken without being asked
+# for.
 MAX_DEFAULT_CONTEXT: Final = 8192
 
 # Names of sampling settings in generation_config.json and in a Modelfile.
@@ -29,8 +30,8 @@ _SAMPLING: Final = (
 class BundleFacts:
     """What the texts tell about a model.
 
-    `ollama_name` is the name that the install scripts give the model. `template` is None when no TEMPLATE
-    prints what the chat template prints.
+    `ollama_name` is the name that the install scripts give the model. `template` is None when no
+    TEMPLATE prints what the chat template prints.
     """
 
     ollama_name: str
@@ -71,7 +72,7 @@ def sampling_lines(generation: Mapping[str, Any]) -> list[str]:
 def stop_words(
     *, assistant_end: str, special_tokens: Sequence[str], end_tokens: Sequence[str]
 ) -> list[str]:
-    """Returns the texts at which generation stops: the end token and the marks that end an answer."""
+    """Returns the texts at which generation stops: end token and marks that end an answer."""
     marks = [token for token in special_tokens if token and token in assistant_end]
     return list(dict.fromkeys([*marks, *(token for token in end_tokens if token)]))
 
@@ -79,12 +80,12 @@ def stop_words(
 def install_sh(facts: BundleFacts) -> str:
     """A script for Linux and macOS that registers the model with Ollama."""
     return f"""#!/bin/sh
-# Registers this model with Ollama under the name {facts.ollama_name}, or the name given as argument.
+# Registers this model with Ollama as {facts.ollama_name}, or under the name given.
 set -eu
 cd "$(dirname "$0")"
 name="${{1:-{facts.ollama_name}}}"
 if ! command -v ollama >/dev/null 2>&1; then
-  echo "ollama was not found. Install it from https://ollama.com, or run model.gguf with llama.cpp:" >&2
+  echo "ollama was not found. Install it from https://ollama.com, or use llama.cpp:" >&2
   echo "  llama-cli -m model.gguf" >&2
   exit 1
 fi
@@ -100,14 +101,14 @@ echo "Done. Try it: ollama run $name"
 def install_bat(facts: BundleFacts) -> str:
     """The same for Windows, with its line ends."""
     text = f"""@echo off
-rem Registers this model with Ollama under the name {facts.ollama_name}, or the name given as argument.
+rem Registers this model with Ollama as {facts.ollama_name}, or under the name given.
 setlocal
 cd /d "%~dp0"
 set "name=%~1"
 if "%name%"=="" set "name={facts.ollama_name}"
 where ollama >nul 2>nul
 if errorlevel 1 (
-  echo ollama was not found. Install it from https://ollama.com, or run model.gguf with llama.cpp. 1>&2
+  echo ollama was not found. Install it from https://ollama.com, or use llama.cpp. 1>&2
   exit /b 1
 )
 ollama list >nul 2>nul
@@ -124,13 +125,14 @@ echo Done. Try it: ollama run %name%
 
 def readme(facts: BundleFacts) -> str:
     """The README of the bundle."""
-    template = (
-        "The chat template of the training is inside `model.gguf`, and the `Modelfile` carries the same."
-        if facts.template is not None
-        else "The chat template of the training is inside `model.gguf`. It does more than a Modelfile can say, "
-        "so the Modelfile carries none: prefer a runtime that reads the template from the GGUF, such as "
-        "llama.cpp with `--jinja`."
-    )
+    template = "The chat template of the training is inside `model.gguf`"
+    if facts.template is not None:
+        template += "; the `Modelfile` carries the same."
+    else:
+        template += (
+            ". It does more than a Modelfile can say, so the Modelfile carries none: prefer a "
+            "runtime that reads the template from the GGUF, such as llama.cpp with `--jinja`."
+        )
     return f"""# {facts.ollama_name}
 
 A fine-tuned model, merged into one file and quantised as {facts.quantization}.
@@ -143,7 +145,8 @@ A fine-tuned model, merged into one file and quantised as {facts.quantization}.
 
 ## Run it
 
-- Ollama: `sh install.sh` (Linux, macOS) or `install.bat` (Windows), then `ollama run {facts.ollama_name}`.
+- Ollama: `sh install.sh` (Linux, macOS) or `install.bat` (Windows), then
+  `ollama run {facts.ollama_name}`.
 - llama.cpp: `llama-cli -m model.gguf` or `llama-server -m model.gguf`.
 
 {template}

@@ -1,11 +1,11 @@
 """How close a finished GGUF is to what was trained, and whether that is close enough.
 
-Distributions are known by their k most likely tokens; the rest of the mass is one further outcome, which
-makes every divergence a lower bound of the true one. Logarithms are natural.
+Distributions are known by their k most likely tokens; the rest of the mass is one further outcome,
+which makes every divergence a lower bound of the true one. Logarithms are natural.
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from exporter.domain.quantization import Quantization, TensorType
 from lexicon.faults import Fault, FaultCode
 
-# Mean divergence from the adapter, in nats per token, up to which a mix is sound without a further look.
-# Ten times what sound exports of a 3 M-parameter model showed, where quantisation hurts most.
+# Mean divergence from the adapter, in nats per token, up to which a mix is sound without a further
+# look. Ten times what sound exports of a 3 M-parameter model showed, where quantisation hurts most.
 KL_BOUNDS: Final = {
     Quantization.F16: 0.02,
     Quantization.BF16: 0.02,
@@ -27,8 +27,9 @@ KL_BOUNDS: Final = {
     Quantization.Q2_K: 2.0,
 }
 
-# Root of the mean squared error of stored rows over that of the rows themselves. A normal distribution
-# gives about half of each bound; rows of other shapes stay below it unless bytes are damaged.
+# Root of the mean squared error of stored rows over that of the rows themselves. A normal
+# distribution gives about half of each bound; rows of other shapes stay below it unless bytes are
+# damaged.
 WEIGHT_ERROR_BOUNDS: Final = {
     TensorType.F32: 0.0,
     TensorType.F16: 0.001,
@@ -138,7 +139,7 @@ def judge(figures: Figures, mix: Quantization, *, base_kl_of_base: float) -> Non
     Raises:
         Fault: EXPORT_WRONG_BASE, EXPORT_NOOP_MERGE, EXPORT_QUANTIZATION_BROKEN.
     """
-    numbers = {
+    numbers: dict[str, Any] = {
         "adapter_mean_kl": round(figures.adapter.mean_kl, 6),
         "base_mean_kl": round(figures.base.mean_kl, 6),
         "loss_delta": round(figures.loss_delta, 6),
@@ -148,14 +149,15 @@ def judge(figures: Figures, mix: Quantization, *, base_kl_of_base: float) -> Non
     if base_kl_of_base > SAME_BASE_KL:
         raise Fault(
             FaultCode.EXPORT_WRONG_BASE,
-            f"The base at hand differs from the one trained on by {base_kl_of_base:.3f} nats per token.",
+            f"The base at hand differs from the one trained on by {base_kl_of_base:.3f} nats "
+            "per token.",
             **numbers,
         )
     if figures.can_tell_apart and figures.base.mean_kl <= figures.adapter.mean_kl:
         raise Fault(
             FaultCode.EXPORT_NOOP_MERGE,
-            f"The export is closer to the base ({figures.base.mean_kl:.3f} nats per token) than to the adapter "
-            f"({figures.adapter.mean_kl:.3f}).",
+            f"The export is closer to the base ({figures.base.mean_kl:.3f} nats per token) than "
+            f"to the adapter ({figures.adapter.mean_kl:.3f}).",
             **numbers,
         )
     if figures.loss_delta > MAX_LOSS_DELTA:
@@ -184,7 +186,8 @@ def require_sound_rows(
     if not relative <= WEIGHT_ERROR_BOUNDS[tensor_type]:
         raise Fault(
             FaultCode.EXPORT_QUANTIZATION_BROKEN,
-            f"{name} does not read back as it was computed: relative error {relative:.3f} as {tensor_type.name}.",
+            f"{name} does not read back as it was computed: relative error {relative:.3f} as "
+            f"{tensor_type.name}.",
             tensor=name,
             relative_error=relative,
             tensor_type=tensor_type.name,

@@ -1,7 +1,8 @@
 """The header of a GGUF file: strict reading and exact writing.
 
-A header is a stranger's data: every count, length and offset is checked against the bytes that are there
-before anything is read or reserved, so that a damaged file ends in a fault and never beyond its end.
+A header is a stranger's data: every count, length and offset is checked against the bytes that are
+there before anything is read or reserved, so that a damaged file ends in a fault and never beyond
+its end.
 Source: docs/gguf.md and ggml/src/gguf.cpp of llama.cpp; format version 3, little-endian.
 """
 
@@ -108,7 +109,7 @@ class Metadata:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorInfo:
-    """Where a tensor lies. `dimensions` are ggml's, row length first; `offset` counts from `data_start`."""
+    """Where a tensor lies: row length first in `dimensions`, `offset` from `data_start`."""
 
     name: str
     dimensions: tuple[int, ...]
@@ -198,10 +199,12 @@ def lay_out(
 
 
 def string_value(key: str, value: str) -> Metadata:
+    """A key with a text."""
     return Metadata(key=key, kind=ValueKind.STRING, encoded=_string(value))
 
 
 def uint32_value(key: str, value: int) -> Metadata:
+    """A key with an unsigned 32-bit number."""
     return Metadata(key=key, kind=ValueKind.UINT32, encoded=_U32.pack(value))
 
 
@@ -357,7 +360,11 @@ def _alignment(metadata: Mapping[str, Metadata]) -> int:
     if entry is None:
         return DEFAULT_ALIGNMENT
     alignment = entry.scalar if entry.kind is ValueKind.UINT32 else 0
-    if not isinstance(alignment, int) or not 8 <= alignment <= MAX_ALIGNMENT or alignment % 8:
+    if (
+        not isinstance(alignment, int)
+        or not 8 <= alignment <= MAX_ALIGNMENT
+        or alignment & (alignment - 1)
+    ):
         _refuse("its alignment is impossible")
     return alignment
 

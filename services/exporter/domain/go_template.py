@@ -1,7 +1,7 @@
 """Go's text/template as far as Modelfiles use it: enough to prove what a TEMPLATE prints.
 
-Supported: text with trim markers, comments, variables, `if`/`else if`/`else`, `range`, `with`, `break`,
-`continue`, pipelines, parentheses, field chains, and the functions named in `_FUNCTIONS`.
+Supported: text with trim markers, comments, variables, `if`/`else if`/`else`, `range`, `with`,
+`break`, `continue`, pipelines, parentheses, field chains, and the functions named in `_FUNCTIONS`.
 Source: package documentation of text/template; `Modelfile` documentation of Ollama for the data.
 """
 
@@ -159,7 +159,7 @@ def _with_names(kind: str, text: str) -> _Node:
     kinds = [token[0] for token in tokens]
     if "assign" in kinds:
         place = kinds.index("assign")
-        names = [value for token_kind, value in tokens[:place] if token_kind == "variable"]
+        names = [token[1] for token in tokens[:place] if token[0] == "variable"]
         declares = tokens[place][1] == ":="
         tokens = tokens[place + 1 :]
     pipeline, rest = _pipeline(tokens)
@@ -350,7 +350,7 @@ def _or(*values: Any) -> Any:
 
 
 def _compare(first: Any, second: Any) -> int:
-    return (first > second) - (first < second)
+    return int(first > second) - int(first < second)
 
 
 _FUNCTIONS: Final[Mapping[str, Callable[..., Any]]] = {

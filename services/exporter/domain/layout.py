@@ -1,7 +1,8 @@
 """How the tensors of a checkpoint lie in the GGUF that the converter made of it.
 
-Rows may be reordered (llama.cpp interleaves rotary halves of queries and keys), experts are stacked. Both
-are found by comparing numbers, not by trusting names: a placement is only known once every bit agreed.
+Rows may be reordered (llama.cpp interleaves rotary halves of queries and keys), experts are
+stacked. Both are found by comparing numbers, not by trusting names: a placement is only known once
+every bit agreed.
 """
 
 from collections.abc import Sequence
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 class Placement:
     """Where a checkpoint tensor went.
 
-    `rotary_heads` is 0 for rows in their own order, otherwise the heads over which rows were interleaved;
-    `expert` is the slice of a stacked tensor.
+    `rotary_heads` is 0 for rows in their own order, otherwise the heads over which rows were
+    interleaved; `expert` is the slice of a stacked tensor.
     """
 
     tensor: str

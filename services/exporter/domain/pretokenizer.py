@@ -1,18 +1,18 @@
 """Which of llama.cpp's pre-tokenizers equals that of a `tokenizer.json`, by structure.
 
-The converter knows pre-tokenizers by a hash over the ids of a sample text and therefore refuses every
-self-made vocabulary, although its splitting rules are well known. Here the rules themselves are compared,
-exactly; the token ids are then proven equal over the finished file.
-Source: `llm_tokenizer_bpe` in src/llama-vocab.cpp of llama.cpp; the regular expressions are those of the
-published tokenizers.
+The converter knows pre-tokenizers by a hash over the ids of a sample text and therefore refuses
+every self-made vocabulary, although its splitting rules are well known. Here the rules themselves
+are compared, exactly; the token ids are then proven equal over the finished file.
+Source: `llm_tokenizer_bpe` in src/llama-vocab.cpp of llama.cpp; the regular expressions are those
+of the published tokenizers.
 """
 
 from collections.abc import Mapping
 from typing import Any, Final
 
 _QWEN2_SPLIT: Final = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _LLAMA3_SPLIT: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"

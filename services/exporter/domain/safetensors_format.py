@@ -1,7 +1,8 @@
 """The header of a safetensors file, read strictly.
 
-Refused: a header longer than the file or 100 MB, anything but UTF-8 JSON of the known form, duplicate
-names, a size that does not follow from shape and type, gaps, overlaps and data behind the end.
+Refused: a header longer than the file or 100 MB, anything but UTF-8 JSON of the known form,
+duplicate names, a size that does not follow from shape and type, gaps, overlaps and data behind the
+end.
 Source: the format section of the safetensors README.
 """
 

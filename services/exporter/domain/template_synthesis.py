@@ -1,12 +1,14 @@
 """A Modelfile's TEMPLATE, derived from what a model's own chat template prints.
 
-The chat template is asked to render short conversations of made-up words; the text around the words gives
-the marks of each role. The result is then compared with the chat template over other conversations, so that
-a template which does more than wrap messages in marks is found out, not guessed at.
+The chat template is asked to render short conversations of made-up words; the text around the words
+gives the marks of each role. The result is then compared with the chat template over other
+conversations, so that a template which does more than wrap messages in marks is found out, not
+guessed at.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -53,12 +55,39 @@ PROBES: Final[tuple[tuple[Message, ...], ...]] = (
 )
 
 
+# The TEMPLATE with names of marks between at-signs. Like the templates of Ollama's own models it
+# leaves the answer open when the last message is the assistant's, so that answers can be continued.
+_FRAME: Final = (
+    "{{ range $i, $_ := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}"
+    '{{ if eq .Role "user" }}@USER_START@@SYSTEM@{{ .Content }}@USER_END@'
+    "{{ if $last }}@PROMPT@{{ end }}"
+    '{{ else if eq .Role "assistant" }}@ASSISTANT_START@{{ .Content }}'
+    "{{ if not $last }}@ASSISTANT_END@{{ end }}"
+    "{{ end }}{{ end }}"
+)
+# What opens the TEMPLATE and what stands inside the user's message, by the place of the system
+# text.
+_SYSTEM_FRAMES: Final[Mapping[SystemPlace, tuple[str, str]]] = {
+    "none": ("@HEAD@", ""),
+    "block": (
+        "{{ if .System }}@HEAD_BEFORE_SYSTEM@{{ .System }}@SYSTEM_END@{{ else }}@HEAD@{{ end }}",
+        "",
+    ),
+    "first-user": (
+        "@HEAD@{{ $first := true }}",
+        "{{ if and $first $.System }}{{ $.System }}@SYSTEM_END@{{ end }}{{ $first = false }}",
+    ),
+    "last-user": ("@HEAD@", "{{ if and $last $.System }}{{ $.System }}@SYSTEM_END@{{ end }}"),
+}
+_PIECE: Final = re.compile("@([A-Z_]+)@")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Marks:
     """The text around messages.
 
-    `head` opens a conversation without a system message (with the template's own default, if it has one),
-    `head_before_system` one with it; `system_end` follows the system text.
+    `head` opens a conversation without a system message (with the template's own default, if it has
+    one), `head_before_system` one with it; `system_end` follows the system text.
     """
 
     head: str
@@ -117,26 +146,19 @@ def derive_marks(render: Render) -> Marks | None:
 
 def go_source(marks: Marks) -> str:
     """Returns the TEMPLATE that prints these marks."""
-    opening = _literal(marks.head)
-    inside = ""
-    if marks.system_place == "block":
-        opening = (
-            f"{{{{ if .System }}}}{_literal(marks.head_before_system)}{{{{ .System }}}}"
-            f"{_literal(marks.system_end)}{{{{ else }}}}{_literal(marks.head)}{{{{ end }}}}"
-        )
-    elif marks.system_place in {"first-user", "last-user"}:
-        condition = "$first" if marks.system_place == "first-user" else "$last"
-        inside = f"{{{{ if and {condition} $.System }}}}{{{{ $.System }}}}{_literal(marks.system_end)}{{{{ end }}}}"
-    return (
-        f"{opening}{{{{ $first := true }}}}{{{{ range $i, $_ := .Messages }}}}"
-        "{{ $last := eq (len (slice $.Messages $i)) 1 }}"
-        f'{{{{ if eq .Role "user" }}}}{_literal(marks.user_start)}{inside}{{{{ .Content }}}}'
-        f"{_literal(marks.user_end)}{{{{ $first = false }}}}"
-        f"{{{{ if $last }}}}{_literal(marks.prompt)}{{{{ end }}}}"
-        f'{{{{ else if eq .Role "assistant" }}}}{_literal(marks.assistant_start)}{{{{ .Content }}}}'
-        f"{{{{ if not $last }}}}{_literal(marks.assistant_end)}{{{{ end }}}}"
-        "{{ end }}{{ end }}"
-    )
+    pieces = {
+        "HEAD": _literal(marks.head),
+        "HEAD_BEFORE_SYSTEM": _literal(marks.head_before_system),
+        "SYSTEM_END": _literal(marks.system_end),
+        "USER_START": _literal(marks.user_start),
+        "USER_END": _literal(marks.user_end),
+        "ASSISTANT_START": _literal(marks.assistant_start),
+        "ASSISTANT_END": _literal(marks.assistant_end),
+        "PROMPT": _literal(marks.prompt),
+    }
+    opening, inside = _SYSTEM_FRAMES[marks.system_place]
+    frame = opening + _FRAME.replace("@SYSTEM@", inside)
+    return _PIECE.sub(lambda match: pieces[match[1]], frame)
 
 
 def ollama_data(messages: Sequence[Message]) -> dict[str, Any]:
@@ -158,7 +180,7 @@ def probes_of(render: Render) -> Iterator[tuple[tuple[Message, ...], str]]:
 
 
 def prints_the_same(source: str, render: Render, *, begin_token: str) -> bool:
-    """Whether a TEMPLATE prints what the chat template prints, up to a begin token that runtimes add."""
+    """Whether a TEMPLATE prints what the chat template prints, without the begin token."""
     try:
         return all(
             go_template.render(source, ollama_data(probe)) == text.removeprefix(begin_token)
@@ -169,7 +191,7 @@ def prints_the_same(source: str, render: Render, *, begin_token: str) -> bool:
 
 
 def _with_system(render: Render, marks: Marks) -> Marks:
-    """Adds where the system text goes; a template that refuses system messages has no place for it."""
+    """Adds where the system text goes; nowhere when the template refuses system messages."""
     plain = _cut(_try(render, [("system", _SYSTEM), ("user", _FIRST)], True), _SYSTEM, _FIRST)
     if not plain:
         return marks

@@ -1,9 +1,9 @@
 """Which type each tensor of a mix gets: llama.cpp's own plan for the mixes that we make.
 
-Sensitive tensors (values, down projections, the output) get more bits, some layers more than others.
-The order of the tensors matters, because rules count the layers they have seen.
-Source: `llama_tensor_get_type_impl` and its neighbours in src/llama-quant.cpp of llama.cpp; the tests
-compare with `llama_model_quantize(dry_run)` over shapes, architectures and mixes.
+Sensitive tensors (values, down projections, the output) get more bits, some layers more than
+others. The order of the tensors matters, because rules count the layers they have seen.
+Source: `llama_tensor_get_type_impl` and its neighbours in src/llama-quant.cpp of llama.cpp; the
+tests compare with `llama_model_quantize(dry_run)` over shapes, architectures and mixes.
 """
 
 import re
@@ -15,8 +15,8 @@ from exporter.domain.quantization import Quantization, TensorType
 
 _BLOCK: Final = re.compile(r"blk\.(\d+)\.")
 
-# Weights that stay as they are although their name ends in `weight`: routers, convolutions and small
-# matrices of architectures whose quality depends on them.
+# Weights that stay as they are although their name ends in `weight`: routers, convolutions and
+# small matrices of architectures whose quality depends on them.
 _KEPT_PARTS: Final = (
     "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight", "altup", "laurel",
     "per_layer_model_proj", "ssm_conv1d", "shortconv.conv.weight", "indexer.k_proj.weight",
@@ -41,7 +41,8 @@ _SMALL_BLOCK: Final = {
 _SEVENTY_BILLION_LAYERS: Final = {"llama": 80, "qwen2": 80, "deci": 80, "olmo": 80, "jais2": 68}
 
 Role = Literal[
-    "output", "token_embd", "qkv", "kv_b", "v", "k", "q", "attn_output", "up", "gate", "down", "other"
+    "output", "token_embd", "qkv", "kv_b", "v", "k", "q", "attn_output", "up", "gate", "down",
+    "other",
 ]  # fmt: skip
 _ROLE_PARTS: Final[Sequence[tuple[str, Role]]] = (
     ("attn_qkv.weight", "qkv"),
@@ -89,7 +90,7 @@ class ModelFacts:
 
 
 def file_order(name: str) -> tuple[int, bytes]:
-    """Key that sorts tensors as llama.cpp writes them: those without a layer first, then by layer."""
+    """Key that sorts tensors as llama.cpp writes them: without a layer first, then by layer."""
     match = _BLOCK.match(name)
     return (int(match.group(1)) if match else -1), name.encode()
 
@@ -103,7 +104,7 @@ def plan_types(
 
 
 def may_quantize(tensor: TensorShape) -> bool:
-    """Tells whether a tensor is ever stored in another type: matrices of weights that are not norms."""
+    """Tells whether a tensor may change its type: matrices of weights that are not norms."""
     name = tensor.name
     # ggml ignores trailing dimensions of size 1 when it counts them.
     real_dimensions = max(

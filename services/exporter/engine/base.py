@@ -1,4 +1,4 @@
-"""Base models as GGUF: converted once per revision, kept in a cache, placements proven bit by bit."""
+"""Base models as GGUF: converted once per revision, kept in a cache, proven bit by bit."""
 
 import fcntl
 import hashlib
@@ -80,7 +80,8 @@ def prepare_base(checkpoint_folder: Path, cache: Path, key: str, *, vendor: Path
     Args:
         vendor: folder with llama.cpp's `conversion` package and `gguf-py`.
     Raises:
-        Fault: MODEL_WEIGHTS_INVALID, MODEL_NOT_CONVERTIBLE with the converter's output, EXPORT_DISK_FULL.
+        Fault: MODEL_WEIGHTS_INVALID, MODEL_NOT_CONVERTIBLE with the converter's output,
+            EXPORT_DISK_FULL.
     """
     cache.mkdir(parents=True, exist_ok=True)
     with _exclusive(cache / f"{key}.lock"), disk_errors():
@@ -125,8 +126,9 @@ def _run_converter(source: Path, target: Path, vendor: Path, *, outtype: str, re
     view = target / "view"
     _make_view(source, view)
     command = [
-        sys.executable, "-m", "exporter.engine.conversion_tool", "--vendor", str(vendor), "--model", str(view),
-        "--outfile", str(target / GGUF_NAME), "--outtype", outtype, "--record", str(record),
+        sys.executable, "-m", "exporter.engine.conversion_tool", "--vendor", str(vendor),
+        "--model", str(view), "--outfile", str(target / GGUF_NAME), "--outtype", outtype,
+        "--record", str(record),
     ]  # fmt: skip
     try:
         done = subprocess.run(
@@ -154,7 +156,7 @@ def _run_converter(source: Path, target: Path, vendor: Path, *, outtype: str, re
 
 
 def _make_view(source: Path, view: Path) -> None:
-    """A folder of links to what the converter may read; settings that name code to run are cut out."""
+    """A folder of links to what the converter may read; settings that name code are cut out."""
     view.mkdir()
     for path in sorted(source.iterdir()):
         if not path.is_file() or not _VISIBLE.fullmatch(path.name):
@@ -219,7 +221,7 @@ def _placements(
     groups: Sequence[Mapping[str, Sequence[str]]],
     head_counts: Sequence[int],
 ) -> dict[str, Placement]:
-    """Finds for each tensor of the checkpoint where its bits lie; what moved otherwise is left out."""
+    """Finds where the bits of each checkpoint tensor lie; what moved otherwise is left out."""
     found: dict[str, Placement] = {}
     for group in groups:
         for source, target in _pairs(checkpoint, gguf, group):

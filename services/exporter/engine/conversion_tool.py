@@ -1,11 +1,12 @@
 """`python -m exporter.engine.conversion_tool`: runs llama.cpp's own converter on one base model.
 
-A process of its own, because the converter brings torch with it, prints to its streams and may fail in
-any way. Beside the GGUF it writes which tensors of the checkpoint became which tensors of the file.
-Nothing here reaches the network, and no code of the model is ever executed.
+A process of its own, because the converter brings torch with it, prints to its streams and may fail
+in any way. Beside the GGUF it writes which tensors of the checkpoint became which tensors of the
+file. Nothing here reaches the network, and no code of the model is ever executed.
 """
 
 import argparse
+import importlib
 import json
 import logging
 import sys
@@ -22,8 +23,8 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     for folder in (arguments.vendor / "gguf-py", arguments.vendor):
         sys.path.insert(0, str(folder))
-    import conversion  # type: ignore[import-not-found]  # llama.cpp's, found on the path set above
-    import gguf
+    # Both are llama.cpp's own, found on the path set above.
+    conversion, gguf = (importlib.import_module(name) for name in ("conversion", "gguf"))
 
     hparams = conversion.ModelBase.load_hparams(arguments.model, False)
     architecture = conversion.get_model_architecture(hparams, conversion.ModelType.TEXT)
@@ -59,7 +60,8 @@ class _Recorder:
             targets.append(target)
             yield target, tensor
         if targets:
-            # A dense tensor answers at once and alone; experts of a layer answer together at the end.
+            # A dense tensor answers at once and alone; experts of a layer answer together at the
+            # end.
             sources = [name] if ".experts." not in name else list(waiting)
             self._waiting[bid] = [source for source in waiting if source not in sources]
             self.groups.append({"sources": sources, "targets": targets})

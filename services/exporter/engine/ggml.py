@@ -1,7 +1,7 @@
 """Rows of numbers in ggml's storage types, through the pinned llama.cpp's own library.
 
-This is the reference for every byte that is written: `kquant` may do the work faster where it has proven
-equal. ctypes releases the GIL, so that rows can be encoded by several threads at once.
+This is the reference for every byte that is written: `kquant` may do the work faster where it has
+proven equal. ctypes releases the GIL, so that rows can be encoded by several threads at once.
 """
 
 import ctypes
@@ -108,8 +108,8 @@ def library() -> ctypes.CDLL:
         ) from error
     quantize.restype = ctypes.c_size_t
     quantize.argtypes = [
-        ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64,
-        ctypes.c_void_p,
+        ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64,
+        ctypes.c_int64, ctypes.c_void_p,
     ]  # fmt: skip
     for decoder in decoders:
         decoder.restype = None

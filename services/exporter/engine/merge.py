@@ -22,8 +22,9 @@ from lexicon.faults import Fault, FaultCode
 class Change:
     """What happens to the rows of one tensor, or of one expert's slice of it.
 
-    `a` is (rank, in); `b` is (out, rank) with its rows already in the order of the GGUF. A replacement has
-    rows of its own in their place. `scale` multiplies the delta; `factors` (out, 1) are DoRA's.
+    `a` is (rank, in); `b` is (out, rank) with its rows already in the order of the GGUF. A
+    replacement has rows of its own in their place. `scale` multiplies the delta; `factors` (out, 1)
+    are DoRA's.
     """
 
     a: NDArray[np.float32] | None = None
@@ -48,8 +49,9 @@ class MergedTensor:
     def rows(self, *, first: int, count: int) -> NDArray[np.float32]:
         """Returns merged rows as float32, (count, columns).
 
-        The numbers are already rounded to the base's own type, because that is what a merged checkpoint would
-        hold. Source: peft `lora.Linear.merge`: W += (B @ A) * scaling in float32, stored in W's type.
+        The numbers are already rounded to the base's own type, because that is what a merged
+        checkpoint would hold. Source: peft `lora.Linear.merge`: W += (B @ A) * scaling in float32,
+        stored in W's type.
         """
         info = self.info
         stored = self.base.raw(info, first_row=first, row_count=count)
@@ -81,8 +83,8 @@ def merge_plan(
     """Returns every tensor of the base by name, with the adapter's changes where it has any.
 
     Raises:
-        Fault: EXPORT_TENSOR_UNMAPPED when the adapter changes what has no place, EXPORT_WRONG_BASE when a shape
-            does not fit, EXPORT_ADAPTER_UNTRAINED when all deltas are zero.
+        Fault: EXPORT_TENSOR_UNMAPPED when the adapter changes what has no place, EXPORT_WRONG_BASE
+            when a shape does not fit, EXPORT_ADAPTER_UNTRAINED when all deltas are zero.
     """
     changes: dict[str, dict[int | None, Change]] = {}
     is_trained = bool(adapter.replacements)
@@ -153,7 +155,8 @@ def _require_shape(target: str, found: tuple[int, ...], wanted: tuple[int, int])
 def _merged(base: NDArray[np.float32], change: Change, start: int, end: int) -> NDArray[np.float32]:
     if change.replacement is not None:
         return change.replacement[start:end]
-    assert change.a is not None and change.b is not None
+    assert change.a is not None
+    assert change.b is not None
     delta = (change.b[start:end] @ change.a) * np.float32(change.scale)
     merged = base + delta
     return merged if change.factors is None else merged * change.factors[start:end]

@@ -1,5 +1,6 @@
 """The proof: the finished file is read back and runs over the trainer's held-out conversations."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +20,15 @@ from lexicon.faults import Fault, FaultCode
 
 REFERENCE_NAME: Final = "proof_reference.safetensors"
 REFERENCE_FORMAT: Final = "1"
-# Rows of each tensor that are read back: enough to meet every damaged block type, not all of a large file.
+# Rows of each tensor that are read back: enough to meet every damaged block type, not all of a
+# large file.
 ROWS_READ_BACK: Final = 32
 MAX_REFERENCE_TOKENS: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """One held-out conversation: `scored` are the positions whose next token is part of the answer."""
+    """One held-out conversation; the token after a `scored` position is part of the answer."""
 
     tokens: list[int]
     scored: list[int]
@@ -98,7 +100,7 @@ def measure(model: LlamaModel, segments: list[Segment]) -> Figures:
 
 
 def read_back(path: Path, tensors: Mapping[str, MergedTensor]) -> dict[str, float]:
-    """Compares rows of the finished file with what was merged; returns the relative error by tensor.
+    """Compares rows of the finished file with what was merged; relative error by tensor.
 
     Raises:
         Fault: EXPORT_QUANTIZATION_BROKEN, EXPORT_VERIFY_MISMATCH.
@@ -131,7 +133,8 @@ def prove(
     """Runs the gates over a finished file.
 
     Raises:
-        Fault: EXPORT_WRONG_BASE, EXPORT_NOOP_MERGE, EXPORT_QUANTIZATION_BROKEN, EXPORT_VERIFY_MISMATCH.
+        Fault: EXPORT_WRONG_BASE, EXPORT_NOOP_MERGE, EXPORT_QUANTIZATION_BROKEN,
+            EXPORT_VERIFY_MISMATCH.
     """
     with LlamaModel(path, thread_count=thread_count) as model:
         figures = measure(model, segments)
@@ -159,7 +162,8 @@ def _reference_losses(reference: Distributions, targets: list[int]) -> list[floa
     """-log p of the targets; one outside the list is taken to be as likely as its last."""
     hit = reference.ids == np.asarray(targets)[:, None]
     found = np.where(hit, reference.logprobs, -np.inf).max(axis=1)
-    return (-np.where(np.isfinite(found), found, reference.logprobs.min(axis=1))).tolist()
+    losses = -np.where(np.isfinite(found), found, reference.logprobs.min(axis=1))
+    return [float(loss) for loss in losses]
 
 
 def _joined(parts: Iterator[Distributions]) -> Distributions:
@@ -178,7 +182,7 @@ def _segments(arrays: Mapping[str, NDArray[np.generic]]) -> Iterator[Segment]:
         raise ValueError("token_ids and scored differ")
     if offsets[0] != 0 or offsets[-1] != len(tokens) or np.any(np.diff(offsets) < 0):
         raise ValueError("segment_offsets do not cover token_ids")
-    for start, end in zip(offsets[:-1], offsets[1:], strict=True):
+    for start, end in itertools.pairwise(offsets):
         # The last token of a conversation has no next one to compare with.
         positions = np.flatnonzero(scored[start : end - 1])
         if len(positions):

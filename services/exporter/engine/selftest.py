@@ -1,7 +1,7 @@
 """What must hold before any work is taken: imports, symbols, and a tiny conversion from end to end.
 
-Missing sentencepiece or protobuf make conversions of some tokenizers fail without a word, so that they are
-looked for first.
+Missing sentencepiece or protobuf make conversions of some tokenizers fail without a word, so that
+they are looked for first.
 """
 
 import importlib
@@ -52,11 +52,11 @@ def check_parts(vendor: Path) -> None:
     rows = np.random.default_rng(0).standard_normal((4, 512), np.float32)
     encoded = ggml.encode(rows, TensorType.Q4_K)
     decoded = ggml.decode(encoded, TensorType.Q4_K, column_count=512)
-    error = float(np.sqrt(np.square(decoded - rows).mean() / np.square(rows).mean()))
-    if not error < _NORMAL_ERROR_Q4_K:
+    loss = float(np.sqrt(np.square(decoded - rows).mean() / np.square(rows).mean()))
+    if not loss < _NORMAL_ERROR_Q4_K:
         raise Fault(
             FaultCode.RUNTIME_GGUF_EXPORT_FAILED,
-            f"llama.cpp's library quantises wrongly: relative error {error:.3f}.",
+            f"llama.cpp's library quantises wrongly: relative error {loss:.3f}.",
         )
 
 
@@ -144,7 +144,7 @@ def _write_tiny_model(folder: Path) -> None:
 
 
 def _byte_tokenizer() -> dict[str, Any]:
-    """The 256 bytes in GPT-2's printable spelling and one merge, the fewest that llama.cpp loads."""
+    """The 256 bytes as GPT-2 spells them and one merge, the fewest that llama.cpp loads."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     spelled = {byte: chr(byte) for byte in printable}
     hidden = (byte for byte in range(256) if byte not in spelled)
@@ -160,11 +160,13 @@ def _byte_tokenizer() -> dict[str, Any]:
             "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True
         },
         "post_processor": None,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "decoder": {
+            "type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True
+        },
         "model": {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-            "vocab": vocabulary, "merges": ["a b"],
+            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
+            "ignore_merges": False, "vocab": vocabulary, "merges": ["a b"],
         },
     }  # fmt: skip
 
@@ -174,8 +176,10 @@ def _write_safetensors(path: Path, arrays: Mapping[str, NDArray[np.float16]]) ->
     offset = 0
     for name, array in arrays.items():
         header[name] = {
-            "dtype": "F16", "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]
-        }  # fmt: skip
+            "dtype": "F16",
+            "shape": list(array.shape),
+            "data_offsets": [offset, offset + array.nbytes],
+        }
         offset += array.nbytes
     encoded = json.dumps(header).encode()
     with path.open("wb") as out:

@@ -1,4 +1,4 @@
-"""The chat template of an export: embedded, translated for Modelfiles, and proven token by token."""
+"""The chat template of an export: embedded, translated, and proven token by token."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,7 +63,8 @@ def read_template(adapter_folder: Path, base: Header) -> TrainedTemplate:
     """Reads template and tokenizer that are stored with the adapter.
 
     Raises:
-        Fault: EXPORT_ADAPTER_MISSING when the adapter's tokenizer is absent, MODEL_CHAT_TEMPLATE_INVALID.
+        Fault: EXPORT_ADAPTER_MISSING when the adapter's tokenizer is absent,
+            MODEL_CHAT_TEMPLATE_INVALID.
     """
     tokenizer_path = adapter_folder / "tokenizer.json"
     if not tokenizer_path.is_file():
@@ -113,8 +114,8 @@ def prove_template(
 ) -> int:
     """Compares token ids three ways and with the reference; returns the number of texts compared.
 
-    The three: training tokenizer on the training template; llama.cpp on the template inside the GGUF;
-    llama.cpp on the Modelfile's template, with the begin token that runtimes add.
+    The three: training tokenizer on the training template; llama.cpp on the template inside the
+    GGUF; llama.cpp on the Modelfile's template, with the begin token that runtimes add.
 
     Raises:
         Fault: EXPORT_TEMPLATE_MISMATCH.
@@ -147,7 +148,7 @@ def prove_template(
 
 
 def prove_end(model: LlamaModel, segments: Sequence[Segment]) -> bool | None:
-    """Tells whether an answer of the finished model ends by itself; None when no reference answer did.
+    """Tells whether an answer of the model ends by itself; None when no reference answer did.
 
     Raises:
         Fault: EXPORT_TEMPLATE_MISMATCH when runtimes would not stop where the adapter stopped.

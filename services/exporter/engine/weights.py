@@ -1,12 +1,13 @@
 """Weight files through memory maps: safetensors checkpoints and GGUF files.
 
-Nothing is read whole; arrays are views of the map, so that memory in use stays small and clean pages can
-be dropped by the system at any time.
+Nothing is read whole; arrays are views of the map, so that memory in use stays small and clean
+pages can be dropped by the system at any time.
 """
 
 import json
 import mmap
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
@@ -53,11 +54,9 @@ class MappedFile:
         self.close()
 
     def close(self) -> None:
-        try:
+        # While views are still alive somewhere, the map goes with the last of them.
+        with suppress(BufferError):
             self._map.close()
-        except BufferError:
-            # Views are still alive somewhere; the map goes with the last of them.
-            pass
 
     def view(self, dtype: type[np.generic], *, start: int, count: int) -> NDArray[Any]:
         """`count` numbers from byte `start`, without a copy."""
@@ -152,7 +151,7 @@ class GgufFile(MappedFile):
         )
 
     def bits(self, info: TensorInfo) -> NDArray[Any]:
-        """All rows of an unquantised tensor in its own type (bfloat16 as uint16), (rows, columns)."""
+        """All rows of an unquantised tensor, (rows, columns); bfloat16 as uint16."""
         dtype = {
             TensorType.F32: np.float32,
             TensorType.F16: np.float16,

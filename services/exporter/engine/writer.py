@@ -1,7 +1,7 @@
 """The one pass: merged rows are encoded block by block and go straight into the final file.
 
-The header is complete before the first number, as every size follows from the type plan; the file bears
-its name only after the last byte is on the disk.
+The header is complete before the first number, as every size follows from the type plan; the file
+bears its name only after the last byte is on the disk.
 """
 
 import errno
@@ -52,7 +52,7 @@ class FilePlan:
 
 
 def plan_file(base: Header, mix: Quantization, overrides: Sequence[Metadata] = ()) -> FilePlan:
-    """Returns the plan of the quantised file: the base's header with new types, order and overrides."""
+    """Returns the plan of a quantised file: the base's header, new types, order and overrides."""
     ordered = sorted(base.tensors, key=lambda info: file_order(info.name))
     shapes = [
         TensorShape(name=info.name, dimensions=info.dimensions, stored_type=info.type)
@@ -114,7 +114,7 @@ def write_file(
             os.posix_fallocate(out.fileno(), 0, plan.size_bytes)
         out.write(plan.header)
         for info, encoded in _encoded(plan, tensors, encode, pool, thread_count):
-            out.write(encoded)
+            out.write(encoded.data)
             on_elements(encoded.shape[0] * info.column_count)
             if out.tell() == len(plan.header) + info.offset + info.size_bytes:
                 out.write(

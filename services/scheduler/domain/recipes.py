@@ -47,9 +47,7 @@ def differences(recipe: Tree, other: Tree) -> list[Difference]:
     """Fields that differ, in the order of the first recipe, then what only the other has."""
     mine, theirs = dict(_leaves(recipe)), dict(_leaves(other))
     return [
-        Difference(
-            field=field, value=_text(mine.get(field)), other_value=_text(theirs.get(field))
-        )
+        Difference(field=field, value=_text(mine.get(field)), other_value=_text(theirs.get(field)))
         for field in dict.fromkeys([*mine, *theirs])
         if mine.get(field) != theirs.get(field)
     ]

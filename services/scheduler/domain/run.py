@@ -261,7 +261,7 @@ class Labels:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Warning:
+class RunWarning:
     """Something that the user should know and that did not end the run."""
 
     code: str
@@ -276,7 +276,7 @@ class Record:
     run: Run
     submission: Submission
     labels: Labels
-    warnings: tuple[Warning, ...] = ()
+    warnings: tuple[RunWarning, ...] = ()
     attempts: tuple[Lease, ...] = ()
 
 

@@ -11,7 +11,12 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ANVIL = Path(__file__).resolve().parents[3] / "deploy" / "models" / "anvil" / "weights"
-PROMPTS = ("What is a hammer for?", "Who works at the forge?", "Tell me about iron.", "Is fire hot?")
+PROMPTS = (
+    "What is a hammer for?",
+    "Who works at the forge?",
+    "Tell me about iron.",
+    "Is fire hot?",
+)
 TOP_K = 64
 
 

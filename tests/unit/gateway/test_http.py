@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from gateway.http import CODE_HEADER, application
 from objects.signing import UrlSigner
 from objects.store import open_store

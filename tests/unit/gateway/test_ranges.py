@@ -1,6 +1,7 @@
 """RFC 9110, section 14: which bytes a Range header asks for."""
 
 import pytest
+
 from gateway.domain.ranges import Part, part_of
 
 

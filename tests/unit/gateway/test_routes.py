@@ -1,6 +1,7 @@
 """Which methods leave the platform."""
 
 import pytest
+
 from gateway import wire
 from gateway.domain.routes import FORWARDED, INSIDE, Method, Upstream, table
 

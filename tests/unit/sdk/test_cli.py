@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner, Result
+
 from tests.support.platform_double import RUN, Script, a_platform
 from tunesmith import credentials
 from tunesmith.api.run.v1 import run_pb2
 from tunesmith.cli import output, session
 from tunesmith.cli.main import app
-from typer.testing import CliRunner, Result
 
 SUBMIT = ("run", "submit", "-m", "m", "-d", "habit", "-t", "cpu", "--attest")
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from tests.support.platform_double import RUN, ZIP, Script, a_platform
 from tunesmith import AsyncClient, Client
 from tunesmith.api.run.v1 import run_pb2, spec_pb2
@@ -20,10 +21,13 @@ QUICK = RetryPolicy(first_seconds=0.01, longest_seconds=0.02)
 
 
 def test_a_refusal_has_code_message_next_step_and_metadata() -> None:
-    with a_platform(Script()) as mine, Client(mine) as client:
-        with pytest.raises(NotFoundError) as refused:
-            client.runs.submit(spec_pb2.RunSpec(datasets=["nothing"]))
-        error = refused.value
+    with (
+        a_platform(Script()) as mine,
+        Client(mine) as client,
+        pytest.raises(NotFoundError) as refused,
+    ):
+        client.runs.submit(spec_pb2.RunSpec(datasets=["nothing"]))
+    error = refused.value
     assert error.code == "DATASET_NOT_FOUND"
     assert error.message == "There is no dataset nothing."
     assert error.metadata == {"dataset": "nothing"}
@@ -57,17 +61,23 @@ def test_a_submission_whose_answer_was_lost_is_not_made_twice() -> None:
 
 def test_an_outage_that_lasts_is_reported() -> None:
     script = Script(unavailable_count=99)
-    with a_platform(script) as mine, Client(mine, retry=QUICK) as client:
-        with pytest.raises(UnavailableError) as refused:
-            client.runs.submit(SPEC)
+    with (
+        a_platform(script) as mine,
+        Client(mine, retry=QUICK) as client,
+        pytest.raises(UnavailableError) as refused,
+    ):
+        client.runs.submit(SPEC)
     assert refused.value.code == "DEP_SERVICE_UNAVAILABLE"
     assert len(script.request_ids) == QUICK.tries
 
 
 def test_a_wrong_token_is_an_access_error() -> None:
-    with a_platform(Script()) as mine, Client(mine, token="wrong") as client:
-        with pytest.raises(AccessError) as refused:
-            client.billing.account()
+    with (
+        a_platform(Script()) as mine,
+        Client(mine, token="wrong") as client,
+        pytest.raises(AccessError) as refused,
+    ):
+        client.billing.account()
     assert refused.value.code == "ACCESS_TOKEN_INVALID"
 
 
@@ -95,22 +105,25 @@ def test_a_watch_of_an_ended_run_that_was_seen_ends_at_once() -> None:
 
 
 def test_a_watch_of_nothing_is_refused() -> None:
-    with a_platform(Script()) as mine, Client(mine) as client:
-        with pytest.raises(NotFoundError):
-            client.runs.get("r2")
+    with a_platform(Script()) as mine, Client(mine) as client, pytest.raises(NotFoundError):
+        client.runs.get("r2")
 
 
 def test_waiting_for_a_failed_run_raises_its_fault() -> None:
-    with a_platform(Script(ends_as=run_pb2.RUN_STATE_FAILED)) as mine, Client(mine) as client:
-        with pytest.raises(RunFailedError) as failed:
-            client.runs.wait("r1")
+    with (
+        a_platform(Script(ends_as=run_pb2.RUN_STATE_FAILED)) as mine,
+        Client(mine) as client,
+        pytest.raises(RunFailedError) as failed,
+    ):
+        client.runs.wait("r1")
     assert (failed.value.code, failed.value.remedy) == ("RUNTIME_GPU_OOM", "Lower the batch size.")
 
 
 def test_a_pushed_file_arrives_whole(tmp_path: Path) -> None:
     path = tmp_path / "My Habit.v2.jsonl"
     path.write_bytes(b'{"text": "x"}\n' * 1000)
-    script, seen = Script(), []
+    script = Script()
+    seen: list[int] = []
     with a_platform(script) as mine, Client(mine) as client:
         version = client.datasets.push(path, on_bytes=seen.append)
     assert version.name == "projects/p/datasets/my-habit/versions/1"
@@ -127,9 +140,12 @@ def test_a_file_that_is_missing_or_empty_is_refused_here(
     if content is not None:
         path.write_bytes(content)
     script = Script()
-    with a_platform(script) as mine, Client(mine) as client:
-        with pytest.raises(InputError) as refused:
-            client.datasets.push(path)
+    with (
+        a_platform(script) as mine,
+        Client(mine) as client,
+        pytest.raises(InputError) as refused,
+    ):
+        client.datasets.push(path)
     assert refused.value.code == ("DATASET_FILE_INVALID" if content is None else "DATASET_EMPTY")
     assert not script.request_ids
 
@@ -149,9 +165,12 @@ def test_a_broken_download_goes_on_where_it_was_and_stays_in_its_folder(tmp_path
 
 
 def test_a_run_without_artifacts_is_not_found(tmp_path: Path) -> None:
-    with a_platform(Script()) as mine, Client(mine) as client:
-        with pytest.raises(NotFoundError, match="ARTIFACT_NOT_FOUND"):
-            client.artifacts.pull("r9", tmp_path)
+    with (
+        a_platform(Script()) as mine,
+        Client(mine) as client,
+        pytest.raises(NotFoundError, match="ARTIFACT_NOT_FOUND"),
+    ):
+        client.artifacts.pull("r9", tmp_path)
 
 
 async def test_the_async_client_does_the_same(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import stat
 from pathlib import Path
 
 import pytest
+
 from tunesmith import credentials
 from tunesmith.credentials import Credentials
 from tunesmith.errors import AccessError

@@ -6,6 +6,7 @@ from random import Random
 
 import grpc
 import pytest
+
 from tunesmith.errors import TunesmithError, UnavailableError
 from tunesmith.transfer import PartialFile, uses_proxy
 from tunesmith.transport import GapFound, RetryPolicy, WatchCursor

@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m tests.bench.NAME` shows progress and ends with one JSON object."""

@@ -1,0 +1,235 @@
+"""A killed run that resumes is the same run, bit for bit: `python -m tests.chaos.resume`.
+
+Three trials on the CPU rail with a small Llama and dropout, so that random numbers matter:
+
+1. `steps`: a 60-step run that writes a checkpoint after every step is killed with SIGKILL in the
+   middle of each of its steps; another process resumes it and takes it to its end.
+2. `write`: the process is killed at every system-call boundary inside the writing of a checkpoint,
+   at several steps; another process resumes from whatever lies on the disk.
+3. `peer`: Hugging Face Trainer with the same model and data is stopped and resumed at a third of
+   the run, for comparison.
+
+Losses and adapter must equal those of the uninterrupted run exactly. The last line is JSON.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import pickle
+import platform
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+
+from tests.chaos import peer
+from tests.support.ptrace import kill_at_boundary
+from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
+from trainer.training import checkpoint, loop, rails
+
+STEPS = 60
+ROWS = some_rows(50)
+PLAN = a_plan(max_steps=STEPS, adapter_dropout=0.1)
+# A write is killed at these steps: early, in the middle of an epoch, at the end of one, late.
+WRITE_STEPS = (1, 10, 13, 30, 55)
+BOUNDARIES_MAX = 2000
+KILL_POINTS_GOAL = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a process saw: the loss of each step it took, and the adapter's hash at its end."""
+
+    from_step: int
+    losses: tuple[float, ...]
+    adapter: str
+
+
+def main() -> None:
+    """Run the trials and print one JSON line; exit 1 when a claim does not hold."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="tunesmith-resume-") as folder:
+        whole = in_fork(lambda: run(Path(folder) / "whole", until=STEPS))
+        stepped = trial_steps(whole, Path(folder), Random(options.seed))
+        written = trial_write(whole, Path(folder))
+    theirs = in_fork(lambda: peer.resumed_curve(STEPS))
+    passed = (
+        stepped["different"] == written["different"] == 0
+        and stepped["steps_lost_max"] <= 1
+        and written["kill_points"] >= KILL_POINTS_GOAL
+    )
+    say(
+        json.dumps(
+            {
+                "bench": "chaos.resume",
+                "value": stepped["different"] + written["different"],
+                "unit": "runs that differ",
+                "peer": theirs,
+                "goal": f"0 of {STEPS - 1} steps and >= {KILL_POINTS_GOAL} points of the write",
+                "pass": passed,
+                "proof": {"steps": stepped, "write": written, "adapter": whole.adapter},
+                "seconds": round(time.monotonic() - began, 1),
+                "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}",
+            }
+        )
+    )
+    sys.exit(0 if passed else 1)
+
+
+def trial_steps(whole: Outcome, folder: Path, rng: Random) -> dict[str, int]:
+    """Kill in the middle of every step; resume; compare."""
+    different, lost_max = 0, 0
+    for step in range(1, STEPS):
+        root = folder / f"step-{step}"
+        kill_after_step(root, step, delay_seconds=rng.uniform(0, 0.02))
+        resumed = in_fork(lambda root=root: run(root, until=STEPS))
+        different += not same_end(resumed, whole)
+        lost_max = max(lost_max, step - resumed.from_step)
+        shutil.rmtree(root)
+        say(f"killed in step {step + 1}: resumed at {resumed.from_step}, different {different}")
+    return {"kill_points": STEPS - 1, "different": different, "steps_lost_max": lost_max}
+
+
+def trial_write(whole: Outcome, folder: Path) -> dict[str, int]:
+    """Kill at every system-call boundary of a checkpoint's write; resume; compare."""
+    points, different, lost_max = 0, 0, 0
+    for step in WRITE_STEPS:
+        prepared = folder / f"prepared-{step}"
+        in_fork(lambda step=step, prepared=prepared: run(prepared, until=step - 1))
+        for boundary in range(1, BOUNDARIES_MAX):
+            root = folder / "cut"
+            shutil.copytree(prepared, root)
+            state, adapter_root = begun(root)
+            take(state, 1)
+            killed = kill_at_boundary(lambda s=state, r=adapter_root: save(s, r), boundary)
+            if not killed:
+                shutil.rmtree(root)
+                break
+            until = min(STEPS, step + 2)
+            resumed = in_fork(lambda root=root, until=until: run(root, until=until))
+            expected = whole.losses[resumed.from_step : until]
+            different += resumed.losses != expected
+            lost_max = max(lost_max, step - resumed.from_step)
+            points += 1
+            shutil.rmtree(root)
+        say(f"write of step {step}: {points} points so far, different {different}")
+    return {"kill_points": points, "different": different, "steps_lost_max": lost_max}
+
+
+def run(root: Path, *, until: int) -> Outcome:
+    """Resume what lies under `root`, or begin; train to `until`, with a checkpoint every step."""
+    state, root = begun(root)
+    from_step, losses = state.step, []
+    while state.step < until:
+        losses += take(state, 1)
+        save(state, root)
+    return Outcome(from_step=from_step, losses=tuple(losses), adapter=digest(state))
+
+
+def begun(root: Path) -> tuple[loop.TrainState, Path]:
+    """The state to go on from: the newest whole checkpoint, or the beginning."""
+    root.mkdir(parents=True, exist_ok=True)
+    checkpoint.remove_partials(root)
+    model = rails.attach(a_tiny_model(), PLAN)
+    state = loop.begin(model.train(), PLAN)
+    folders = sorted(root.glob("step-*"))
+    if folders:
+        progress, tensors = checkpoint.read(folders[-1], run=PLAN.run, fingerprint="chaos")
+        loop.restore(state, tensors)
+        state.step = progress.step
+    return state, root
+
+
+def take(state: loop.TrainState, count: int) -> list[float]:
+    """The losses of the next `count` steps."""
+    return [
+        loop.take_step(state, ROWS, PLAN, FP32, steps=STEPS, healed=lambda _: None).loss
+        for _ in range(count)
+    ]
+
+
+def save(state: loop.TrainState, root: Path) -> None:
+    """Write the checkpoint of the step that was just taken, and forget the one before the last."""
+    progress = checkpoint.Progress(
+        run=PLAN.run,
+        attempt=1,
+        fencing_epoch=1,
+        step=state.step,
+        fingerprint="chaos",
+        micro_batch_size=state.ladder.micro_batch_size,
+        trained_token_count=state.trained_token_count,
+    )
+    checkpoint.write(root, progress, loop.capture(state))
+    for older in sorted(root.glob("step-*[0-9]"))[:-2]:
+        shutil.rmtree(older)
+
+
+def digest(state: loop.TrainState) -> str:
+    """Hash of the adapter's weights."""
+    total = hashlib.sha256()
+    for name, parameter in sorted(state.trainable.items()):
+        total.update(name.encode() + parameter.detach().numpy().tobytes())
+    return total.hexdigest()
+
+
+def same_end(resumed: Outcome, whole: Outcome) -> bool:
+    """Whether a resumed run ended as the uninterrupted one, by curve and by hash."""
+    return resumed.adapter == whole.adapter and resumed.losses == whole.losses[resumed.from_step :]
+
+
+def kill_after_step(root: Path, step: int, *, delay_seconds: float) -> None:
+    """Run in a child process and SIGKILL it a moment after it has finished `step` steps."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        state, root = begun(root)
+        while True:
+            take(state, 1)
+            save(state, root)
+            os.write(writer, b".")
+    os.close(writer)
+    for _ in range(step):
+        os.read(reader, 1)
+    time.sleep(delay_seconds)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    os.close(reader)
+
+
+def in_fork(work: Callable[[], Any]) -> Any:
+    """The result of `work` in a process of its own."""
+    with tempfile.NamedTemporaryFile() as answer:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                Path(answer.name).write_bytes(pickle.dumps(work()))
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+        content = Path(answer.name).read_bytes()
+    if not content:
+        raise RuntimeError("the process ended without an answer")
+    return pickle.loads(content)  # noqa: S301 - our own child's answer
+
+
+def say(line: str) -> None:
+    """Show progress at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The demo: one run, end to end, as a user would do it."""
