@@ -46,77 +46,69 @@ async def main() -> None:
         authority=settings.tls_authority,
     )
     plans = load_catalog(settings.catalog_dir).plans
-    limits = {name: plan.concurrent_run_count for name, plan in plans.items()}
     lease = timedelta(seconds=settings.lease_seconds)
     token = identity.service_token(settings.signing_key, SERVICE)
-
     pool = await postgres.open_pool(settings.database_url, schema=SERVICE, max_size=POOL_SIZE)
     await postgres.migrate(pool, schema=SERVICE, package=SERVICE)
     store, wakeups = Store(pool), Wakeups()
-    channels = {
-        name: client.connect(address, token=token, tls=tls)
-        for name, address in (
-            ("validator", settings.validator_address),
-            ("billing", settings.billing_address),
-            ("hub", settings.hub_address),
-        )
-    }
-    peers = Peers(**channels)
-    submitter = Submitter(store, peers, stale=timedelta(seconds=settings.submission_seconds))
-    reaper, ticker = Reaper(store, lease=lease), Ticker(store)
-    relay = OutboxRelay(pool, settings.nats_url, events.STREAM, (f"{events.SUBJECT_PREFIX}.>",))
-
-    def register(grpc_server: Any) -> Sequence[str]:
+    async with (
+        client.connect(settings.validator_address, token=token, tls=tls) as validator,
+        client.connect(settings.billing_address, token=token, tls=tls) as billing,
+        client.connect(settings.hub_address, token=token, tls=tls) as hub,
+    ):
+        peers = Peers(validator=validator, billing=billing, hub=hub)
+        submitter = Submitter(store, peers, stale=timedelta(seconds=settings.submission_seconds))
         work = WorkService(
             store,
             peers,
             wakeups,
             lease=lease,
             heartbeat_millis=settings.heartbeat_millis,
-            limits=limits,
+            limits={name: plan.concurrent_run_count for name, plan in plans.items()},
         )
-        run_service_pb2_grpc.add_RunServiceServicer_to_server(
-            RunService(store, submitter), grpc_server
-        )
-        event_service_pb2_grpc.add_EventServiceServicer_to_server(
-            EventService(store, wakeups), grpc_server
-        )
-        fault_service_pb2_grpc.add_FaultServiceServicer_to_server(FaultService(), grpc_server)
-        work_service_pb2_grpc.add_WorkServiceServicer_to_server(work, grpc_server)
-        work_service_pb2_grpc.add_NodeServiceServicer_to_server(
-            NodeService(store, silent=SILENT), grpc_server
-        )
-        return [
-            run_service_pb2.DESCRIPTOR.services_by_name["RunService"].full_name,
-            event_service_pb2.DESCRIPTOR.services_by_name["EventService"].full_name,
-            fault_service_pb2.DESCRIPTOR.services_by_name["FaultService"].full_name,
-            work_service_pb2.DESCRIPTOR.services_by_name["WorkService"].full_name,
-            work_service_pb2.DESCRIPTOR.services_by_name["NodeService"].full_name,
-        ]
-
-    async def listen(stop: asyncio.Event) -> None:
-        await every(background.LISTEN_SECONDS, partial(watching.listen, store, wakeups, stop), stop)
-        wakeups.close()
-
-    try:
+        relay = OutboxRelay(pool, settings.nats_url, events.STREAM, (f"{events.SUBJECT_PREFIX}.>",))
         await server.run_server(
             service=SERVICE,
             listen=settings.listen,
             tls=tls,
             signing_key=settings.signing_key,
-            register=register,
+            register=partial(_register, store, wakeups, submitter, work),
             background=[
                 relay.run,
-                listen,
-                partial(every, background.REAP_SECONDS, reaper.run_once),
-                partial(every, background.TICK_SECONDS, ticker.run_once),
+                partial(_listen, store, wakeups),
+                partial(every, background.REAP_SECONDS, Reaper(store, lease=lease).run_once),
+                partial(every, background.TICK_SECONDS, Ticker(store).run_once),
                 partial(every, background.HEAL_SECONDS, submitter.heal),
             ],
         )
-    finally:
-        for channel in channels.values():
-            await channel.close()
-        await pool.close()
+    await pool.close()
+
+
+def _register(
+    store: Store, wakeups: Wakeups, submitter: Submitter, work: WorkService, grpc_server: Any
+) -> Sequence[str]:
+    """Adds the five services and returns their names."""
+    run_service_pb2_grpc.add_RunServiceServicer_to_server(RunService(store, submitter), grpc_server)
+    event_service_pb2_grpc.add_EventServiceServicer_to_server(
+        EventService(store, wakeups), grpc_server
+    )
+    fault_service_pb2_grpc.add_FaultServiceServicer_to_server(FaultService(), grpc_server)
+    work_service_pb2_grpc.add_WorkServiceServicer_to_server(work, grpc_server)
+    work_service_pb2_grpc.add_NodeServiceServicer_to_server(
+        NodeService(store, silent=SILENT), grpc_server
+    )
+    contracts = (event_service_pb2, fault_service_pb2, run_service_pb2, work_service_pb2)
+    return [
+        service.full_name
+        for contract in contracts
+        for service in contract.DESCRIPTOR.services_by_name.values()
+    ]
+
+
+async def _listen(store: Store, wakeups: Wakeups, stop: asyncio.Event) -> None:
+    """Wakes who waits, until the process stops; then everybody for the last time."""
+    await every(background.LISTEN_SECONDS, partial(watching.listen, store, wakeups, stop), stop)
+    wakeups.close()
 
 
 if __name__ == "__main__":

@@ -174,9 +174,7 @@ class Story:
         )
 
     def failed(self, code: FaultCode, *, same_oom_count: int = 0) -> Self:
-        fault = RunFault(
-            code=code, message="It failed.", remedy="Mend it.", stage=self.run.stage
-        )
+        fault = RunFault(code=code, message="It failed.", remedy="Mend it.", stage=self.run.stage)
         return self.signal(
             TaskFailed(
                 fencing_epoch=self.run.fencing_epoch, fault=fault, same_oom_count=same_oom_count
@@ -203,7 +201,9 @@ class Story:
         return [event.body for event in self.events if isinstance(event.body, kind)]
 
     def clock_changes(self) -> list[str]:
-        return [body.change.value for body in self.told(ClockChanged) if isinstance(body, ClockChanged)]
+        return [
+            body.change.value for body in self.told(ClockChanged) if isinstance(body, ClockChanged)
+        ]
 
     def _keep(self, decision: Decision) -> None:
         self.decisions.append(decision)

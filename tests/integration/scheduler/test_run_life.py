@@ -1,0 +1,190 @@
+"""A run from submission to its end, through the scheduler's own gRPC."""
+
+import uuid
+from typing import Any
+
+import pytest
+
+from chassis.identity import Role
+from lexicon.faults import Fault, FaultCode
+from tests.support.scheduling import Neighbours, SchedulerProcess, Stubs, calling
+from tunesmith.api.artifact.v1 import artifact_pb2
+from tunesmith.api.event.v1 import event_service_pb2
+from tunesmith.api.fault.v1 import fault_pb2
+from tunesmith.api.run.v1 import run_pb2, run_service_pb2, spec_pb2
+from tunesmith.api.work.v1 import work_pb2, work_service_pb2
+
+pytestmark = pytest.mark.integration
+
+NODE = "nodes/trainer-1"
+EXPORTER = "nodes/exporter-1"
+
+
+def a_spec() -> spec_pb2.RunSpec:
+    return spec_pb2.RunSpec(
+        base_model="tunesmith/anvil-3m",
+        datasets=["projects/acme/datasets/habit"],
+        training=spec_pb2.TrainingConfig(epochs=2),
+        lora=spec_pb2.LoraConfig(rank=8),
+        gpu_tier="cpu",
+        attestations=spec_pb2.RightsAttestations(dataset_rights=True, model_license=True),
+    )
+
+
+async def submitted(stubs: Stubs, *, request_id: str | None = None, **fields: Any) -> run_pb2.Run:
+    request = run_service_pb2.SubmitRunRequest(
+        request_id=request_id or uuid.uuid4().hex, parent="projects/acme", spec=a_spec(), **fields
+    )
+    response = await stubs.runs.SubmitRun(request)
+    run: run_pb2.Run = response.run
+    return run
+
+
+async def registered(stubs: Stubs, node: str, kind: Any, *, incarnation: str = "i1") -> None:
+    await stubs.work.RegisterNode(
+        work_service_pb2.RegisterNodeRequest(
+            incarnation=incarnation,
+            node=work_pb2.Node(name=node, kind=kind, tier="cpu", memory_bytes=1, version="1"),
+        )
+    )
+
+
+async def leased(
+    stubs: Stubs, node: str = NODE, *, incarnation: str = "i1", wait_millis: int = 5000
+) -> work_pb2.Lease:
+    response = await stubs.work.LeaseTask(
+        work_service_pb2.LeaseTaskRequest(
+            node=node, incarnation=incarnation, wait_millis=wait_millis
+        )
+    )
+    lease: work_pb2.Lease = response.lease
+    return lease
+
+
+async def heartbeat(stubs: Stubs, lease: work_pb2.Lease, *reports: Any) -> Any:
+    return await stubs.work.HeartbeatTask(
+        work_service_pb2.HeartbeatTaskRequest(
+            lease_id=lease.lease_id, fencing_epoch=lease.fencing_epoch, reports=reports
+        )
+    )
+
+
+async def complete(stubs: Stubs, lease: work_pb2.Lease, *outputs: Any, **fields: Any) -> None:
+    await stubs.work.CompleteTask(
+        work_service_pb2.CompleteTaskRequest(
+            lease_id=lease.lease_id, fencing_epoch=lease.fencing_epoch, outputs=outputs, **fields
+        )
+    )
+
+
+async def an_output(stubs: Stubs, lease: work_pb2.Lease, path: str, **fields: Any) -> Any:
+    response = await stubs.work.SignOutputs(
+        work_service_pb2.SignOutputsRequest(
+            lease_id=lease.lease_id,
+            fencing_epoch=lease.fencing_epoch,
+            files=[work_pb2.OutputFile(path=path, size_bytes=3)],
+        )
+    )
+    uri = response.outputs[0].uri
+    return work_pb2.OutputFile(path=path, uri=uri, size_bytes=3, sha256="a" * 64, **fields)
+
+
+def started(number: int = 1) -> Any:
+    return work_service_pb2.TaskReport(
+        report_number=number,
+        training_started=work_service_pb2.TrainingStarted(from_step=0, total_steps=10),
+    )
+
+
+async def watched(stubs: Stubs, run: str) -> list[Any]:
+    request = event_service_pb2.WatchRunRequest(name=run)
+    return [response.event async for response in stubs.events.WatchRun(request, timeout=20)]
+
+
+async def test_a_run_goes_from_submission_to_completed(
+    scheduler: SchedulerProcess, fakes: Neighbours
+) -> None:
+    """001-09: Queued, Waiting for GPU, Training, Completed; 001-34: entry after the adapter."""
+    async with (
+        calling(scheduler.address) as user,
+        calling(scheduler.address, Role.NODE, subject=NODE) as trainer,
+        calling(scheduler.address, Role.NODE, subject=EXPORTER) as exporter,
+    ):
+        run = await submitted(user)
+        assert run.state == run_pb2.RUN_STATE_QUEUED
+        assert fakes.billing.held == {run.name: 600_000}
+        await registered(trainer, NODE, work_pb2.TASK_KIND_TRAIN)
+        await registered(exporter, EXPORTER, work_pb2.TASK_KIND_EXPORT)
+        lease = await leased(trainer)
+        assert lease.run == run.name
+        assert lease.train.base.files[0].url == "http://objects/object://models/anvil/config"
+        report = work_service_pb2.TaskReport(
+            report_number=2, metrics=run_pb2.RunMetrics(step=1, total_steps=10, loss=2.5)
+        )
+        beat = await heartbeat(trainer, lease, started(), report)
+        assert beat.directive == work_service_pb2.DIRECTIVE_CONTINUE
+        assert beat.acknowledged_report_number == 2
+        adapter = await an_output(trainer, lease, "adapter/adapter_config.json")
+        archive = await an_output(
+            trainer, lease, "adapter.zip", artifact_kind=artifact_pb2.ARTIFACT_KIND_LORA_ADAPTER
+        )
+        samples = [run_pb2.Sample(prompt=str(number)) for number in range(3)]
+        result = work_service_pb2.TrainResult(
+            metrics=run_pb2.RunMetrics(step=10, total_steps=10, progress_percent=100),
+            samples=samples,
+        )
+        await complete(trainer, lease, adapter, archive, train=result)
+        await complete(trainer, lease, adapter, archive, train=result)
+        half = (await user.runs.GetRun(run_service_pb2.GetRunRequest(name=run.name))).run
+        assert half.stage == fault_pb2.STAGE_EXPORTING
+        assert half.artifact
+
+        export = await leased(exporter, EXPORTER)
+        assert [file.path for file in export.export.adapter] == ["adapter/adapter_config.json"]
+        assert list(export.export.losses) == [2.5]
+        bundle = await an_output(
+            exporter,
+            export,
+            "gguf-Q4_K_M.zip",
+            artifact_kind=artifact_pb2.ARTIFACT_KIND_GGUF_BUNDLE,
+            quantization="Q4_K_M",
+        )
+        proofs = work_service_pb2.ExportResult(proofs=[run_pb2.ExportProof(quantization="Q4_K_M")])
+        await complete(exporter, export, bundle, export=proofs)
+
+        ended = (await user.runs.GetRun(run_service_pb2.GetRunRequest(name=run.name))).run
+        assert ended.state == run_pb2.RUN_STATE_COMPLETED
+        assert [sample.prompt for sample in ended.samples] == ["0", "1", "2"]
+        assert ended.export_proofs[0].quantization == "Q4_K_M"
+        assert [file.file_name for file in fakes.hub.registered] == [
+            f"{run.name.rpartition('/')[2]}-lora.zip",
+            f"{run.name.rpartition('/')[2]}-Q4_K_M-gguf.zip",
+        ]
+        events = await watched(user, run.name)
+        assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+        assert events[-1].type == "ended"
+        states = [event.state for event in events]
+        assert list(dict.fromkeys(states)) == [
+            run_pb2.RUN_STATE_QUEUED,
+            run_pb2.RUN_STATE_WAITING_FOR_GPU,
+            run_pb2.RUN_STATE_TRAINING,
+            run_pb2.RUN_STATE_COMPLETED,
+        ]
+
+
+async def test_a_red_finding_creates_nothing(
+    scheduler: SchedulerProcess, fakes: Neighbours
+) -> None:
+    """000-30: a refused submission makes no run and holds no money; its text is `Invalid config`."""
+    fault = fault_pb2.Fault(code="CONFIG_RANK_OUT_OF_RANGE", message="The rank is 0.")
+    fakes.validator.findings.append(
+        fault_pb2.Finding(severity=fault_pb2.SEVERITY_RED, fault=fault, field="lora.rank")
+    )
+    async with calling(scheduler.address) as user:
+        with pytest.raises(Fault) as caught:
+            await submitted(user)
+        assert caught.value.code is FaultCode.CONFIG_RANK_OUT_OF_RANGE
+        assert caught.value.message == "Invalid config: The rank is 0."
+        listed = await user.runs.ListRuns(run_service_pb2.ListRunsRequest(parent="projects/acme"))
+        assert not listed.runs
+    assert not fakes.billing.held

@@ -1,0 +1,299 @@
+"""A scheduler process with its neighbours: the validator, billing and the hub as small gRPC fakes."""
+
+import asyncio
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from chassis.client import connect
+from chassis.identity import Role, mint
+from lexicon.faults import Fault, FaultCode
+from tests.support.desk import SIGNING_KEY, serving
+from tunesmith.api.artifact.v1 import (
+    artifact_pb2,
+    object_service_pb2,
+    object_service_pb2_grpc,
+)
+from tunesmith.api.billing.v1 import billing_pb2, billing_service_pb2, billing_service_pb2_grpc
+from tunesmith.api.event.v1 import event_service_pb2_grpc
+from tunesmith.api.fault.v1 import fault_pb2, fault_service_pb2_grpc
+from tunesmith.api.run.v1 import run_service_pb2_grpc
+from tunesmith.api.validation.v1 import validation_service_pb2, validation_service_pb2_grpc
+from tunesmith.api.work.v1 import work_service_pb2_grpc
+
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 20.0
+RATE_MICROS = 10_000
+
+
+@dataclass(slots=True)
+class FakeValidator(validation_service_pb2_grpc.ValidationServiceServicer):
+    """Finds nothing, or what it is told to find."""
+
+    findings: list[fault_pb2.Finding] = field(default_factory=list)
+    verified: bool = True
+    gguf: bool = True
+    plan: str = "local"
+    calls: int = 0
+
+    async def ValidateRun(self, request: Any, _context: Any) -> Any:
+        self.calls += 1
+        response = validation_service_pb2.ValidateRunResponse(findings=self.findings)
+        if any(each.severity == fault_pb2.SEVERITY_RED for each in self.findings):
+            response.verdict = fault_pb2.SEVERITY_RED
+            return response
+        response.quote.CopyFrom(a_quote())
+        response.model.name = "models/anvil-3m"
+        response.model.files.add(
+            path="config.json", uri="object://models/anvil/config", size_bytes=2, sha256="0" * 64
+        )
+        snapshot = response.snapshot
+        snapshot.model_id = "tunesmith/anvil-3m"
+        snapshot.verified = self.verified
+        snapshot.plan = self.plan
+        snapshot.export.gguf = self.gguf
+        snapshot.export.quantizations.append("Q4_K_M")
+        snapshot.training.epochs = request.spec.training.epochs or 1
+        snapshot.lora.CopyFrom(request.spec.lora)
+        snapshot.timeout.FromSeconds(3600)
+        for name in request.spec.datasets:
+            version = name if "/versions/" in name else f"{name}/versions/1"
+            snapshot.dataset_versions.append(version)
+            response.datasets.add(
+                name=version, version=1, uri="object://datasets/d1", sha256="1" * 64, size_bytes=9
+            )
+        snapshot.fingerprint = hashlib.sha256(
+            request.spec.SerializeToString(deterministic=True)
+        ).hexdigest()
+        return response
+
+
+@dataclass(slots=True)
+class FakeBilling(billing_service_pb2_grpc.BillingServiceServicer):
+    """Holds by run; `gate` keeps an answer back after the hold was made."""
+
+    held: dict[str, int] = field(default_factory=dict)
+    released: list[str] = field(default_factory=list)
+    poor: bool = False
+    hold_made: asyncio.Event = field(default_factory=asyncio.Event)
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    async def HoldFunds(self, request: Any, _context: Any) -> Any:
+        if self.poor:
+            raise Fault(FaultCode.BILLING_FUNDS_INSUFFICIENT)
+        self.held[request.run] = request.quote.maximum.amount_micros
+        self.hold_made.set()
+        await self.gate.wait()
+        return billing_service_pb2.HoldFundsResponse()
+
+    async def ReleaseHold(self, request: Any, _context: Any) -> Any:
+        self.held.pop(request.run, None)
+        self.released.append(request.run)
+        return billing_service_pb2.ReleaseHoldResponse()
+
+
+@dataclass(slots=True)
+class FakeHub(object_service_pb2_grpc.ObjectServiceServicer):
+    """Signs everything; knows the sha256 of what was stored."""
+
+    registered: list[artifact_pb2.ArtifactFile] = field(default_factory=list)
+    wrong_sha256: set[str] = field(default_factory=set)
+    register_delay_seconds: float = 0.0
+
+    async def SignObjects(self, request: Any, _context: Any) -> Any:
+        return object_service_pb2.SignObjectsResponse(
+            objects=[
+                object_service_pb2.SignedObject(uri=each.uri, url=f"http://objects/{each.uri}")
+                for each in request.objects
+            ]
+        )
+
+    async def RegisterArtifactFile(self, request: Any, _context: Any) -> Any:
+        await asyncio.sleep(self.register_delay_seconds)
+        if request.file.sha256 in self.wrong_sha256:
+            raise Fault(FaultCode.STORAGE_CHECKSUM_MISMATCH)
+        self.registered.append(request.file)
+        run = request.run.rpartition("/")[2]
+        project = request.run.split("/")[1]
+        return object_service_pb2.RegisterArtifactFileResponse(
+            artifact=artifact_pb2.Artifact(name=f"projects/{project}/artifacts/{run}")
+        )
+
+
+def a_quote() -> billing_pb2.Quote:
+    """Ten minutes expected, sixty at most."""
+
+    def money(amount_micros: int) -> billing_pb2.Money:
+        return billing_pb2.Money(amount_micros=amount_micros, currency_code="CREDIT")
+
+    return billing_pb2.Quote(
+        expected=money(10 * RATE_MICROS),
+        maximum=money(60 * RATE_MICROS),
+        expected_minutes=10,
+        maximum_minutes=60,
+        rate_per_minute=money(RATE_MICROS),
+        export_rate_per_minute=money(0),
+        gpu_tier="cpu",
+        refundable=True,
+    )
+
+
+@dataclass(slots=True)
+class Neighbours:
+    """What the scheduler calls, with the address that all three answer on."""
+
+    validator: FakeValidator
+    billing: FakeBilling
+    hub: FakeHub
+    address: str = ""
+
+
+@asynccontextmanager
+async def neighbours() -> AsyncIterator[Neighbours]:
+    """The three fakes, served by the real chassis with real tokens."""
+    fakes = Neighbours(validator=FakeValidator(), billing=FakeBilling(), hub=FakeHub())
+
+    def register(server: grpc.aio.Server) -> Sequence[str]:
+        validation_service_pb2_grpc.add_ValidationServiceServicer_to_server(fakes.validator, server)
+        billing_service_pb2_grpc.add_BillingServiceServicer_to_server(fakes.billing, server)
+        object_service_pb2_grpc.add_ObjectServiceServicer_to_server(fakes.hub, server)
+        return [
+            "tunesmith.api.validation.v1.ValidationService",
+            "tunesmith.api.billing.v1.BillingService",
+            "tunesmith.api.artifact.v1.ObjectService",
+        ]
+
+    async with serving(register) as address:
+        fakes.address = address
+        yield fakes
+
+
+@dataclass(slots=True)
+class SchedulerProcess:
+    """`python -m scheduler`, which a test may kill and start again."""
+
+    environment: dict[str, str]
+    log: Path
+    port: int = 0
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        self.port = self.port or _free_port()
+        environment = {**self.environment, "TUNESMITH_LISTEN": self.address}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "scheduler"],
+                cwd=ROOT,
+                env=environment,
+                stdout=log,
+                stderr=log,
+            )
+        async with asyncio.timeout(START_SECONDS):
+            while not await self._answers():
+                assert self.process.poll() is None, self.log.read_text()[-4000:]
+                await asyncio.sleep(0.05)
+
+    def kill(self) -> None:
+        """As by kill -9."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> int:
+        """Asks it to stop and returns its exit code."""
+        return self._end(signal.SIGTERM)
+
+    def _end(self, by: signal.Signals) -> int:
+        if self.process is None:
+            return 0
+        process, self.process = self.process, None
+        process.send_signal(by)
+        return process.wait(timeout=START_SECONDS)
+
+    async def _answers(self) -> bool:
+        def attempt() -> bool:
+            with socket.socket() as probe:
+                probe.settimeout(0.2)
+                return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+        return await asyncio.to_thread(attempt)
+
+
+def scheduler_process(
+    *, database_url: str, nats_url: str, neighbours_address: str, folder: Path, **settings: str
+) -> SchedulerProcess:
+    """A process that is not started yet; `settings` are further variables."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("services", "libs")),
+        "TUNESMITH_SIGNING_KEY": SIGNING_KEY,
+        "TUNESMITH_DATABASE_URL": database_url,
+        "TUNESMITH_NATS_URL": nats_url,
+        "TUNESMITH_VALIDATOR_ADDR": neighbours_address,
+        "TUNESMITH_BILLING_ADDR": neighbours_address,
+        "TUNESMITH_HUB_ADDR": neighbours_address,
+        "TUNESMITH_CATALOG_DIR": str(ROOT / "deploy" / "catalog"),
+        "TUNESMITH_LEASE_SECONDS": "2",
+        **settings,
+    }
+    log = folder / f"scheduler-{len(list(folder.glob('scheduler-*.log')))}.log"
+    return SchedulerProcess(environment=environment, log=log)
+
+
+@dataclass(slots=True)
+class Stubs:
+    """All services of a scheduler, called as somebody."""
+
+    runs: Any
+    events: Any
+    faults: Any
+    work: Any
+    nodes: Any
+
+
+@asynccontextmanager
+async def calling(
+    address: str, role: Role = Role.PROJECT, *, project: str = "acme", subject: str = "ada"
+) -> AsyncIterator[Stubs]:
+    """Calls a scheduler with a token of a role."""
+    token = mint(
+        SIGNING_KEY,
+        subject=subject,
+        role=role,
+        project=project if role is Role.PROJECT else None,
+        now=datetime.now(UTC),
+    )
+    channel = connect(address, token=lambda: token)
+    try:
+        yield Stubs(
+            runs=run_service_pb2_grpc.RunServiceStub(channel),
+            events=event_service_pb2_grpc.EventServiceStub(channel),
+            faults=fault_service_pb2_grpc.FaultServiceStub(channel),
+            work=work_service_pb2_grpc.WorkServiceStub(channel),
+            nodes=work_service_pb2_grpc.NodeServiceStub(channel),
+        )
+    finally:
+        await channel.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
