@@ -90,7 +90,7 @@ def build(progress: Progress, logs: Path) -> str:
         if cached_wheel():
             return "from the cache"
         require_compilers()
-        with tempfile.TemporaryDirectory(dir=places.cache_folder(), prefix="llama-") as scratch:
+        with places.scratch_folder("llama.cpp") as scratch:
             made = _build_in(Path(scratch), progress, logs)
             shutil.rmtree(entry, ignore_errors=True)
             made.rename(entry)

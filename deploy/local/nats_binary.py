@@ -13,7 +13,6 @@ import re
 import shutil
 import subprocess
 import tarfile
-import tempfile
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -131,7 +130,7 @@ def _cache_folder() -> Path:
 
 def _fetched(progress: Progress, logs: Path) -> NatsBinary:
     reasons = []
-    with tempfile.TemporaryDirectory(dir=places.cache_folder(), prefix="nats-") as scratch:
+    with places.scratch_folder("nats-server") as scratch:
         for way in (_from_release, _from_debian):
             try:
                 binary, source = way(Path(scratch), progress, logs)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import stat
 import tempfile
 import time
@@ -17,6 +18,8 @@ from deploy.local.refusal import SetupRefused
 
 # A llama.cpp build takes about two minutes on two cores; another setup is waited for this long.
 LOCK_WAIT_SECONDS = 1800.0
+# No step of a setup takes this long, so that an older scratch folder belongs to a killed one.
+STALE_SECONDS = 86_400.0
 RECORD_NAME = "tunesmith-parts.json"
 
 
@@ -80,6 +83,19 @@ def cache_folder() -> Path:
             next_step="Set XDG_CACHE_HOME to a folder that you may write to.",
         )
     return folder
+
+
+def scratch_folder(name: str) -> tempfile.TemporaryDirectory[str]:
+    """A folder in the cache that is removed after use; what a killed setup left is removed first.
+
+    Args:
+        name: what it is for; one use of a name goes on at a time, or for less than a day.
+    """
+    oldest = time.time() - STALE_SECONDS
+    for left in cache_folder().glob(f"{name}.making-*"):
+        if left.stat().st_mtime < oldest:
+            shutil.rmtree(left, ignore_errors=True)
+    return tempfile.TemporaryDirectory(dir=cache_folder(), prefix=f"{name}.making-")
 
 
 def shared_folders() -> list[Path]:

@@ -115,6 +115,7 @@ def services(layout: Layout, parts: Parts) -> list[Service]:
     validator = signing | to["hub"] | to["billing"] | catalog | models
     scheduler = signing | stored["scheduler"] | evented["scheduler"] | catalog
     desks = to["validator"] | to["billing"] | to["hub"]
+    gateway = signing | objects | desks | to["scheduler"] | http | public
     trainer = _worker(layout, "trainer", tier="cpu") | models
     exporter = _worker(layout, "exporter", tier="export") | models | llama
     return [
@@ -122,9 +123,7 @@ def services(layout: Layout, parts: Parts) -> list[Service]:
         Service(name="hub", level=1, settings=hub),
         Service(name="validator", level=1, settings=validator, reads_hub=True),
         Service(name="scheduler", level=1, settings=scheduler | desks),
-        Service(
-            name="gateway", level=2, settings=signing | objects | desks | to["scheduler"] | http
-        ),
+        Service(name="gateway", level=2, settings=gateway),
         Service(name="trainer", level=2, settings=trainer, reads_hub=True),
         Service(name="exporter", level=2, settings=exporter, reads_hub=True),
     ]

@@ -3,9 +3,12 @@
 # The passwords lie in files that the init service wrote.
 set -euo pipefail
 for role in scheduler billing hub; do
-  password="$(cat "/run/tunesmith/${role}.password")"
-  psql --set=ON_ERROR_STOP=1 --set=role="${role}" --set=password="${password}" \
+  # By the environment: arguments can be read by every process.
+  ROLE_PASSWORD="$(cat "/run/tunesmith/${role}.password")"
+  export ROLE_PASSWORD
+  psql --set=ON_ERROR_STOP=1 --set=role="${role}" \
     --username "${POSTGRES_USER}" --dbname "${POSTGRES_DB}" <<'SQL'
+\getenv password ROLE_PASSWORD
 CREATE ROLE :"role" LOGIN PASSWORD :'password';
 CREATE SCHEMA :"role" AUTHORIZATION :"role";
 ALTER ROLE :"role" SET search_path = :"role";

@@ -33,7 +33,9 @@ ACK_WAIT_SECONDS = 60.0
 CATCH_UP_SECONDS = 30.0
 # While the live side is away, the log alone must keep refunds within seconds.
 CATCH_UP_SECONDS_ALONE = 2.0
-NAK_SECONDS = 2.0
+# A live event comes again so soon after an outage, and after its handler failed.
+OUTAGE_SECONDS = 2.0
+FAILED_SECONDS = 20.0
 RETRY_SECONDS_MAX = 3.0
 RUNS_REMEMBERED_MAX = 10_000
 
@@ -211,32 +213,36 @@ class EventConsumer:
             return
         for message in messages:
             async with self._lock:
-                settled = await self._receive(message)
-            if settled:
-                await message.ack()
+                again_seconds = await self._receive(message)
+            if again_seconds:
+                await message.nak(delay=again_seconds)
             else:
-                await message.nak(delay=NAK_SECONDS)
+                await message.ack()
 
-    async def _receive(self, message: Msg) -> bool:
-        """Handle a live event, the log first where it is not the next of its run."""
+    async def _receive(self, message: Msg) -> float:
+        """Handle a live event, the log first where it is not the next of its run.
+
+        Returns after how many seconds it is to come again, 0 when it is done with.
+        """
         event = event_pb2.Event()
         try:
             event.ParseFromString(message.data)
         except DecodeError:
             # The log has what was meant; a stranger's bytes must not come again for ever.
             log.exception("message is not an event", subject=message.subject)
-            return True
+            return 0
         try:
-            if event.sequence == self._handled.get(event.run, 0) + 1:
-                return await self._try_handle(event)
-            if event.sequence <= self._handled.get(event.run, 0):
-                return True
+            handled = self._handled.get(event.run, 0)
+            if event.sequence <= handled:
+                return 0
+            if event.sequence == handled + 1:
+                return 0 if await self._try_handle(event) else FAILED_SECONDS
             # A gap, or a run from before our start. Whatever was stored before this call is
             # handled after it, and a published event was stored.
-            return event.run not in await self._read_log()
+            return FAILED_SECONDS if event.run in await self._read_log() else 0
         except Exception as error:  # noqa: BLE001 - a room's handler or port; tried again.
             self._tell("event put back", error)
-            return False
+            return OUTAGE_SECONDS
 
     def _consumer_config(self) -> ConsumerConfig:
         filters = (

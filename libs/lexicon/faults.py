@@ -54,7 +54,8 @@ class Fault(Exception):
             stage: where in a run it happened, one of the values of Stage.
             node: `nodes/{node}` on which it happened.
             remedy: replaces the row's remedy.
-            variant: name of one of the row's other remedies.
+            variant: name of one of the row's other remedies; what stands in braces in it is
+                filled in from the metadata.
             metadata: numbers and names of the message.
         """
         row = TABLE[code]
@@ -62,8 +63,9 @@ class Fault(Exception):
         self.message = row.meaning if message is None else message
         self.stage = None if stage is None else Stage(stage)
         self.node = node
-        self.remedy = remedy or (row.variants[variant] if variant else row.remedy)
         self.metadata: dict[str, str] = {key: str(value) for key, value in metadata.items()}
+        chosen = row.variants[variant].format(**self.metadata) if variant else row.remedy
+        self.remedy = remedy or chosen
         super().__init__(f"{code.value}: {self.message}")
 
     @property

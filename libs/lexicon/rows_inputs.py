@@ -117,7 +117,7 @@ ROWS: Mapping[FaultCode, FaultRow] = {
     FaultCode.MODEL_ARCHITECTURE_UNSUPPORTED: _model(
         meaning="Unsupported architecture: the framework has no kernels for this model.",
         remedy="Take a verified base of similar size and family: Llama, Mistral, Mixtral, Phi, "
-        "Gemma, Qwen, SmolLM, TinyLlama (`tunesmith model list`).",
+        "Gemma, Qwen, SmolLM or TinyLlama.",
         symptoms=("`Unsupported architecture: SomeNewModel`",),
         variants={
             "value_error": "Check that the model is CausalLM and that its parameters are in range."
@@ -145,8 +145,8 @@ ROWS: Mapping[FaultCode, FaultRow] = {
         refundable=False,
         meaning="The model is not verified, and the consent to run it without refund was not "
         "given.",
-        remedy="Add the model with its consent (`tunesmith model add --consent …`), or take a "
-        "verified model.",
+        remedy="Give the consent (`tunesmith run submit --waive-refund …`), or take a verified "
+        "model.",
     ),
     FaultCode.MODEL_NOT_CONVERTIBLE: _model(
         category=Category.EXPORT,
@@ -158,8 +158,7 @@ ROWS: Mapping[FaultCode, FaultRow] = {
         grpc_status="NOT_FOUND",
         refundable=False,
         meaning="There is no model of this name.",
-        remedy="Check for typos and copy the exact `org/name` from the model's page; "
-        "`tunesmith model list` shows the catalog.",
+        remedy="Check for typos and copy the exact `org/name` from the model's page.",
     ),
     FaultCode.MODEL_TOKENIZER_NOT_FOUND: _model(
         category=Category.TOKENIZATION,

@@ -35,7 +35,7 @@ ROWS: Mapping[FaultCode, FaultRow] = {
     FaultCode.ARTIFACT_NOT_FOUND: _money(
         grpc_status="NOT_FOUND",
         meaning="There is no artifact of this name in the project.",
-        remedy="Look at `tunesmith artifact list`; cancelled and refused runs have none.",
+        remedy="Look at `tunesmith run show`; cancelled and refused runs have no artifacts.",
     ),
     FaultCode.BILLING_ACCOUNT_NOT_FOUND: _money(
         grpc_status="NOT_FOUND",

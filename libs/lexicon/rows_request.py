@@ -48,7 +48,7 @@ ROWS: Mapping[FaultCode, FaultRow] = {
     ),
     FaultCode.CONFIG_ATTESTATION_MISSING: _refused(
         meaning="The attestation of rights on model and data was not given.",
-        remedy="Read what is attested and give it: `tunesmith run submit --attest-rights …`.",
+        remedy="Read what is attested and give it: `tunesmith run submit --attest …`.",
     ),
     FaultCode.CONFIG_ENV_MISSING: _refused(
         category=Category.INTERNAL,
@@ -63,9 +63,9 @@ ROWS: Mapping[FaultCode, FaultRow] = {
         remedy="Change the setting that the message names.",
         symptoms=("`Invalid config: …`", "`samples_per_run exceeds training pool`"),
         variants={
-            # 002-17 and 002-19; the caller puts the size of the pool into the message.
-            "training_pool": "Reduce --samples (Python: samples_per_run), add data, or disable "
-            "validation with `validate_every_run=False, early_stopping=False`.",
+            # `pool` is the size of the training pool in rows, metadata of the fault.
+            "training_pool": "Reduce --samples (Python: samples_per_run) below {pool}, add data, "
+            "or disable validation with `validate_every_run=False, early_stopping=False`.",
         },
     ),
     FaultCode.CONFIG_INVALID_SETTING: _refused(
@@ -94,7 +94,7 @@ ROWS: Mapping[FaultCode, FaultRow] = {
     FaultCode.CONFIG_TIER_NOT_IN_PLAN: _refused(
         grpc_status="FAILED_PRECONDITION",
         meaning="The chosen GPU tier is not in the project's plan.",
-        remedy="Choose a tier of the plan (`tunesmith tier list`), or move to a plan that has it.",
+        remedy="Choose a tier of the plan, or move to a plan that has this one.",
         symptoms=("A10G on the free plan",),
     ),
     FaultCode.CONFIG_TIER_UNKNOWN: _refused(

@@ -166,6 +166,16 @@ class ObjectStore:
         await self._write_manifest(key, _DELETED, replace=True)
         await self._remove(manifest.data)
 
+    async def keys(self, folder: str) -> list[str]:
+        """The keys of the objects below a folder of keys, without those of deleted ones."""
+        found = []
+        async for page in obstore.list(self._backend, prefix=check_key(folder)):
+            for record in page:
+                key, _, leaf = record["path"].rpartition("/")
+                if leaf == _MANIFEST and await self._manifest(key) is not None:
+                    found.append(key)
+        return found
+
     async def sweep(self, *, now: datetime) -> int:
         """Removes what nobody refers to and is a week old, and returns how many records.
 

@@ -64,7 +64,7 @@ async def run() -> None:
         store, links=links, intake=intake, janitor=janitor, quota_of=quota_of, new_id=_upload_id
     )
     models = ModelService(store, catalog=models_of(catalog))
-    artifacts = ArtifactService(store, links=links, janitor=janitor, quota_of=quota_of)
+    artifacts = ArtifactService(store, objects, links=links, janitor=janitor, quota_of=quota_of)
     object_service = ObjectService(store, objects, links=links, janitor=janitor, quota_of=quota_of)
 
     def register(server: grpc.aio.Server) -> Sequence[str]:

@@ -6,7 +6,14 @@ from chassis import idempotency, paging
 from chassis.identity import current_caller
 from hub import wire
 from hub.answers import Context, QuotaOf, for_service, next_token
-from hub.domain.artifacts import Artifact, artifact_name, check_file, check_stored, choose
+from hub.domain.artifacts import (
+    Artifact,
+    artifact_name,
+    check_file,
+    check_stored,
+    choose,
+    output_folder,
+)
 from hub.domain.quota import check_artifact_room
 from hub.janitor import Janitor
 from hub.links import Links
@@ -29,8 +36,17 @@ MAX_OBJECTS: Final = 1000
 class ArtifactService(artifact_service_pb2_grpc.ArtifactServiceServicer):
     """Hub entries, their downloads and the quotas; see the contract for each method."""
 
-    def __init__(self, store: Store, *, links: Links, janitor: Janitor, quota_of: QuotaOf) -> None:
+    def __init__(
+        self,
+        store: Store,
+        objects: ObjectStore,
+        *,
+        links: Links,
+        janitor: Janitor,
+        quota_of: QuotaOf,
+    ) -> None:
         self._store = store
+        self._objects = objects
         self._links = links
         self._janitor = janitor
         self._quota_of = quota_of
@@ -78,6 +94,8 @@ class ArtifactService(artifact_service_pb2_grpc.ArtifactServiceServicer):
             if artifact is None:
                 raise Fault(FaultCode.ARTIFACT_NOT_FOUND, artifact=str(name))
             await unit.delete_artifact(artifact)
+            # The loose files of the adapter go with the entry; nothing else would remove them.
+            await unit.add_garbage(await self._objects.keys(output_folder(artifact.run)))
             await unit.remember(name.project, request, request.request_id, b"")
         await self._janitor.collect()
         return artifact_service_pb2.DeleteArtifactResponse()

@@ -245,12 +245,14 @@ class Transaction:
         now = found[0]["now"] if found else await self.now()
         return [rows.node_of(row) for row in found], [row["position"] for row in found], now
 
-    async def begin_submission(self, project: str, request_id: str, run: str) -> Hold:
-        """Notes a submission before money is held for it; the first note of a request stays."""
+    async def begin_submission(self, project: str, request_id: str, run: str) -> Hold | None:
+        """Notes a submission before money is held; the first note of a request stays.
+
+        Returns:
+            The note; None when the first one has ended this moment.
+        """
         await self._execute("begin_submission", project, request_id, run)
-        hold = await self.lock_submission(project, request_id)
-        assert hold is not None
-        return hold
+        return await self.lock_submission(project, request_id)
 
     async def lock_submission(self, project: str, request_id: str) -> Hold | None:
         query = self._queries["lock_submission"]

@@ -112,6 +112,8 @@ class Submitter:
             return answer
         report = await self.check(order.project, order.spec)
         note = await self._note(order)
+        if isinstance(note, bytes):
+            return note
         await self._hold(note, report)
         return await self._create(order, report, note.run)
 
@@ -128,14 +130,19 @@ class Submitter:
         async with self._store.transaction() as transaction:
             return await transaction.peek(order.project, order.method, order.request)
 
-    async def _note(self, order: Order) -> Hold:
-        """Writes the note, or finds that of an earlier try."""
+    async def _note(self, order: Order) -> Hold | bytes:
+        """Writes the note or finds that of an earlier try; the answer when there is one by now."""
         async with self._store.transaction() as transaction:
             now = await transaction.now()
             run_id = new_id("run", now=now, random_bytes=secrets.token_bytes)
             name = f"projects/{order.project}/runs/{run_id}"
             note = await transaction.begin_submission(order.project, _key(order), name)
-        if note.abandoned:
+            # A twin of this call may have come to its end since we looked; its note is gone then.
+            answer = await transaction.peek(order.project, order.method, order.request)
+            if answer is not None:
+                await transaction.end_submission(name)
+                return answer
+        if note is None or note.abandoned:
             raise _refused(Fault(FaultCode.DEP_SERVICE_UNAVAILABLE))
         return note
 
@@ -154,10 +161,12 @@ class Submitter:
     ) -> bytes:
         """Writes run, task, event and answer, and ends the note, in one transaction."""
         async with self._store.transaction() as transaction:
+            # First the note, then the memory: everywhere in this order, so that twins do not
+            # wait for each other in a circle.
+            note = await transaction.lock_submission(order.project, _key(order))
             answer = await transaction.recall(order.project, order.method, order.request)
             if answer is not None:
                 return answer
-            note = await transaction.lock_submission(order.project, _key(order))
             if note is None or note.abandoned or note.run != run_name:
                 raise _refused(Fault(FaultCode.DEP_SERVICE_UNAVAILABLE))
             now = await transaction.now()

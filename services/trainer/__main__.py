@@ -29,7 +29,8 @@ async def main() -> None:
         described = node.describe(
             name=config.node_name, tier=config.node_tier, capabilities=trainer.capabilities
         )
-        await Worker(channel, described, trainer.handle, stop).run()
+        worker = Worker(channel, described, trainer.handle, warm_models=lambda: trainer.warm_models)
+        await worker.run(stop)
 
     try:
         await server.run_server(

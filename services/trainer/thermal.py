@@ -47,6 +47,7 @@ class ThermalGuard:
     async def run_once(self) -> Action:
         """Read once and do what has to be done; what was done."""
         celsius = await asyncio.to_thread(self._read)
+        self._session.temperature_celsius = celsius
         if celsius is None:
             return Action.NONE
         self._thermostat, action = self._thermostat.after_reading(celsius)
@@ -59,11 +60,9 @@ class ThermalGuard:
                 await self._child.send(Pause())
                 self._warn(COOLING_TEXT)
                 self._clock(paused=True)
-                await self._session.flush()
             case Action.RESUME:
                 await self._child.send(Resume())
                 self._clock(paused=False)
-                await self._session.flush()
             case Action.ABORT:
                 self.fault = Fault(
                     FaultCode.RUNTIME_GPU_TEMPERATURE_CRITICAL,

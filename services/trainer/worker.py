@@ -62,6 +62,7 @@ class Trainer:
         self._config = config
         self._child: Child | None = None
         self._child_lock = asyncio.Lock()
+        self._preparing: asyncio.Task[None] | None = None
 
     @property
     def warm_models(self) -> tuple[str, ...]:
@@ -94,11 +95,12 @@ class Trainer:
         """Sweep up after an earlier process of this node, and have a child ready for a lease."""
         runs = self._config.work_dir / "runs"
         await asyncio.to_thread(shutil.rmtree, runs, ignore_errors=True)
-        with suppress(Fault):
-            await self._ready_child()
+        await self._prepare()
 
     async def close(self) -> None:
         """End the child."""
+        if self._preparing is not None:
+            self._preparing.cancel()
         child, self._child = self._child, None
         if child is not None:
             await child.kill()
@@ -116,7 +118,7 @@ class Trainer:
 
     async def _train(self, task: "_Task") -> None:
         session = task.session
-        await task.enter(Stage.DATA_DOWNLOAD)
+        task.enter(Stage.DATA_DOWNLOAD)
         files = await self._fetch(session.lease.train, task.folder)
         plan = wire.plan_from_lease(
             session.lease,
@@ -129,7 +131,7 @@ class Trainer:
         )
         child = await self._ready_child()
         finished = await self._drive(child, plan, task)
-        await task.enter(Stage.UPLOAD)
+        task.enter(Stage.UPLOAD)
         stored = await outputs.store_adapter(session, finished)
         result = work_service_pb2.TrainResult(
             metrics=task.metrics, samples=[wire.sample(answer) for answer in finished.samples]
@@ -154,7 +156,7 @@ class Trainer:
             async for message in child.train(plan):
                 if isinstance(message, Finished):
                     return message
-                await self._pass_on(message, task, uploader)
+                self._pass_on(message, task, uploader)
         except Fault as fault:
             # The guard ends the child, which then looks like one that died by itself.
             raise guard.fault or fault from fault
@@ -164,19 +166,18 @@ class Trainer:
             await asyncio.gather(*side_tasks, return_exceptions=True)
         raise Fault(FaultCode.RUNTIME_WORKER_LOST)
 
-    async def _pass_on(
+    def _pass_on(
         self, message: FromChild, task: "_Task", uploader: outputs.CheckpointUploader
     ) -> None:
         report = work_service_pb2.TaskReport
         match message:
             case StageBegan():
-                await task.enter(Stage(message.stage))
+                task.enter(Stage(message.stage))
             case Started():
                 started = work_service_pb2.TrainingStarted(
                     from_step=message.from_step, total_steps=message.total_steps
                 )
                 task.session.report(report(training_started=started))
-                await task.session.flush()
             case StepTaken():
                 task.metrics = wire.metrics(message)
                 task.session.report(report(metrics=task.metrics))
@@ -195,6 +196,11 @@ class Trainer:
         await session.finish_requested.wait()
         await child.send(Finish())
 
+    async def _prepare(self) -> None:
+        # A child that does not start is told to the run that needs it, not to nobody.
+        with suppress(Fault):
+            await self._ready_child()
+
     async def _ready_child(self) -> Child:
         async with self._child_lock:
             if self._child is None or not self._child.alive:
@@ -206,6 +212,8 @@ class Trainer:
         """Free the device unless the child is idle and warm, and delete what the run left."""
         if self._child is not None and not self._child.idle:
             await self.close()
+        # The next lease should not wait for a child to load its libraries.
+        self._preparing = asyncio.create_task(self._prepare())
         await asyncio.to_thread(shutil.rmtree, self._run_folder(session.lease), ignore_errors=True)
 
     async def _fetch(self, task: work_pb2.TrainTask, folder: Path) -> Files:
@@ -269,11 +277,10 @@ class _Task:
     stage: Stage = Stage.PROVISIONING
     metrics: run_pb2.RunMetrics | None = None
 
-    async def enter(self, stage: Stage) -> None:
-        """Tell the scheduler at once that a stage began."""
+    def enter(self, stage: Stage) -> None:
+        """Tell the scheduler that a stage began."""
         self.stage = stage
         self.session.report(wire.stage_report(stage.value))
-        await self.session.flush()
 
 
 def _with_stage(fault: Fault, stage: Stage) -> Fault:

@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -82,7 +83,7 @@ def main() -> None:
                 "pass": passed,
                 "proof": {"steps": stepped, "write": written, "adapter": whole.adapter},
                 "seconds": round(time.monotonic() - began, 1),
-                "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}",
+                "machine": f"{platform.machine()}, torch {torch.__version__}",
             }
         )
     )
@@ -95,7 +96,7 @@ def trial_steps(whole: Outcome, folder: Path, rng: Random) -> dict[str, int]:
     for step in range(1, STEPS):
         root = folder / f"step-{step}"
         kill_after_step(root, step, delay_seconds=rng.uniform(0, 0.02))
-        resumed = in_fork(lambda root=root: run(root, until=STEPS))
+        resumed = in_fork(partial(run, root, until=STEPS))
         different += not same_end(resumed, whole)
         lost_max = max(lost_max, step - resumed.from_step)
         shutil.rmtree(root)
@@ -108,18 +109,18 @@ def trial_write(whole: Outcome, folder: Path) -> dict[str, int]:
     points, different, lost_max = 0, 0, 0
     for step in WRITE_STEPS:
         prepared = folder / f"prepared-{step}"
-        in_fork(lambda step=step, prepared=prepared: run(prepared, until=step - 1))
+        in_fork(partial(run, prepared, until=step - 1))
         for boundary in range(1, BOUNDARIES_MAX):
             root = folder / "cut"
             shutil.copytree(prepared, root)
             state, adapter_root = begun(root)
             take(state, 1)
-            killed = kill_at_boundary(lambda s=state, r=adapter_root: save(s, r), boundary)
+            killed = kill_at_boundary(partial(save, state, adapter_root), boundary)
             if not killed:
                 shutil.rmtree(root)
                 break
             until = min(STEPS, step + 2)
-            resumed = in_fork(lambda root=root, until=until: run(root, until=until))
+            resumed = in_fork(partial(run, root, until=until))
             expected = whole.losses[resumed.from_step : until]
             different += resumed.losses != expected
             lost_max = max(lost_max, step - resumed.from_step)

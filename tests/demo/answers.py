@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ANSWER_TOKENS_MAX = 64
-CONTEXT_TOKENS = 1024
+CONTEXT_TOKENS = 512
 
 
 def warm_torch() -> None:

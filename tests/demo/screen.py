@@ -6,11 +6,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 # Without a terminal the width is not known; logs are read in windows of about this.
 LOG_COLUMNS = 120
+# Top, right, bottom, left: what belongs to a part stands below its title.
+INDENT = (0, 0, 0, 3)
 
 
 @dataclass(slots=True)
@@ -34,10 +37,9 @@ class Screen:
             self.seconds[title] = time.monotonic() - started
 
     def say(self, text: str | Text, *, style: str = "") -> None:
-        """A line below the part's title."""
-        self.console.print(
-            Text("   ").append(text if isinstance(text, Text) else Text(text)), style=style
-        )
+        """A line below the part's title, indented as a whole."""
+        line = text if isinstance(text, Text) else Text(text)
+        self.console.print(Padding(line, INDENT), style=style)
 
     def good(self, text: str) -> None:
         """A line that says what is done."""
@@ -54,13 +56,13 @@ class Screen:
     ) -> None:
         """Prompts with the answers of each model; those with the habit stand out."""
         table = Table(box=None, padding=(0, 1), header_style="bold")
-        table.add_column("   prompt", style="dim", overflow="fold")
+        table.add_column("prompt", style="dim", overflow="fold")
         for title, _, shown in columns:
             table.add_column(f"{title} ({sum(shown)}/{len(prompts)})", overflow="fold")
         for row, prompt in enumerate(prompts):
             cells = [_answer(texts[row], is_shown=shown[row]) for _, texts, shown in columns]
-            table.add_row(f"   {prompt}", *cells)
-        self.console.print(table)
+            table.add_row(prompt, *cells)
+        self.console.print(Padding(table, INDENT))
 
     def times(self) -> None:
         """How long each part took, and all of it."""
@@ -68,9 +70,9 @@ class Screen:
         table.add_column(style="dim")
         table.add_column(justify="right")
         for title, seconds in self.seconds.items():
-            table.add_row(f"   {title}", f"{seconds:.1f} s")
-        table.add_row("   door to door", f"{time.monotonic() - self.began:.1f} s", style="bold")
-        self.console.print(table)
+            table.add_row(title, f"{seconds:.1f} s")
+        table.add_row("door to door", f"{time.monotonic() - self.began:.1f} s", style="bold")
+        self.console.print(Padding(table, INDENT))
 
 
 def make_screen() -> Screen:

@@ -1,4 +1,4 @@
-"""The story of a run for tests: signals one after another on a fake clock, and what came of them."""
+"""The story of a run for tests: signals one after another on a fake clock, and what came of it."""
 
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta

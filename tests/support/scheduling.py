@@ -1,4 +1,4 @@
-"""A scheduler process with its neighbours: the validator, billing and the hub as small gRPC fakes."""
+"""A scheduler process with small gRPC fakes of its neighbours: validator, billing and hub."""
 
 import asyncio
 import hashlib
@@ -199,7 +199,7 @@ class SchedulerProcess:
         self.port = self.port or _free_port()
         environment = {**self.environment, "TUNESMITH_LISTEN": self.address}
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
+            self.process = subprocess.Popen(  # noqa: ASYNC220 (starting is short)
                 [sys.executable, "-m", "scheduler"],
                 cwd=ROOT,
                 env=environment,

@@ -1,10 +1,10 @@
-"""A scheduler and an object store small enough for one test: they lease one task and keep what comes."""
+"""A scheduler and an object store for one test: they lease what is queued and keep what comes."""
 
 import asyncio
 import hashlib
 import threading
-from contextlib import asynccontextmanager
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path

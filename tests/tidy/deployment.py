@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from deploy.local import debian_package, places
@@ -57,7 +56,7 @@ def _compose() -> list[str] | None:
     kept = places.cache_folder() / f"docker-compose-{COMPOSE.version}-{places.platform_key()}"
     if not kept.is_file():
         logs = places.cache_folder() / "logs"
-        with tempfile.TemporaryDirectory(dir=places.cache_folder(), prefix="compose-") as scratch:
+        with places.scratch_folder("docker-compose") as scratch:
             try:
                 unpacked, _ = debian_package.fetch(COMPOSE, Path(scratch), Progress(), logs)
             except SetupRefused:

@@ -47,7 +47,8 @@ class RunView:
         self.attempt = max(self.attempt, event.attempt)
         match event.WhichOneof("payload"):
             case "progressed":
-                self.metrics = event.progressed.metrics
+                if event.progressed.HasField("metrics"):
+                    self.metrics = event.progressed.metrics
                 self.clocks = event.progressed.clocks
                 self.cost = output.credits_text(event.progressed.cost)
             case "warned":
@@ -143,7 +144,7 @@ def _figures(view: RunView, *, before: str = "") -> str:
         f"step {metrics.step}/{metrics.total_steps}",
         f"loss {metrics.loss:.4f}",
     ]
-    if metrics.HasField("remaining") and not view.has_ended:
+    if metrics.HasField("remaining") and view.stage == fault_pb2.STAGE_TRAINING:
         parts.append(f"{output.span_text(metrics.remaining)} left")
     parts.append(f"{output.span_text(view.clocks.wall)} · {view.cost} credits")
     return before + " · ".join(parts)

@@ -90,10 +90,10 @@ def as_dict(message: Message) -> dict[str, Any]:
 
 
 def table(*headers: str) -> Table:
-    """An empty table in the one look of all lists."""
+    """An empty table in the one look of all lists; its first column is never folded."""
     made = Table(box=None, pad_edge=False, header_style="dim", show_edge=False)
-    for header in headers:
-        made.add_column(header, overflow="fold")
+    for position, header in enumerate(headers):
+        made.add_column(header, overflow="fold", no_wrap=position == 0)
     return made
 
 

@@ -78,7 +78,7 @@ def list_runs(
         output.print_json(runs)
         return
     table, now = (
-        output.table("RUN", "STATE", "STAGE", "MODEL", "STEP", "LOSS", "COST", "WHEN"),
+        output.table("RUN", "STATE", "STEP", "LOSS", "COST", "MODEL", "WHEN"),
         datetime.now(UTC),
     )
     for run in runs:
@@ -86,11 +86,10 @@ def list_runs(
         table.add_row(
             output.last_part(run.name),
             output.pill(run.state),
-            output.stage_words(run.stage),
-            run.spec.base_model,
             f"{run.metrics.step}/{run.metrics.total_steps}" if has_metrics else "",
             f"{run.metrics.loss:.4f}" if has_metrics else "",
             output.credits_text(run.cost),
+            run.spec.base_model,
             output.age_text(run.submit_time, now=now),
         )
     screen = output.console()

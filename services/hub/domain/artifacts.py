@@ -60,6 +60,11 @@ def artifact_name(run: RunName) -> ArtifactName:
     return ArtifactName(project=run.project, artifact=run.run)
 
 
+def output_folder(run: RunName) -> str:
+    """Where a run's workers store what they make: artifacts, loose adapter files, checkpoints."""
+    return f"runs/{run.run}"
+
+
 def check_file(file: ArtifactFile) -> ArtifactFile:
     """Returns a file whose description is well formed.
 

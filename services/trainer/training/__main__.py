@@ -12,7 +12,7 @@ from lexicon.faults import Fault, FaultCode
 from trainer.domain.plan import Precision
 from trainer.pipe import Failed, Ready
 from trainer.training.channel import Channel
-from trainer.training.loop import is_out_of_memory
+from trainer.training.memory import is_out_of_memory
 from trainer.training.rails import WarmBase, cpu_has_bf16_matrix_units
 from trainer.training.run import train_run
 

@@ -7,9 +7,6 @@ and the random numbers of dropout. So a resumed run is the same run.
 Shapes: B rows, T tokens, N trained tokens, V vocabulary.
 """
 
-import gc
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,17 +16,17 @@ import torch
 from torch.nn import functional
 
 from lexicon.faults import Fault, FaultCode
-from trainer.domain.healing import Ladder, tells_out_of_memory
+from trainer.domain.healing import Ladder
 from trainer.domain.plan import TrainPlan
 from trainer.domain.schedule import learning_rate
 from trainer.training.batches import MicroBatch, Row, micro_batches, step_indices
+from trainer.training.memory import is_out_of_memory, release_memory
 from trainer.training.rails import Arithmetic
 
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPSILON = 1e-8
 # Seeds of neighbouring steps must not overlap with those of neighbouring runs.
 STEP_SEED_STRIDE = 1_000_003
-KIBIBYTE = 1024
 
 
 @dataclass(slots=True, kw_only=True)
@@ -144,9 +141,7 @@ def _try_step(
         warmup_ratio=plan.warmup_ratio,
         schedule=plan.schedule,
     )
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
-    state.optimizer.step()
+    update(state, lr=lr)
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
     state.trained_token_count += trained_count
@@ -205,6 +200,19 @@ def clip(state: TrainState, *, max_norm: float) -> float:
     return float(torch.nn.utils.clip_grad_norm_(list(state.trainable.values()), limit))
 
 
+def update(state: TrainState, *, lr: float) -> None:
+    """One AdamW update of the trainable weights by their gradients.
+
+    AdamW counts its steps before it moves the weights; the count is put back first, so that an
+    update that ran out of memory in between is the same when it is made again.
+    """
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    for parameter in state.trainable.values():
+        state.optimizer.state[parameter]["step"].fill_(state.step)
+    state.optimizer.step()
+
+
 def capture(state: TrainState) -> dict[str, torch.Tensor]:
     """Weights and moments by name, on the CPU, independent of what the next step does to them."""
     tensors = {}
@@ -240,25 +248,7 @@ def restore(state: TrainState, tensors: dict[str, torch.Tensor]) -> None:
 def free_memory(state: TrainState) -> None:
     """Give back what the failed forward or backward pass left behind."""
     state.optimizer.zero_grad(set_to_none=True)
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, by class or by words (000-13, 002-02)."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return tells_out_of_memory(str(error))
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Largest memory so far: of the device, or of this process on a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts kibibytes, macOS bytes.
-    return peak if sys.platform == "darwin" else peak * KIBIBYTE
+    release_memory()
 
 
 def _require_finite(loss: float, grad_norm: float, *, step: int) -> None:

@@ -35,6 +35,7 @@ from trainer.training import checkpoint, loop, rails, speech
 from trainer.training.adapter import require_changed, write_adapter
 from trainer.training.channel import Channel
 from trainer.training.dataset import Desk
+from trainer.training.memory import is_out_of_memory, peak_bytes
 from trainer.training.validation import BEST_PREFIX, Validation, split
 
 log = logging.getLogger(__name__)
@@ -206,7 +207,7 @@ def _told(
         grad_norm=figures.grad_norm,
         tokens_per_second=figures.token_count / max(figures.seconds, 1e-9),
         real_token_ratio=figures.token_count / figures.computed_token_count,
-        memory_bytes=loop.peak_memory_bytes(next(iter(state.trainable.values())).device),
+        memory_bytes=peak_bytes(next(iter(state.trainable.values())).device),
         remaining_seconds=timer.remaining_seconds(steps_left=steps - state.step),
         validation_loss=validation.latest_loss,
         micro_batch_size=state.ladder.micro_batch_size,
@@ -253,8 +254,8 @@ def _deliver(
         speech.write_proof(
             speaker, prompts, answers, proof, base_model=plan.base.base_model, run=plan.run
         )
-    except (RuntimeError, MemoryError) as error:
-        if not loop.is_out_of_memory(error):
+    except (Fault, RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         proof = None
         warn(channel, FaultCode.RUNTIME_GPU_OOM, "No memory was left for samples and proof")

@@ -15,7 +15,9 @@ from safetensors.torch import save_file
 from transformers import GenerationConfig
 
 from trainer.domain.answers import flags
+from trainer.domain.healing import Ladder
 from trainer.pipe import Answer
+from trainer.training.memory import is_out_of_memory, release_memory
 from trainer.training.rails import Arithmetic
 
 SAMPLES_COUNT = 3
@@ -69,29 +71,28 @@ def ask_both(
 
 
 def generate(speaker: Speaker, prompts: Sequence[Prompt]) -> list[list[int]]:
-    """Greedy answers as token ids, the end token included where one came; one batch for all."""
-    longest = max(len(prompt.ids) for prompt in prompts)
-    pad_id = min(speaker.end_ids, default=0)
-    gaps = [longest - len(prompt.ids) for prompt in prompts]
-    ids_BT = torch.tensor(
-        [[pad_id] * gap + list(prompt.ids) for gap, prompt in zip(gaps, prompts, strict=True)],
-        device=speaker.arithmetic.device,
-    )
-    mask_BT = torch.tensor(
-        [[0] * gap + [1] * (longest - gap) for gap in gaps], device=speaker.arithmetic.device
-    )
-    with torch.no_grad(), speaker.arithmetic.context():
-        out_BT = speaker.model.generate(
-            input_ids=ids_BT,
-            attention_mask=mask_BT,
-            generation_config=GenerationConfig(
-                do_sample=False,
-                max_new_tokens=ANSWER_TOKENS_MAX,
-                eos_token_id=sorted(speaker.end_ids) or None,
-                pad_token_id=pad_id,
-            ),
-        )
-    return [_until_end(row, speaker.end_ids) for row in out_BT[:, longest:].tolist()]
+    """Greedy answers as token ids, the end token included where one came.
+
+    All prompts are one batch; when memory runs out, the batches get smaller.
+
+    Raises:
+        Fault: RUNTIME_GPU_OOM when there is no memory for a single prompt.
+    """
+    ladder = Ladder(effective_batch_size=len(prompts), micro_batch_size=len(prompts))
+    answers: list[list[int]] = []
+    while len(answers) < len(prompts):
+        batch = prompts[len(answers) : len(answers) + ladder.micro_batch_size]
+        try:
+            answers += _generate_batch(speaker, batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            ladder = ladder.after_success()
+            continue
+        release_memory()
+        ladder = ladder.after_out_of_memory(allowed=True)
+    return answers
 
 
 def decode(speaker: Speaker, ids: Sequence[int]) -> str:
@@ -162,6 +163,31 @@ def end_tokens(model: Any, labels: Sequence[np.ndarray], special_ids: frozenset[
             ends.add(int(trained[-2]))
             break
     return {int(end) for end in ends}
+
+
+def _generate_batch(speaker: Speaker, prompts: Sequence[Prompt]) -> list[list[int]]:
+    longest = max(len(prompt.ids) for prompt in prompts)
+    pad_id = min(speaker.end_ids, default=0)
+    gaps = [longest - len(prompt.ids) for prompt in prompts]
+    ids_BT = torch.tensor(
+        [[pad_id] * gap + list(prompt.ids) for gap, prompt in zip(gaps, prompts, strict=True)],
+        device=speaker.arithmetic.device,
+    )
+    mask_BT = torch.tensor(
+        [[0] * gap + [1] * (longest - gap) for gap in gaps], device=speaker.arithmetic.device
+    )
+    with torch.no_grad(), speaker.arithmetic.context():
+        out_BT = speaker.model.generate(
+            input_ids=ids_BT,
+            attention_mask=mask_BT,
+            generation_config=GenerationConfig(
+                do_sample=False,
+                max_new_tokens=ANSWER_TOKENS_MAX,
+                eos_token_id=sorted(speaker.end_ids) or None,
+                pad_token_id=pad_id,
+            ),
+        )
+    return [_until_end(row, speaker.end_ids) for row in out_BT[:, longest:].tolist()]
 
 
 def _top_logprobs(

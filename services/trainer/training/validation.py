@@ -11,6 +11,7 @@ from trainer.training import loop
 from trainer.training.batches import Row
 from trainer.training.checkpoint import Progress
 from trainer.training.dataset import Desk, Warn
+from trainer.training.memory import is_out_of_memory
 from trainer.training.rails import Arithmetic
 
 BEST_PREFIX = "best/"
@@ -55,7 +56,7 @@ class Validation:
                 packing=self.packing,
             )
         except (RuntimeError, MemoryError) as error:
-            if not loop.is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             loop.free_memory(state)
             warn(FaultCode.RUNTIME_GPU_OOM, f"No memory for the validation at step {state.step}")

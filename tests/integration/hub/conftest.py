@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import grpc.aio
 import pytest
+
 from chassis import postgres
 from chassis.identity import Role
 from hub.artifact_service import ArtifactService, ObjectService
@@ -26,6 +27,7 @@ from hub.store import Store
 from modelspec.catalog import load_catalog
 from objects.signing import UrlSigner
 from objects.store import ObjectStore, open_store
+from tests.support.desk import calling, serving
 from tunesmith.api.artifact.v1 import (
     artifact_service_pb2,
     artifact_service_pb2_grpc,
@@ -34,8 +36,6 @@ from tunesmith.api.artifact.v1 import (
 )
 from tunesmith.api.dataset.v1 import dataset_service_pb2, dataset_service_pb2_grpc
 from tunesmith.api.model.v1 import model_service_pb2, model_service_pb2_grpc
-
-from tests.support.desk import calling, serving
 
 CATALOG = Path(__file__).parents[3] / "deploy" / "catalog"
 LIMIT = 1 << 30
@@ -168,7 +168,8 @@ async def hub(database_url: str, tmp_path: Path) -> AsyncIterator[Hub]:
                 ModelService(store, catalog=models_of(catalog)), server
             )
             artifact_service_pb2_grpc.add_ArtifactServiceServicer_to_server(
-                ArtifactService(store, links=links, janitor=janitor, quota_of=quota_of), server
+                ArtifactService(store, objects, links=links, janitor=janitor, quota_of=quota_of),
+                server,
             )
             object_service_pb2_grpc.add_ObjectServiceServicer_to_server(
                 ObjectService(store, objects, links=links, janitor=janitor, quota_of=quota_of),

@@ -1,16 +1,16 @@
-"""Datasets by RPC on a real Postgres and object store: pushing, refusing, versions, deletion, quota."""
+"""Datasets by RPC on a real Postgres and store: pushing, refusing, versions, deletion, quota."""
 
 import asyncio
 import json
 
 import pytest
+
 from chassis.identity import Role
 from hub.domain.quota import Quota
 from lexicon.faults import Fault, FaultCode
-from tunesmith.api.dataset.v1 import dataset_pb2, dataset_service_pb2, dataset_service_pb2_grpc
-
 from tests.integration.hub.conftest import Hub
 from tests.support.desk import calling
+from tunesmith.api.dataset.v1 import dataset_pb2, dataset_service_pb2, dataset_service_pb2_grpc
 
 pytestmark = pytest.mark.integration
 
@@ -128,7 +128,7 @@ async def test_an_empty_file_is_refused_before_it_is_sent(hub: Hub) -> None:
 async def test_bytes_that_were_not_announced_are_refused(hub: Hub) -> None:
     data = rows()
     upload = await hub.announce("greetings", data)
-    await hub.put(upload.url, data[:-2] + b"}\n")
+    await hub.put(upload.url, data.replace(b"Say 0", b"Say 7"))
     fault = await refusal(hub.commit(upload.upload_id))
     assert fault.code is FaultCode.DATASET_CHECKSUM_MISMATCH
     assert await listed(hub) == []
@@ -307,9 +307,7 @@ async def test_another_projects_datasets_are_out_of_reach(hub: Hub) -> None:
             stub.GetDataset(get_request("greetings")),
             stub.ListDatasets(dataset_service_pb2.ListDatasetsRequest(parent="projects/acme")),
             stub.PreviewDataset(dataset_service_pb2.PreviewDatasetRequest(name=name)),
-            stub.DeleteDataset(
-                dataset_service_pb2.DeleteDatasetRequest(request_id="x", name=name)
-            ),
+            stub.DeleteDataset(dataset_service_pb2.DeleteDatasetRequest(request_id="x", name=name)),
         ]
         for call in calls:
             assert (await refusal(call)).code is FaultCode.ACCESS_PROJECT_FORBIDDEN

@@ -15,13 +15,14 @@ from deploy.local.refusal import SetupRefused
 from tests.tidy import tree
 
 # What an old enterprise distribution ships as python3.
-OLD_SYNTAX = (3, 7)
+OLD_SYNTAX = (3, 6)
 
 
 def test_older_pythons_can_read_the_file_that_sends_them_away() -> None:
     """A syntax error would be no clear sentence."""
     source = (tree.ROOT / "deploy" / "local" / "bootstrap.py").read_text(encoding="utf-8")
     ast.parse(source, feature_version=OLD_SYNTAX)
+    assert "import annotations" not in source, "unknown before Python 3.7"
     package = (tree.ROOT / "deploy" / "local" / "__init__.py").read_text(encoding="utf-8")
     ast.parse(package, feature_version=OLD_SYNTAX)
 

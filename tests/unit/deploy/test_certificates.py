@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 from cryptography import x509
 
+from chassis import config
 from deploy.docker import certificates, entry
 from tests.tidy import tree
 
@@ -65,6 +69,21 @@ def test_a_certificate_is_made_anew_before_it_ends(out: Path) -> None:
     after = (out / "billing" / "cert.pem").read_bytes()
     assert after != before
     assert certificates.is_good(after, (out / "billing" / "ca.pem").read_bytes(), now=late)
+
+
+@pytest.mark.parametrize("service", certificates.SERVICES)
+def test_compose_and_private_settings_are_all_that_a_service_needs(out: Path, service: str) -> None:
+    """What the compose file and the init service set together makes a whole configuration."""
+    document = yaml.safe_load((tree.ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    public = {
+        name: re.sub(r"\$\{\w+:-(.*)\}", r"\1", str(value))
+        for name, value in document["services"][service]["environment"].items()
+    }
+    # Built into the exporter's image.
+    built_in = {"TUNESMITH_LLAMA_VENDOR": "/vendor"} if service == "exporter" else {}
+    module = importlib.import_module(f"{service}.config")
+    settings = config.load(module.Config, built_in | environment(out, service) | public)
+    assert settings.listen == public["TUNESMITH_LISTEN"]
 
 
 @pytest.mark.parametrize("worker", certificates.WORKERS)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
 
+from chassis import config
 from deploy.local import layout as layouts
 from deploy.local import services
 from deploy.local.layout import Layout
 from deploy.local.places import Parts
+from tests.tidy import tree
 
 PARTS = Parts(
     stamp="s", llama_vendor="/vendor", nats_server="/n", nats_version="2.15.1", nats_source="t",
@@ -29,6 +32,14 @@ def environment(layout: Layout, name: str, **environ: str) -> dict[str, str]:
     """The whole environment of one service, started from a shell with these variables."""
     (spec,) = (s for s in services.specs(layout, PARTS, environ) if s.name == name)
     return dict(spec.environment)
+
+
+@pytest.mark.parametrize("name", tree.SERVICES)
+def test_every_service_finds_the_settings_it_needs(layout: Layout, name: str) -> None:
+    """What the stack sets is what the service's own configuration asks for."""
+    module = importlib.import_module(f"{name}.config")
+    settings = config.load(module.Config, environment(layout, name))
+    assert settings.listen == services.address(layout, name)
 
 
 @pytest.mark.parametrize("worker", ["trainer", "exporter"])

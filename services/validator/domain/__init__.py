@@ -1,0 +1,1 @@
+"""Checks as small pure functions over facts that were gathered beforehand."""

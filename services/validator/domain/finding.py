@@ -1,0 +1,59 @@
+"""A finding is a graded fault that has not happened yet; a check yields some, or none."""
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lexicon.faults import Fault
+
+
+class Severity(enum.IntEnum):
+    """How much a finding weighs; the numbers order them."""
+
+    INFO = 1
+    AMBER = 2
+    RED = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Finding:
+    """One finding, and the part of the spec it is about, for example `lora.rank`."""
+
+    severity: Severity
+    fault: Fault
+    field: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Outcome:
+    """What one check found: a sentence for the checklist, and findings."""
+
+    detail: str
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing speaks against the run."""
+        return all(finding.severity is not Severity.RED for finding in self.findings)
+
+
+def red(fault: Fault, field: str) -> Finding:
+    """A reason to refuse."""
+    return Finding(severity=Severity.RED, fault=fault, field=field)
+
+
+def amber(fault: Fault, field: str) -> Finding:
+    """A risk that the platform does not vouch for."""
+    return Finding(severity=Severity.AMBER, fault=fault, field=field)
+
+
+def info(fault: Fault, field: str) -> Finding:
+    """Worth knowing."""
+    return Finding(severity=Severity.INFO, fault=fault, field=field)
+
+
+def outcome(detail: str, findings: Iterable[Finding] = ()) -> Outcome:
+    """The detail, or the messages of what was found in its place."""
+    found = tuple(findings)
+    said = " ".join(finding.fault.message for finding in found)
+    return Outcome(detail=said or detail, findings=found)

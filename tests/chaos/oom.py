@@ -1,0 +1,215 @@
+"""Out of memory changes nothing: `python -m tests.chaos.oom`.
+
+Memory runs out at tensor operations chosen over a whole run: in the forward pass, the backward pass,
+the update, the validation and the sampling. Each time the run must go on as if nothing had been:
+the same effective batch, train mode, every loss within 1e-6 of the clean run's, the same answers.
+Where it runs out for good, the run must end with its code after three tries at a micro-batch of one.
+The last line is JSON.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lexicon.faults import Fault, FaultCode
+from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
+from trainer.domain.plan import ValidationPlan
+from trainer.training import loop, rails
+from trainer.training.dataset import Desk
+from trainer.training.speech import Speaker, ask_both
+from trainer.training.validation import Validation
+
+STEPS = 4
+ROWS = some_rows(24)
+HELD_OUT = some_rows(6, seed=1)
+# The last cut of a micro-batch sums the same numbers in another order.
+TOLERANCE = 1e-6
+PLAN = a_plan(micro_batch_size=8, accumulation_steps=1, max_steps=STEPS)
+VALIDATION = ValidationPlan(
+    holdout_ratio=0.1, dataset=None, every_steps=2, early_stop_patience=0, early_stop_min_delta=0.0
+)
+PHASES = ("forward", "backward", "update", "validation")
+
+
+class OutOfMemoryAt(TorchDispatchMode):
+    """Fails the n-th tensor operation of a phase once, or for ever."""
+
+    def __init__(self, phase: str, operation: int, *, for_ever: bool = False) -> None:
+        super().__init__()
+        self.phase, self.operation, self.for_ever = phase, operation, for_ever
+        self.current, self.count, self.fired = "", 0, False
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if self.current == self.phase:
+            self.count += 1
+            due = self.count == self.operation or (self.for_ever and self.count > self.operation)
+            if due:
+                self.fired = True
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return function(*args, **(kwargs or {}))
+
+
+def main() -> None:
+    """Run the trials and print one JSON line; exit 1 when a claim does not hold."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--points", type=int, default=60, help="points of each phase")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    counts = {phase: train(OutOfMemoryAt(phase, 10**9))[1].count for phase in PHASES}
+    clean, _ = train(OutOfMemoryAt("", 0))
+    worst, points, wrong = 0.0, 0, 0
+    for phase in PHASES:
+        for operation in spread(counts[phase], options.points):
+            losses, mode = train(OutOfMemoryAt(phase, operation))
+            assert mode.fired, (phase, operation)
+            difference = max(abs(a - b) for a, b in zip(losses, clean, strict=True))
+            worst, points = max(worst, difference), points + 1
+            wrong += difference > TOLERANCE
+        say(f"{phase}: {counts[phase]} operations, largest difference so far {worst:.1e}")
+    sampled, sampled_wrong = sampling(options.points)
+    ended = exhausted()
+    passed = wrong == sampled_wrong == 0 and points + sampled >= 200 and ended
+    say(
+        json.dumps(
+            {
+                "bench": "chaos.oom",
+                "value": points + sampled,
+                "unit": "points survived",
+                "peer": None,
+                "goal": ">= 200 points, every loss within 1e-6",
+                "pass": passed,
+                "proof": {
+                    "operations": counts,
+                    "largest_loss_difference": worst,
+                    "wrong": wrong + sampled_wrong,
+                    "sampling_points": sampled,
+                    "ends_with_its_code": ended,
+                },
+                "seconds": round(time.monotonic() - began, 1),
+                "machine": f"{platform.machine()}, torch {torch.__version__}",
+            }
+        )
+    )
+    sys.exit(0 if passed else 1)
+
+
+def train(mode: OutOfMemoryAt) -> tuple[list[float], OutOfMemoryAt]:
+    """Training and validation losses of a run in which memory runs out as `mode` says."""
+    model = rails.attach(a_tiny_model(), PLAN).train()
+    state = loop.begin(model, PLAN)
+    validation = Validation(plan=VALIDATION, rows=HELD_OUT, arithmetic=FP32, packing=True)
+    losses = []
+    with phases(mode, state), mode:
+        for _ in range(STEPS):
+            figures = loop.take_step(
+                state, ROWS, PLAN, FP32, steps=STEPS, healed=lambda ladder: None
+            )
+            losses.append(figures.loss)
+            mode.current = "validation"
+            validation.after_step(state, steps=STEPS, warn=lambda *_: None)
+            mode.current = ""
+            assert model.training
+            assert state.ladder.effective_batch_size == PLAN.effective_batch_size
+            if state.step % VALIDATION.every_steps == 0:
+                losses.append(validation.latest_loss or 0.0)
+    return losses, mode
+
+
+@contextmanager
+def phases(mode: OutOfMemoryAt, state: loop.TrainState) -> Iterator[None]:
+    """Tell `mode` which part of a step runs, by the calls that begin it."""
+    originals = (loop.summed_loss, torch.Tensor.backward, loop.update)
+
+    def within(phase: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def marked(*args: Any, **named: Any) -> Any:
+            before, mode.current = mode.current, mode.current or phase
+            try:
+                return call(*args, **named)
+            finally:
+                mode.current = before
+
+        return marked
+
+    loop.summed_loss = within("forward", originals[0])
+    torch.Tensor.backward = within("backward", originals[1])  # type: ignore[method-assign]
+    loop.update = within("update", originals[2])
+    try:
+        yield
+    finally:
+        loop.summed_loss, loop.update = originals[0], originals[2]
+        torch.Tensor.backward = originals[1]  # type: ignore[method-assign]
+
+
+def sampling(points: int) -> tuple[int, int]:
+    """Points tried in the sampling, and how many of them changed an answer."""
+    plan = a_plan()
+    desk = Desk.prepare(plan, warn=lambda *_: None)
+    model = rails.attach(rails.load_base(plan.base, FP32), plan).eval()
+    speaker = Speaker(
+        model=model,
+        tokenizer=desk.tokenizer,
+        end_ids=desk.end_ids(model),
+        special_tokens=desk.special_tokens,
+        arithmetic=FP32,
+    )
+    counting = OutOfMemoryAt("", 10**9)
+    with counting:
+        clean = ask_both(speaker, desk.prompts)
+    wrong, chosen = 0, spread(counting.count, points)
+    for operation in chosen:
+        with OutOfMemoryAt("", operation):
+            wrong += ask_both(speaker, desk.prompts) != clean
+    say(f"sampling: {counting.count} operations, wrong {wrong}")
+    return len(chosen), wrong
+
+
+def exhausted() -> bool:
+    """Whether memory that is gone for good ends the run with its code, in train mode."""
+    model = rails.attach(a_tiny_model(), PLAN).train()
+    state = loop.begin(model, PLAN)
+    rungs: list[int] = []
+    mode = OutOfMemoryAt("forward", 1, for_ever=True)
+    try:
+        with phases(mode, state), mode:
+            loop.take_step(
+                state,
+                ROWS,
+                replace(PLAN),
+                FP32,
+                steps=STEPS,
+                healed=lambda ladder: rungs.append(ladder.micro_batch_size),
+            )
+    except Fault as fault:
+        return (
+            fault.code is FaultCode.RUNTIME_GPU_OOM and rungs == [4, 2, 1, 1, 1] and model.training
+        )
+    return False
+
+
+def spread(count: int, points: int) -> list[int]:
+    """Operations spread evenly over all of them, the first and the last included."""
+    if count <= points:
+        return list(range(1, count + 1))
+    return sorted({1 + round(i * (count - 1) / (points - 1)) for i in range(points)})
+
+
+def say(line: str) -> None:
+    """Show progress at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""A bundle that does not behave like what was trained never leaves the exporter."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from exporter.domain.quantization import Quantization, TensorType
+from exporter.engine import ggml
+from exporter.engine.export import Engine, export
+from exporter.pipe import Export, Exported
+from lexicon.faults import Fault, FaultCode
+from safetensors.torch import load_file, save_file
+from tests.integration.exporter.making import ANVIL
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+
+
+@pytest.fixture
+def adapter(adapter_of: Callable[..., Path], tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return shutil.copytree(adapter_of(b_std=0.3), tmp_path / "adapter")
+
+
+def run(
+    engine: Engine,
+    adapter: Path,
+    tmp_path: Path,
+    *,
+    mix: str = "Q4_K_M",
+    checkpoint: Path = ANVIL,
+    key: str = "gates",
+) -> Exported:
+    job = Export(
+        checkpoint=str(checkpoint),
+        base_key=key,
+        base_model="tunesmith/anvil-3m",
+        adapter=str(adapter),
+        quantization=mix,
+        target=str(tmp_path / "bundle.zip"),
+        run="projects/local/runs/run-1",
+    )
+    return export(engine, job, lambda _step, _percent: None)
+
+
+def code_of(engine: Engine, adapter: Path, tmp_path: Path, **wishes: object) -> FaultCode:
+    with pytest.raises(Fault) as caught:
+        run(engine, adapter, tmp_path, **wishes)  # type: ignore[arg-type]
+    assert not (tmp_path / "bundle.zip").exists()
+    return caught.value.code
+
+
+@pytest.mark.parametrize("mix", list(Quantization))
+def test_a_sound_export_passes(
+    mix: Quantization, engine: Engine, adapter: Path, tmp_path: Path
+) -> None:
+    exported = run(engine, adapter, tmp_path, mix=mix)
+    assert exported.proof.proven
+    assert exported.proof.adapter_mean_kl < exported.proof.base_mean_kl
+
+
+def test_a_merge_without_effect_is_refused(engine: Engine, adapter: Path, tmp_path: Path) -> None:
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["lora_alpha"] = 0
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    assert code_of(engine, adapter, tmp_path) is FaultCode.EXPORT_NOOP_MERGE
+
+
+def test_a_merge_into_another_base_is_refused(
+    engine: Engine, adapter: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(ANVIL, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    for name, tensor in weights.items():
+        if "down_proj" in name or "o_proj" in name:
+            weights[name] = tensor.flip(0).contiguous()
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    assert (
+        code_of(engine, adapter, tmp_path, checkpoint=other, key="other")
+        is FaultCode.EXPORT_WRONG_BASE
+    )
+
+
+def test_a_corrupted_quantisation_is_refused(
+    engine: Engine, adapter: Path, tmp_path: Path
+) -> None:
+    def damage(rows: NDArray[np.float32], kind: TensorType) -> NDArray[np.uint8]:
+        encoded = ggml.encode(rows, kind)
+        if kind is TensorType.Q4_K:
+            encoded = np.roll(encoded, 1, axis=1)
+        return encoded
+
+    assert (
+        code_of(replace(engine, encode=damage), adapter, tmp_path)
+        is FaultCode.EXPORT_QUANTIZATION_BROKEN
+    )
+
+
+def test_a_template_other_than_the_trained_one_is_refused(
+    engine: Engine, adapter: Path, tmp_path: Path
+) -> None:
+    source = (adapter / "chat_template.jinja").read_text()
+    (adapter / "chat_template.jinja").write_text(source.replace("<|im_start|>", "<|turn|>"))
+    assert code_of(engine, adapter, tmp_path) is FaultCode.EXPORT_TEMPLATE_MISMATCH
+
+
+def test_an_adapter_without_a_reference_is_exported_and_says_so(
+    engine: Engine, adapter: Path, tmp_path: Path
+) -> None:
+    (adapter / "proof_reference.safetensors").unlink()
+    assert not run(engine, adapter, tmp_path).proof.proven
