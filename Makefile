@@ -2,7 +2,6 @@
 
 PYTHON ?= python3
 VENV := .venv/bin
-export PYTHONDONTWRITEBYTECODE ?= 1
 
 .PHONY: help setup demo test unit integration check protos golden acceptance lock clean
 

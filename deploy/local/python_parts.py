@@ -90,7 +90,6 @@ def install_uv(progress: Progress, log: Path) -> str:
         "-m",
         "pip",
         "install",
-        "--quiet",
         "--disable-pip-version-check",
         "--no-deps",
         "--require-hashes",

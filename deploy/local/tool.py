@@ -21,7 +21,7 @@ SHOWN_LINES = 120
 NETWORK_SIGNS = re.compile(
     r"Temporary failure in name resolution|Name or service not known|Network is unreachable"
     r"|NewConnectionError|Failed to establish a new connection|dns error|Connection refused"
-    r"|Could not resolve|error sending request|No route to host",
+    r"|Could not resolve|error sending request|No route to host|from versions: none",
     re.IGNORECASE,
 )
 # "[12/74]" of ninja, " 43%" of make and of downloads.

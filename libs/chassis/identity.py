@@ -5,8 +5,9 @@ roles and, for projects, the project. The signing key may be several, separated 
 first signs, all verify, so that a key can be replaced without a moment in which nothing works.
 """
 
+import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -236,7 +237,9 @@ def calling_as(caller: Caller) -> Iterator[None]:
         _CALLER.reset(mark)
 
 
-def _decoded(key: str, token: str) -> dict[str, Any]:
+@functools.lru_cache(maxsize=1024)
+def _decoded(key: str, token: str) -> Mapping[str, Any]:
+    """The claims of a token with a valid signature, which does not change with time."""
     if len(token) > TOKEN_CHARACTERS_MAX:
         raise Fault(FaultCode.ACCESS_TOKEN_INVALID)
     options: Any = {"verify_exp": False, "verify_iat": False, "verify_aud": False}

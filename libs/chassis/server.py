@@ -80,19 +80,11 @@ async def run_server(
     stopping = stop or asyncio.Event()
     door = answering.Answering(signing_key)
     server = _make_server(door)
-    names = list(register(server))
-    if signing_key is None and names:
-        raise Fault(
-            FaultCode.RUNTIME_AUTH_NOT_ENFORCED, "Services need a signing key to check callers."
-        )
     health = health_aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    health_name: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-    if names:
-        reflection.enable_server_reflection([*names, health_name, reflection.SERVICE_NAME], server)
-    port = _bind(server, listen, tls)
-    await server.start()
     try:
+        names = _register(server, health, register, signing_key=signing_key)
+        port = _bind(server, listen, tls)
+        await server.start()
         door.probing = True
         await _probe(port, listen, tls, names)
         door.probing = False
@@ -137,6 +129,27 @@ def _make_server(door: answering.Answering) -> grpc.aio.Server:
         options=OPTIONS,
         maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX,
     )
+
+
+def _register(
+    server: grpc.aio.Server,
+    health: health_aio.HealthServicer,
+    register: Callable[[grpc.aio.Server], Sequence[str]],
+    *,
+    signing_key: str | None,
+) -> list[str]:
+    """Add all servicers and return the names of ours."""
+    names = list(register(server))
+    if signing_key is None and names:
+        raise Fault(
+            FaultCode.RUNTIME_AUTH_NOT_ENFORCED, "Services need a signing key to check callers."
+        )
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    if names:
+        health_name: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+        shown = [*names, health_name, reflection.SERVICE_NAME]
+        reflection.enable_server_reflection(shown, server)
+    return names
 
 
 def _bind(server: grpc.aio.Server, listen: str, tls: Tls | None) -> int:

@@ -85,6 +85,11 @@ ROWS: Mapping[FaultCode, FaultRow] = {
     FaultCode.DATASET_ROW_INVALID: _dataset(
         meaning="A row cannot be used.",
     ),
+    FaultCode.DATASET_TOKENS_TOO_MANY: _dataset(
+        retry=Retry.SMALLER,
+        meaning="Rows are longer than the longest sequence; they are cut there.",
+        remedy="Raise the longest sequence (training.max_sequence_tokens), or shorten the rows.",
+    ),
     FaultCode.DATASET_TOO_LARGE: _dataset(
         retry=Retry.SMALLER,
         meaning="The file, a line or a row of it is larger than what is accepted.",
@@ -135,6 +140,10 @@ ROWS: Mapping[FaultCode, FaultRow] = {
         "instruct model of the same family has a template of its own.",
         symptoms=("`Chat template missing for model X; falling back to ChatML`",),
     ),
+    FaultCode.MODEL_CODE_IGNORED: _model(
+        meaning="The model's config names code; it is never run.",
+        remedy="Nothing has to be done: the platform's own code for the architecture is used.",
+    ),
     FaultCode.MODEL_CONFIG_INVALID: _model(
         meaning="The model's config.json is not a description of a causal language model.",
         remedy="Check that the model is CausalLM and that its parameters are in range, or take a "
@@ -147,6 +156,11 @@ ROWS: Mapping[FaultCode, FaultRow] = {
         "given.",
         remedy="Give the consent (`tunesmith run submit --waive-refund …`), or take a verified "
         "model.",
+    ),
+    FaultCode.MODEL_MOVED: _model(
+        category=Category.DEPENDENCY,
+        meaning="The model was renamed or moved on the model hub.",
+        remedy="Nothing has to be done now; name the model by its new id from now on.",
     ),
     FaultCode.MODEL_NOT_CONVERTIBLE: _model(
         category=Category.EXPORT,

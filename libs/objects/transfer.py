@@ -222,7 +222,10 @@ class _Download:
             await asyncio.to_thread(_settle, self._partial, self._target)
 
     async def _fetch(self, digest: "hashlib._Hash", have_bytes: int) -> None:
-        headers = {"range": f"bytes={have_bytes}-"} if have_bytes else {}
+        # Ranges and digests are those of the stored bytes, so nobody may compress them on the way.
+        headers = {"accept-encoding": "identity"}
+        if have_bytes:
+            headers["range"] = f"bytes={have_bytes}-"
         try:
             async with self._http.stream("GET", self._url, headers=headers) as response:
                 _check(response)
@@ -240,7 +243,7 @@ class _Download:
         self, response: httpx.Response, digest: "hashlib._Hash", have_bytes: int
     ) -> None:
         with _disk_errors(), self._partial.open("ab") as out:
-            async for chunk in response.aiter_bytes(CHUNK_BYTES):
+            async for chunk in response.aiter_bytes():
                 have_bytes += len(chunk)
                 if have_bytes > self._file.size_bytes:
                     break

@@ -15,7 +15,7 @@ ROWS = some_rows(50)
 PLAN = a_plan(adapter_dropout=0.1)
 
 
-class _Losses(TrainerCallback):  # type: ignore[misc]
+class _Losses(TrainerCallback):
     """Keeps the loss of every step."""
 
     def __init__(self) -> None:

@@ -34,11 +34,20 @@ class Stack:
         processes = answer.get("processes")
         return len(processes) if isinstance(processes, list) else 0
 
+    def pids(self) -> dict[str, int]:
+        """Process ids by name, of those that serve."""
+        answer = self._tunesmith("status", "--json", timeout_seconds=UP_SECONDS, refuse=False)
+        processes = answer.get("processes")
+        found = processes if isinstance(processes, list) else []
+        return {entry["name"]: entry["pid"] for entry in found if entry["state"] == "ready"}
+
     def down(self) -> None:
         """Bring it down; its data stays."""
         self._tunesmith("down", "--json", timeout_seconds=DOWN_SECONDS)
 
-    def _tunesmith(self, *words: str, timeout_seconds: float) -> dict[str, object]:
+    def _tunesmith(
+        self, *words: str, timeout_seconds: float, refuse: bool = True
+    ) -> dict[str, object]:
         command = [sys.executable, "-m", "tunesmith", words[0], "--state", str(self.state)]
         done = subprocess.run(
             [*command, *words[1:]],
@@ -52,7 +61,7 @@ class Stack:
             answer: dict[str, object] = json.loads(done.stdout)
         except ValueError:
             answer = {}
-        if done.returncode != 0:
+        if refuse and done.returncode != 0:
             told = [str(answer[key]) for key in ("error", "next_step", "detail") if answer.get(key)]
             raise StackFailed(" ".join(told) or done.stderr.strip() or f"exit {done.returncode}")
         return answer

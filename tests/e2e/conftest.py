@@ -11,13 +11,11 @@ import pytest
 from tests.demo import bundles, lesson
 from tests.demo.stack import Stack
 from tests.support import subscriber
+from tests.support.whole_stack import BASE, BILL_SECONDS, settled
 from tunesmith.api.billing.v1 import billing_pb2
 from tunesmith.api.event.v1 import event_pb2
 from tunesmith.api.run.v1 import run_pb2
 from tunesmith.client import Client
-
-BASE = "tunesmith/anvil-3m"
-BILL_SECONDS = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,15 +86,3 @@ def taught(client: Client, stack: Stack, habit: str) -> Taught:
         gguf=gguf,
         receipt=settled(client, run.name),
     )
-
-
-def settled(client: Client, run: str) -> billing_pb2.Receipt:
-    """The final bill of an ended run."""
-    deadline = time.monotonic() + BILL_SECONDS
-    while True:
-        receipt = client.billing.receipt(run)
-        if receipt.settled:
-            return receipt
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"The bill of {run} is not final")
-        time.sleep(0.1)

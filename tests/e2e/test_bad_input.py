@@ -11,7 +11,7 @@ from chassis import identity
 from deploy.local.layout import open_layout
 from tests.demo import lesson
 from tests.demo.stack import Stack
-from tests.e2e.conftest import BASE
+from tests.support.whole_stack import BASE
 from tunesmith.api.billing.v1 import billing_service_pb2, billing_service_pb2_grpc
 from tunesmith.api.run.v1 import spec_pb2
 from tunesmith.client import Client

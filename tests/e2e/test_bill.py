@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 
 from tests.demo import lesson
-from tests.e2e.conftest import BASE, Taught, settled
+from tests.e2e.conftest import Taught
+from tests.support.whole_stack import BASE, settled
 from tunesmith.api.billing.v1 import billing_pb2
 from tunesmith.api.run.v1 import run_pb2
 from tunesmith.client import Client

@@ -9,7 +9,8 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 
 from tests.demo import lesson
-from tests.e2e.conftest import BASE, Taught
+from tests.e2e.conftest import Taught
+from tests.support.whole_stack import BASE
 from tunesmith.api.event.v1 import event_pb2
 from tunesmith.api.fault.v1 import fault_pb2
 from tunesmith.api.run.v1 import run_pb2, run_service_pb2

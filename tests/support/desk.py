@@ -1,4 +1,4 @@
-"""A desk service inside a test: served by the real chassis on a free port, called with real tokens."""
+"""A desk service inside a test: served by the real chassis on a free port, with real tokens."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import grpc.aio
+
 from chassis.client import connect
 from chassis.identity import Role, mint
 from chassis.server import Background, run_server

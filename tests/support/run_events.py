@@ -2,12 +2,11 @@
 
 from datetime import datetime, timedelta
 
+from tests.support.money import START
 from tunesmith.api.billing.v1 import billing_pb2
 from tunesmith.api.event.v1 import event_pb2
 from tunesmith.api.fault.v1 import fault_pb2
 from tunesmith.api.run.v1 import run_pb2
-
-from tests.support.money import START
 
 
 class RunStory:

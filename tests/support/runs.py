@@ -200,6 +200,9 @@ class Story:
         """The bodies of one kind of event, in order."""
         return [event.body for event in self.events if isinstance(event.body, kind)]
 
+    def is_in(self, state: State) -> bool:
+        return self.run.state is state
+
     def clock_changes(self) -> list[str]:
         return [
             body.change.value for body in self.told(ClockChanged) if isinstance(body, ClockChanged)

@@ -90,7 +90,7 @@ def quote(*, flags: SpecFlags, json_: Json = False) -> None:
 
 def show_entries(entries: Sequence[billing_pb2.LedgerEntry]) -> None:
     """Print ledger entries as a table."""
-    table = output.table("WHEN", "ENTRY", "CREDITS", "FROM", "TO", "WHY")
+    table = output.table("WHEN", "ENTRY", "CREDITS", "FROM", "TO", "WHY", folding=["WHY"])
     for entry in entries:
         table.add_row(
             output.time_text(entry.post_time),
@@ -124,7 +124,7 @@ def _show_receipt(bill: billing_pb2.Receipt) -> None:
             ]
         )
     )
-    table = output.table("FROM", "SECONDS", "BILLED", "WHAT", "ATTEMPT")
+    table = output.table("FROM", "SECONDS", "BILLED", "WHAT", "ATTEMPT", folding=["WHAT"])
     for interval in bill.intervals:
         table.add_row(
             output.time_text(interval.start_time),

@@ -135,7 +135,17 @@ def list_nodes(json_: Json = False) -> None:
     if settings().as_json:
         output.print_json(found)
         return
-    table = output.table("NODE", "STATE", "DOES", "TIER", "HARDWARE", "MEMORY", "RUN", "HEARD OF")
+    table = output.table(
+        "NODE",
+        "STATE",
+        "DOES",
+        "TIER",
+        "MEMORY",
+        "RUN",
+        "HEARD OF",
+        "HARDWARE",
+        folding=["HARDWARE"],
+    )
     now = datetime.now(UTC)
     for node in found:
         table.add_row(
@@ -143,10 +153,10 @@ def list_nodes(json_: Json = False) -> None:
             work_pb2.NodeState.Name(node.state).removeprefix("NODE_STATE_").lower(),
             work_pb2.TaskKind.Name(node.kind).removeprefix("TASK_KIND_").lower(),
             node.tier,
-            node.hardware,
             output.bytes_text(node.memory_bytes),
             output.last_part(node.run),
             output.age_text(node.heartbeat_time, now=now),
+            node.hardware,
         )
     output.console().print(table if found else "There are no nodes.")
 
@@ -173,7 +183,7 @@ def list_faults(json_: Json = False) -> None:
             {"faults": [_fault_facts(code.value, row) for code, row in TABLE.items()]}
         )
         return
-    table = output.table("CODE", "MEANING")
+    table = output.table("CODE", "MEANING", folding=["MEANING"])
     for code, row in TABLE.items():
         table.add_row(code.value, row.meaning)
     output.console().print(table)

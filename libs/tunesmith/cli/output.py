@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -89,11 +89,15 @@ def as_dict(message: Message) -> dict[str, Any]:
     return MessageToDict(message, preserving_proto_field_name=True)
 
 
-def table(*headers: str) -> Table:
-    """An empty table in the one look of all lists; its first column is never folded."""
+def table(*headers: str, folding: Collection[str] = ()) -> Table:
+    """An empty table in the one look of all lists.
+
+    Args:
+        folding: columns that give way when the terminal is narrow.
+    """
     made = Table(box=None, pad_edge=False, header_style="dim", show_edge=False)
-    for position, header in enumerate(headers):
-        made.add_column(header, overflow="fold", no_wrap=position == 0)
+    for header in headers:
+        made.add_column(header, overflow="fold", no_wrap=header not in folding)
     return made
 
 

@@ -78,7 +78,7 @@ def list_runs(
         output.print_json(runs)
         return
     table, now = (
-        output.table("RUN", "STATE", "STEP", "LOSS", "COST", "MODEL", "WHEN"),
+        output.table("RUN", "STATE", "STEP", "LOSS", "COST", "MODEL", "WHEN", folding=["MODEL"]),
         datetime.now(UTC),
     )
     for run in runs:
@@ -234,7 +234,7 @@ def compare(run: RunArgument, other: RunArgument, json_: Json = False) -> None:
     if settings().as_json:
         output.print_json(differences)
         return
-    table = output.table("FIELD", run, other)
+    table = output.table("FIELD", run, other, folding=[run, other])
     for difference in differences:
         table.add_row(difference.field, difference.value_json, difference.other_value_json)
     output.console().print(table if differences else "The specs are equal.")

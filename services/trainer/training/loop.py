@@ -175,20 +175,29 @@ def summed_loss(model: Any, batch: MicroBatch) -> torch.Tensor:
 
 
 def mean_loss(
-    model: Any, rows: Sequence[Row], arithmetic: Arithmetic, *, micro_batch_size: int, packing: bool
+    model: Any, rows: Sequence[Row], arithmetic: Arithmetic, *, ladder: Ladder, packing: bool
 ) -> float:
-    """Mean loss over all trained tokens of `rows`; train mode is back whatever happens."""
-    loss_sum = 0.0
+    """Mean loss over all trained tokens of `rows`; train mode is back whatever happens.
+
+    Raises:
+        Fault: RUNTIME_GPU_OOM when there is no memory for a single row.
+    """
+    loss_sum, done_count = 0.0, 0
     model.eval()
     try:
-        with torch.no_grad(), arithmetic.context():
-            for batch in micro_batches(
-                rows,
-                micro_batch_size=micro_batch_size,
-                packing=packing,
-                device=arithmetic.device,
-            ):
-                loss_sum += summed_loss(model, batch).item()
+        while done_count < len(rows):
+            chosen = rows[done_count : done_count + ladder.micro_batch_size]
+            try:
+                loss_sum += _loss_of(model, chosen, arithmetic, packing=packing)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            else:
+                done_count += len(chosen)
+                ladder = ladder.after_success()
+                continue
+            release_memory()
+            ladder = ladder.after_out_of_memory(allowed=True)
     finally:
         model.train()
     return loss_sum / max(1, sum(row.trained_count for row in rows))
@@ -249,6 +258,14 @@ def free_memory(state: TrainState) -> None:
     """Give back what the failed forward or backward pass left behind."""
     state.optimizer.zero_grad(set_to_none=True)
     release_memory()
+
+
+def _loss_of(model: Any, rows: Sequence[Row], arithmetic: Arithmetic, *, packing: bool) -> float:
+    with torch.no_grad(), arithmetic.context():
+        batches = micro_batches(
+            rows, micro_batch_size=len(rows), packing=packing, device=arithmetic.device
+        )
+        return sum(summed_loss(model, batch).item() for batch in batches)
 
 
 def _require_finite(loss: float, grad_norm: float, *, step: int) -> None:

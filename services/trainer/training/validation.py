@@ -5,13 +5,12 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from corpus.packing import holdout_split
-from lexicon.faults import FaultCode
+from lexicon.faults import Fault
 from trainer.domain.plan import TrainPlan, ValidationPlan, validation_interval
 from trainer.training import loop
 from trainer.training.batches import Row
 from trainer.training.checkpoint import Progress
 from trainer.training.dataset import Desk, Warn
-from trainer.training.memory import is_out_of_memory
 from trainer.training.rails import Arithmetic
 
 BEST_PREFIX = "best/"
@@ -49,17 +48,11 @@ class Validation:
             return
         try:
             loss = loop.mean_loss(
-                state.model,
-                self.rows,
-                self.arithmetic,
-                micro_batch_size=state.ladder.micro_batch_size,
-                packing=self.packing,
+                state.model, self.rows, self.arithmetic, ladder=state.ladder, packing=self.packing
             )
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
+        except Fault as fault:
             loop.free_memory(state)
-            warn(FaultCode.RUNTIME_GPU_OOM, f"No memory for the validation at step {state.step}")
+            warn(fault.code, f"No memory for the validation at step {state.step}")
             return
         self._judge(loss, state)
 
@@ -92,10 +85,8 @@ class Validation:
         self.latest_loss = loss
         if self.best_loss is None or loss < self.best_loss - self.plan.early_stop_min_delta:
             self.best_loss, self.without_gain_count = loss, 0
-            self.best = {
-                name: parameter.detach().cpu().clone()
-                for name, parameter in state.trainable.items()
-            }
+            # On the CPU: the best weights must not take the device's memory from training.
+            self.best = {name: p.detach().cpu().clone() for name, p in state.trainable.items()}
         else:
             self.without_gain_count += 1
 

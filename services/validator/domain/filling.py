@@ -7,7 +7,6 @@ from modelspec.artifact import DEFAULT_QUANTIZATION
 from modelspec.catalog import Tier
 from modelspec.lora import ALL_LINEAR
 from modelspec.shape import ModelShape
-
 from validator.domain.spec import (
     Backend,
     Export,
@@ -59,9 +58,7 @@ def fill_training(given: Training, *, tier: Tier | None, shape: ModelShape | Non
         warmup_ratio=_or(given.warmup_ratio, 0.03),
         weight_decay=_or(given.weight_decay, 0.0),
         max_grad_norm=_or(given.max_grad_norm, 1.0),
-        max_sequence_tokens=_or(
-            given.max_sequence_tokens, min(DEFAULT_SEQUENCE_TOKENS, context)
-        ),
+        max_sequence_tokens=_or(given.max_sequence_tokens, min(DEFAULT_SEQUENCE_TOKENS, context)),
         packing=_or(given.packing, True),
         gradient_checkpointing=_or(given.gradient_checkpointing, gpu),
         optimizer=given.optimizer or Optimizer.ADAMW_TORCH,
@@ -119,9 +116,7 @@ def holdout_ratio(training: Training) -> float:
 def _fill_validation(given: Validation) -> Validation:
     return replace(
         given,
-        holdout_ratio=(
-            0.0 if given.dataset else _or(given.holdout_ratio, DEFAULT_HOLDOUT_RATIO)
-        ),
+        holdout_ratio=(0.0 if given.dataset else _or(given.holdout_ratio, DEFAULT_HOLDOUT_RATIO)),
         early_stop_patience=_or(given.early_stop_patience, 0),
         early_stop_min_delta=_or(given.early_stop_min_delta, 0.0),
     )

@@ -37,7 +37,7 @@ def make_adapter(
     for name, parameter in peft.named_parameters():
         if "lora_B" in name or "lora_embedding_A" in name:
             torch.nn.init.normal_(parameter, std=b_std)
-    peft.save_pretrained(folder)
+    peft.save_pretrained(str(folder))
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.save_pretrained(folder)
     if not (folder / "chat_template.jinja").exists():
@@ -72,7 +72,8 @@ def write_reference(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
         )
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
-        made = model.generate(input_ids=ids, max_new_tokens=answer_tokens, do_sample=False)[0]
+        generate: Any = model.generate
+        made = generate(input_ids=ids, max_new_tokens=answer_tokens, do_sample=False)[0]
         answer_count = len(made) - ids.shape[1]
         tokens += made.tolist()
         scored += [0] * (ids.shape[1] - 1) + [1] * answer_count + [0]

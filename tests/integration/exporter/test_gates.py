@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 
 from exporter.domain.quantization import Quantization, TensorType
 from exporter.engine import ggml
 from exporter.engine.export import Engine, export
 from exporter.pipe import Export, Exported
 from lexicon.faults import Fault, FaultCode
-from safetensors.torch import load_file, save_file
 from tests.integration.exporter.making import ANVIL
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
@@ -86,9 +86,7 @@ def test_a_merge_into_another_base_is_refused(
     )
 
 
-def test_a_corrupted_quantisation_is_refused(
-    engine: Engine, adapter: Path, tmp_path: Path
-) -> None:
+def test_a_corrupted_quantisation_is_refused(engine: Engine, adapter: Path, tmp_path: Path) -> None:
     def damage(rows: NDArray[np.float32], kind: TensorType) -> NDArray[np.uint8]:
         encoded = ggml.encode(rows, kind)
         if kind is TensorType.Q4_K:

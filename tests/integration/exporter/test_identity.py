@@ -8,11 +8,11 @@ import llama_cpp
 import pytest
 import torch
 
+from exporter.domain.adapter import read_adapter
 from exporter.domain.quantization import Quantization
 from exporter.engine import writer
 from exporter.engine.base import BaseModel, prepare_base
 from exporter.engine.export import CONFIG_NAME, WEIGHTS_NAME, Engine
-from exporter.domain.adapter import read_adapter
 from exporter.engine.merge import merge_plan
 from exporter.engine.weights import GgufFile, SafetensorsFile, read_json
 from tests.integration.exporter.making import ANVIL, merge_classically
@@ -32,9 +32,7 @@ def adapter(adapter_of: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def classic(
-    adapter: Path, engine: Engine, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def classic(adapter: Path, engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """merge_and_unload, then the converter: the classical way to the same model."""
     merged = tmp_path_factory.mktemp("merged")
     merge_classically(ANVIL, adapter, merged, dtype=torch.bfloat16)
@@ -63,7 +61,9 @@ def test_every_tensor_equals_the_classical_chain(
         )
 
 
-def one_pass(engine: Engine, base: BaseModel, adapter: Path, mix: Quantization, target: Path) -> None:
+def one_pass(
+    engine: Engine, base: BaseModel, adapter: Path, mix: Quantization, target: Path
+) -> None:
     with GgufFile(base.gguf) as gguf, SafetensorsFile(adapter / WEIGHTS_NAME) as weights:
         shapes = {name: span.shape for name, span in weights.tensors.items()}
         read = read_adapter(read_json(adapter / CONFIG_NAME), shapes)

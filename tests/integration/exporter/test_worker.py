@@ -110,7 +110,10 @@ async def test_a_lease_ends_with_a_bundle_of_exactly_the_promised_files(
     archive.extractall(tmp_path)
     with GgufFile(tmp_path / "model.gguf") as gguf:
         assert gguf.header.number("general.file_type") == 15
-        assert gguf.header.text("tokenizer.chat_template") == (ANVIL / "chat_template.jinja").read_text()
+        assert (
+            gguf.header.text("tokenizer.chat_template")
+            == (ANVIL / "chat_template.jinja").read_text()
+        )
     assert archive.namelist() == list(ENTRIES) == list(output.entries)
     assert output.artifact_kind == artifact_pb2.ARTIFACT_KIND_GGUF_BUNDLE
     assert (output.quantization, output.uri) == ("Q4_K_M", "object://gguf-Q4_K_M.zip")

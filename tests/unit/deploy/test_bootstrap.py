@@ -12,6 +12,7 @@ import pytest
 
 from deploy.local import bootstrap, llama_build, places, python_parts
 from deploy.local.refusal import SetupRefused
+from deploy.local.tool import Progress
 from tests.tidy import tree
 
 # What an old enterprise distribution ships as python3.
@@ -71,6 +72,17 @@ def test_a_compiler_that_compiles_nothing_is_no_compiler(
     monkeypatch.setenv("CC", str(stub))
     with pytest.raises(SetupRefused, match="No working C compiler"):
         llama_build.require_compilers()
+
+
+def test_a_python_without_venv_is_told_the_package_that_brings_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian splits it off."""
+    monkeypatch.setattr(places, "environment_folder", lambda: tmp_path / ".venv")
+    monkeypatch.setitem(sys.modules, "ensurepip", None)
+    with pytest.raises(SetupRefused, match="has no 'ensurepip' module") as refused:
+        python_parts.make_environment(Progress(quiet=True), tmp_path / "log")
+    assert "apt install python3-venv" in refused.value.next_step
 
 
 def test_settings_of_pip_reach_uv_and_the_users_own_win(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,10 +38,17 @@ def test_a_failing_tool_shows_both_streams(tmp_path: Path) -> None:
     assert "to stderr" in str(refused.value)
 
 
-def test_a_missing_network_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Temporary failure in name resolution",
+        "no version that satisfies x==1 (from versions: none)",
+    ],
+)
+def test_a_missing_network_is_named(tmp_path: Path, said: str) -> None:
     """The usual reason of a failing download gets its own next step."""
     with pytest.raises(SetupRefused) as refused:
-        run("import sys; sys.exit('Temporary failure in name resolution')", tmp_path)
+        run(f"import sys; sys.exit({said!r})", tmp_path)
     assert "No network" in refused.value.next_step
     assert "PIP_INDEX_URL" in refused.value.next_step
 

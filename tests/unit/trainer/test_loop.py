@@ -149,12 +149,10 @@ def test_curve_equals_a_plain_reference_loop() -> None:
     assert ours == pytest.approx(theirs, abs=1e-5)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-@pytest.mark.parametrize("killed_after", range(1, STEPS))
-def test_resumed_run_is_bitwise_the_same_run(
-    tmp_path: Path, killed_after: int, dropout: float
-) -> None:
-    plan = a_plan(adapter_dropout=dropout)
+@pytest.mark.parametrize("killed_after", [1, 3, STEPS - 1])
+def test_resumed_run_is_bitwise_the_same_run(tmp_path: Path, killed_after: int) -> None:
+    """With dropout, so that random numbers matter; tests/chaos/resume.py kills for real."""
+    plan = a_plan(adapter_dropout=0.2)
     whole = begin(plan)
     losses = take(whole, plan, STEPS)
     first = begin(plan)
@@ -229,7 +227,7 @@ def test_train_mode_is_back_after_a_failed_validation() -> None:
     state = begin(a_plan())
     state.model.forward = lambda **_: (_ for _ in ()).throw(RuntimeError("broken"))
     with pytest.raises(RuntimeError, match="broken"):
-        loop.mean_loss(state.model, ROWS, FP32, micro_batch_size=4, packing=True)
+        loop.mean_loss(state.model, ROWS, FP32, ladder=state.ladder, packing=True)
     assert state.model.training
 
 

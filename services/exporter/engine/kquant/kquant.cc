@@ -1,0 +1,603 @@
+// K-quants of ggml, byte for byte, many sub-blocks at a time.
+//
+// A K-quant stores 256 numbers as levels of 2 to 6 bits with a scale, and for some types a minimum, for
+// every 16 or 32 of them. Finding good scales takes nearly all the time: each sub-block is tried with some
+// twenty scales. Sub-blocks do not depend on each other, so that LANE_COUNT of them are searched side by
+// side, each in its own lane, with the additions of every lane in the order of the reference.
+//
+// Source: the quantize_row_q*_K_ref functions of ggml/src/ggml-quants.c, whose results these are; the
+// tests compare every byte. Numbers whose search would leave the range of exact rounding are left to
+// the reference: their blocks are marked in `left`.
+
+#include "lanes.h"
+
+namespace {
+
+constexpr int BLOCK = 256;
+// Ranges of a sub-block within which no intermediate of the rounding can overflow or vanish.
+constexpr float SMALLEST_RANGE = 1e-30f;
+constexpr float LARGEST_RANGE = 1e30f;
+// Below this, ggml takes a group of numbers for zeros.
+constexpr float GROUP_EPSILON = 1e-15f;
+
+// float16 bits of a float, rounded to nearest, ties to even; infinite when too large.
+uint16_t to_half(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    const uint32_t sign = (bits >> 16) & 0x8000;
+    const uint32_t magnitude = bits & 0x7fffffff;
+    if (magnitude >= 0x47800000) {
+        return sign | (magnitude > 0x7f800000 ? 0x7e00 : 0x7c00);
+    }
+    if (magnitude < 0x38800000) {
+        // A subnormal half counts in units of 2^-24: let the float adder round to them.
+        float units;
+        memcpy(&units, &magnitude, sizeof units);
+        units += 0.5f;
+        uint32_t rounded;
+        memcpy(&rounded, &units, sizeof rounded);
+        return sign | (rounded - 0x3f000000);
+    }
+    const uint32_t rebased = magnitude - (112u << 23);
+    return sign | ((rebased + 0xfff + ((rebased >> 13) & 1)) >> 13);
+}
+
+float from_half(uint16_t half) {
+    const uint32_t sign = (uint32_t)(half & 0x8000) << 16;
+    const uint32_t exponent = (half >> 10) & 0x1f;
+    const uint32_t mantissa = half & 0x3ff;
+    uint32_t bits;
+    if (exponent == 0) {
+        const float magnitude = (float)mantissa * 0x1p-24f;
+        memcpy(&bits, &magnitude, sizeof bits);
+    } else if (exponent == 0x1f) {
+        bits = 0x7f800000 | (mantissa << 13);
+    } else {
+        bits = ((exponent + 112) << 23) | (mantissa << 13);
+    }
+    bits |= sign;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+int clamp(int value, int low, int high) { return value < low ? low : value > high ? high : value; }
+
+// LANE_COUNT sub-blocks of N consecutive numbers: x[i] holds number i of every one of them.
+template <int N> struct Tile {
+    Lanes x[N];
+
+    explicit Tile(const float * numbers) {
+        for (int lane = 0; lane < LANE_COUNT; ++lane) {
+            for (int i = 0; i < N; ++i) x[i].set(lane, numbers[lane * N + i]);
+        }
+    }
+};
+
+// ---- Scale and minimum: Q2_K, Q4_K, Q5_K ----------------------------------------------------------
+
+// What a search found for every lane. `level_scale` and `lowest` give back the levels it settled on.
+struct ScaleMin {
+    Lanes scale;
+    Lanes minimum;
+    Lanes level_scale;
+    Lanes lowest;
+};
+
+// Parameters of ggml's make_qkx2_quants for one type.
+template <int N_, int TOP_, int STEPS_, bool ABSOLUTE_> struct ScaleMinSearch {
+    static constexpr int N = N_;            // numbers of a sub-block
+    static constexpr int TOP = TOP_;        // highest level
+    static constexpr int STEPS = STEPS_;    // scales that are tried, beyond the plain one
+    static constexpr bool ABSOLUTE = ABSOLUTE_;  // errors count by their size, not by their square
+};
+using SearchQ2 = ScaleMinSearch<16, 3, 15, true>;
+using SearchQ4 = ScaleMinSearch<32, 15, 20, false>;
+using SearchQ5 = ScaleMinSearch<32, 31, 15, false>;
+
+template <class S> Lanes weighted_error(const Lanes * x, const Lanes * w, const Lanes * level,
+                                        Lanes scale, Lanes minimum) {
+    Lanes total = 0.f;
+    for (int i = 0; i < S::N; ++i) {
+        const Lanes miss = scale * level[i] + minimum - x[i];
+        total += w[i] * (S::ABSOLUTE ? absolute(miss) : miss * miss);
+    }
+    return total;
+}
+
+template <class S> ScaleMin search_scale_min(const Lanes * x, const Lanes * w, float first_offset) {
+    constexpr int N = S::N;
+    Lanes low = x[0], high = x[0], sum_w = w[0], sum_x = sum_w * x[0];
+    for (int i = 1; i < N; ++i) {
+        low = smaller(x[i], low);
+        high = larger(x[i], high);
+        sum_w += w[i];
+        sum_x += w[i] * x[i];
+    }
+    low = choose(low > 0.f, 0.f, low);
+    const Lanes range = high - low;
+
+    Lanes shifted[N], level[N];
+    const Lanes plain = Lanes(S::TOP) / range;
+    for (int i = 0; i < N; ++i) {
+        shifted[i] = x[i] - low;
+        level[i] = smaller(nearest(plain * shifted[i]), S::TOP);
+    }
+    ScaleMin best{Lanes(1.f) / plain, low, plain, low};
+    Lanes best_error = weighted_error<S>(x, w, level, best.scale, low);
+
+    for (int step = 0; step <= S::STEPS; ++step) {
+        const Lanes level_scale = Lanes(first_offset + 0.1f * step + S::TOP) / range;
+        Lanes sum_l = 0.f, sum_l2 = 0.f, sum_xl = 0.f;
+        for (int i = 0; i < N; ++i) {
+            const Lanes l = smaller(nearest(level_scale * shifted[i]), S::TOP);
+            const Lanes wl = w[i] * l;
+            level[i] = l;
+            sum_l += wl;
+            sum_l2 += wl * l;
+            sum_xl += wl * x[i];
+        }
+        const Lanes determinant = sum_w * sum_l2 - sum_l * sum_l;
+        Lanes scale = (sum_w * sum_xl - sum_x * sum_l) / determinant;
+        Lanes minimum = (sum_l2 * sum_x - sum_l * sum_xl) / determinant;
+        const Mask above_zero = minimum > 0.f;
+        scale = choose(above_zero, sum_xl / sum_l2, scale);
+        minimum = choose(above_zero, 0.f, minimum);
+
+        const Lanes error = weighted_error<S>(x, w, level, scale, minimum);
+        const Mask better = (determinant > 0.f) & (error < best_error);
+        best_error = choose(better, error, best_error);
+        best.scale = choose(better, scale, best.scale);
+        best.minimum = choose(better, minimum, best.minimum);
+        best.level_scale = choose(better, level_scale, best.level_scale);
+    }
+    const Mask is_constant = range == 0.f;
+    best.scale = choose(is_constant, 0.f, best.scale);
+    best.minimum = choose(is_constant, low, best.minimum);
+    best.level_scale = choose(is_constant, 0.f, best.level_scale);
+    best.minimum = Lanes(0.f) - best.minimum;
+    return best;
+}
+
+// Weights of Q4_K and Q5_K: size of the number plus the root mean square of its sub-block.
+void weigh_by_mean_square(const Lanes * x, Lanes * w) {
+    Lanes sum = 0.f;
+    for (int i = 0; i < 32; ++i) sum += x[i] * x[i];
+    const Lanes mean = root(sum / 32.f);
+    for (int i = 0; i < 32; ++i) w[i] = mean + absolute(x[i]);
+}
+
+// A tile whose ranges allow the search; others go to the reference.
+template <int N> bool is_ordinary(const Tile<N> & tile) {
+    Lanes low = tile.x[0], high = tile.x[0];
+    for (int i = 1; i < N; ++i) {
+        low = smaller(tile.x[i], low);
+        high = larger(tile.x[i], high);
+    }
+    low = choose(low > 0.f, 0.f, low);
+    const Lanes range = high - low;
+    const Mask fine = (range == 0.f) | ((range >= SMALLEST_RANGE) & (Lanes(LARGEST_RANGE) >= range));
+    bool all = true;
+    for (int lane = 0; lane < LANE_COUNT; ++lane) all = all && fine[lane];
+    return all;
+}
+
+// Levels of one sub-block with its final scale. Where that scale is zero, the levels of the search stay.
+template <int N> void level_numbers(const float * x, float d, float dm, float level_scale, float lowest,
+                                    int top, uint8_t * level) {
+    if (d != 0.f) {
+        for (int i = 0; i < N; ++i) level[i] = clamp(nearest_int((x[i] + dm) / d), 0, top);
+    } else {
+        for (int i = 0; i < N; ++i) level[i] = clamp(nearest_int(level_scale * (x[i] - lowest)), 0, top);
+    }
+}
+
+// ---- Q4_K and Q5_K: 8 sub-blocks of 32, scales and minima of 6 bits -------------------------------
+
+// The 12 bytes of 8 scales and 8 minima, as levels of the largest of each; returns those two.
+struct PackedScales {
+    float scale_unit;
+    float minimum_unit;
+    uint8_t scale_level[8];
+    uint8_t minimum_level[8];
+};
+
+PackedScales pack_scales(const float * scales, const float * minima, uint8_t * out) {
+    float max_scale = 0, max_minimum = 0;
+    for (int j = 0; j < 8; ++j) {
+        if (scales[j] > max_scale) max_scale = scales[j];
+        if (minima[j] > max_minimum) max_minimum = minima[j];
+    }
+    const float inverse_scale = max_scale > 0 ? 63.f / max_scale : 0.f;
+    const float inverse_minimum = max_minimum > 0 ? 63.f / max_minimum : 0.f;
+    PackedScales packed;
+    packed.scale_unit = max_scale / 63.f;
+    packed.minimum_unit = max_minimum / 63.f;
+    for (int j = 0; j < 8; ++j) {
+        const uint8_t s = nearest_int(inverse_scale * scales[j]);
+        const uint8_t m = nearest_int(inverse_minimum * minima[j]);
+        const uint8_t scale = packed.scale_level[j] = s < 63 ? s : 63;
+        const uint8_t minimum = packed.minimum_level[j] = m < 63 ? m : 63;
+        if (j < 4) {
+            out[j] = scale;
+            out[j + 4] = minimum;
+        } else {
+            out[j + 4] = (scale & 0xf) | ((minimum & 0xf) << 4);
+            out[j - 4] |= (scale >> 4) << 6;
+            out[j] |= (minimum >> 4) << 6;
+        }
+    }
+    return packed;
+}
+
+void put_half(uint8_t * out, uint16_t half) { memcpy(out, &half, sizeof half); }
+
+// Scales, units and levels of one block: 2 + 2 + 12 bytes at `out`, 256 levels at `level`.
+template <class S> void settle_block(const float * x, const ScaleMin & found, int first_lane, uint8_t * out,
+                                     uint8_t * level) {
+    float scales[8], minima[8];
+    for (int j = 0; j < 8; ++j) {
+        scales[j] = found.scale[first_lane + j];
+        minima[j] = found.minimum[first_lane + j];
+    }
+    const PackedScales packed = pack_scales(scales, minima, out + 4);
+    const uint16_t scale_unit = to_half(packed.scale_unit), minimum_unit = to_half(packed.minimum_unit);
+    put_half(out, scale_unit);
+    put_half(out + 2, minimum_unit);
+    for (int j = 0; j < 8; ++j) {
+        const int lane = first_lane + j;
+        level_numbers<32>(x + 32 * j, from_half(scale_unit) * packed.scale_level[j],
+                          from_half(minimum_unit) * packed.minimum_level[j], found.level_scale[lane],
+                          found.lowest[lane], S::TOP, level + 32 * j);
+    }
+}
+
+void write_q4(const float * x, const ScaleMin & found, int first_lane, uint8_t * out) {
+    uint8_t level[BLOCK];
+    settle_block<SearchQ4>(x, found, first_lane, out, level);
+    uint8_t * low = out + 16;
+    for (int j = 0; j < BLOCK; j += 64, low += 32) {
+        for (int l = 0; l < 32; ++l) low[l] = level[j + l] | (level[j + l + 32] << 4);
+    }
+}
+
+void write_q5(const float * x, const ScaleMin & found, int first_lane, uint8_t * out) {
+    uint8_t level[BLOCK];
+    settle_block<SearchQ5>(x, found, first_lane, out, level);
+    uint8_t * high = out + 16;
+    uint8_t * low = out + 48;
+    memset(high, 0, 32);
+    for (int j = 0, bit = 0; j < BLOCK; j += 64, bit += 2, low += 32) {
+        for (int l = 0; l < 32; ++l) {
+            const uint8_t a = level[j + l], b = level[j + l + 32];
+            high[l] |= ((a >> 4) << bit) | ((b >> 4) << (bit + 1));
+            low[l] = (a & 0xf) | ((b & 0xf) << 4);
+        }
+    }
+}
+
+// ---- Q2_K: 16 sub-blocks of 16, scales and minima of 4 bits ---------------------------------------
+
+void write_q2(const float * x, const ScaleMin & found, int first_lane, uint8_t * out) {
+    uint8_t * scale_bytes = out;
+    float max_scale = 0, max_minimum = 0;
+    for (int j = 0; j < 16; ++j) {
+        if (found.scale[first_lane + j] > max_scale) max_scale = found.scale[first_lane + j];
+        if (found.minimum[first_lane + j] > max_minimum) max_minimum = found.minimum[first_lane + j];
+    }
+    const float inverse_scale = max_scale > 0 ? 15.f / max_scale : 0.f;
+    const float inverse_minimum = max_minimum > 0 ? 15.f / max_minimum : 0.f;
+    for (int j = 0; j < 16; ++j) {
+        const uint8_t scale = nearest_int(inverse_scale * found.scale[first_lane + j]);
+        const uint8_t minimum = nearest_int(inverse_minimum * found.minimum[first_lane + j]);
+        scale_bytes[j] = scale | (minimum << 4);
+    }
+    const uint16_t scale_unit = to_half(max_scale / 15.f), minimum_unit = to_half(max_minimum / 15.f);
+    uint8_t level[BLOCK];
+    for (int j = 0; j < 16; ++j) {
+        const int lane = first_lane + j;
+        level_numbers<16>(x + 16 * j, from_half(scale_unit) * (scale_bytes[j] & 0xf),
+                          from_half(minimum_unit) * (scale_bytes[j] >> 4), found.level_scale[lane],
+                          found.lowest[lane], SearchQ2::TOP, level + 16 * j);
+    }
+    uint8_t * packed = out + 16;
+    for (int j = 0; j < BLOCK; j += 128, packed += 32) {
+        for (int l = 0; l < 32; ++l) {
+            packed[l] = level[j + l] | (level[j + l + 32] << 2) | (level[j + l + 64] << 4) |
+                        (level[j + l + 96] << 6);
+        }
+    }
+    put_half(out + 80, scale_unit);
+    put_half(out + 82, minimum_unit);
+}
+
+// ---- Q6_K: 16 sub-blocks of 16, signed scales of 8 bits, no minimum -------------------------------
+
+// What the search found for every lane; `level_scale` gives back the levels it settled on.
+struct ScaleOnly {
+    Lanes scale;
+    Lanes level_scale;
+};
+
+// ggml's make_qx_quants with weights x*x and 32 levels on either side of zero.
+ScaleOnly search_scale_q6(const Lanes * x) {
+    constexpr int N = 16;
+    constexpr float SIDE = 32.f;
+    Lanes largest = 0.f, largest_size = 0.f;
+    Lanes w[N], wx[N];
+    for (int i = 0; i < N; ++i) {
+        const Lanes size = absolute(x[i]);
+        const Mask is_larger = size > largest_size;
+        largest_size = choose(is_larger, size, largest_size);
+        largest = choose(is_larger, x[i], largest);
+        w[i] = x[i] * x[i];
+        wx[i] = w[i] * x[i];
+    }
+    ScaleOnly best;
+    Lanes best_gain;
+    // The plain scale first, then nine a little smaller and nine a little larger.
+    for (int step = -10; step <= 9; ++step) {
+        if (step == 0) continue;
+        const bool is_plain = step == -10;
+        const Lanes level_scale = Lanes(is_plain ? -SIDE : -(SIDE + 0.1f * step)) / largest;
+        Lanes sum_lx = 0.f, sum_l2 = 0.f;
+        for (int i = 0; i < N; ++i) {
+            const Lanes l = larger(smaller(nearest(level_scale * x[i]), SIDE - 1), -SIDE);
+            sum_lx += wx[i] * l;
+            sum_l2 += w[i] * l * l;
+        }
+        const Mask is_possible = is_plain ? sum_l2 != 0.f : sum_l2 > 0.f;
+        const Lanes scale = choose(is_possible, sum_lx / sum_l2, 0.f);
+        if (is_plain) {
+            best = {scale, level_scale};
+            best_gain = scale * sum_lx;
+            continue;
+        }
+        const Mask better = is_possible & (sum_lx * sum_lx > best_gain * sum_l2);
+        best.scale = choose(better, scale, best.scale);
+        best.level_scale = choose(better, level_scale, best.level_scale);
+        best_gain = choose(better, scale * sum_lx, best_gain);
+    }
+    const Mask is_zero = largest_size < GROUP_EPSILON;
+    best.scale = choose(is_zero, 0.f, best.scale);
+    return best;
+}
+
+void write_q6(const float * x, const ScaleOnly & found, int first_lane, uint8_t * out) {
+    float max_scale = 0, max_size = 0;
+    for (int j = 0; j < 16; ++j) {
+        const float scale = found.scale[first_lane + j], size = __builtin_fabsf(scale);
+        if (size > max_size) {
+            max_size = size;
+            max_scale = scale;
+        }
+    }
+    if (max_size < GROUP_EPSILON) {
+        memset(out, 0, 210);
+        return;
+    }
+    uint8_t * low = out;
+    uint8_t * high = out + 128;
+    int8_t * scale_bytes = (int8_t *)(out + 192);
+    const float inverse = -128.f / max_scale;
+    const uint16_t unit = to_half(1 / inverse);
+    put_half(out + 208, unit);
+    uint8_t level[BLOCK];
+    for (int j = 0; j < 16; ++j) {
+        const int lane = first_lane + j;
+        const int scale = nearest_int(inverse * found.scale[lane]);
+        scale_bytes[j] = scale < 127 ? scale : 127;
+        const float d = from_half(unit) * scale_bytes[j];
+        // A group of zeros has levels of zero until its scale gives others.
+        const bool is_zero = found.scale[lane] == 0.f;
+        for (int i = 0; i < 16; ++i) {
+            const float number = x[16 * j + i];
+            level[16 * j + i] =
+                d != 0.f  ? clamp(nearest_int(number / d), -32, 31) + 32
+                : is_zero ? 0
+                          : clamp(nearest_int(found.level_scale[lane] * number), -32, 31) + 32;
+        }
+    }
+    for (int j = 0; j < BLOCK; j += 128, low += 64, high += 32) {
+        for (int l = 0; l < 32; ++l) {
+            const uint8_t a = level[j + l], b = level[j + l + 32], c = level[j + l + 64], e = level[j + l + 96];
+            low[l] = (a & 0xf) | ((c & 0xf) << 4);
+            low[l + 32] = (b & 0xf) | ((e & 0xf) << 4);
+            high[l] = (a >> 4) | ((b >> 4) << 2) | ((c >> 4) << 4) | ((e >> 4) << 6);
+        }
+    }
+}
+
+// ---- Q3_K: 16 sub-blocks of 16, signed scales of 6 bits, no minimum -------------------------------
+
+// What the search found: the scale, and the levels from -4 to 3, number by number.
+struct ScaleLevels {
+    Lanes scale;
+    Lanes level[16];
+};
+
+// ggml's make_q3_quants: start from the plain scale, then move single levels while that helps.
+ScaleLevels search_scale_q3(const Lanes * x) {
+    constexpr int N = 16;
+    constexpr float SIDE = 4.f;
+    constexpr int ROUNDS = 5;
+    Lanes largest = 0.f, largest_size = 0.f;
+    Lanes w[N], wx[N];
+    for (int i = 0; i < N; ++i) {
+        const Lanes size = absolute(x[i]);
+        const Mask is_larger = size > largest_size;
+        largest_size = choose(is_larger, size, largest_size);
+        largest = choose(is_larger, x[i], largest);
+        w[i] = x[i] * x[i];
+        wx[i] = w[i] * x[i];
+    }
+    ScaleLevels found;
+    Lanes * level = found.level;
+    const Lanes level_scale = Lanes(-SIDE) / largest;
+    Lanes sum_lx = 0.f, sum_l2 = 0.f;
+    for (int i = 0; i < N; ++i) {
+        level[i] = larger(smaller(nearest(level_scale * x[i]), SIDE - 1), -SIDE);
+        sum_lx += wx[i] * level[i];
+        sum_l2 += w[i] * level[i] * level[i];
+    }
+    // A round that changes nothing in a lane changes nothing later, so that rounds need not be counted.
+    for (int round = 0; round < ROUNDS; ++round) {
+        for (int i = 0; i < N; ++i) {
+            const Lanes other_lx = sum_lx - wx[i] * level[i];
+            const Lanes other_l2 = sum_l2 - w[i] * level[i] * level[i];
+            const Lanes wanted = nearest_wrapping(x[i] * other_l2 / other_lx);
+            const Lanes moved = larger(smaller(wanted, SIDE - 1), -SIDE);
+            const Lanes new_lx = other_lx + wx[i] * moved;
+            const Lanes new_l2 = other_l2 + w[i] * moved * moved;
+            const Mask better = (other_lx > 0.f) & (moved != level[i]) & (new_l2 > 0.f) &
+                                (new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2);
+            level[i] = choose(better, moved, level[i]);
+            sum_lx = choose(better, new_lx, sum_lx);
+            sum_l2 = choose(better, new_l2, sum_l2);
+        }
+    }
+    found.scale = choose(sum_l2 > 0.f, sum_lx / sum_l2, 0.f);
+    const Mask is_zero = largest_size < GROUP_EPSILON;
+    found.scale = choose(is_zero, 0.f, found.scale);
+    // Groups of zeros keep level 0 of the stored, unsigned kind.
+    for (int i = 0; i < N; ++i) level[i] = choose(is_zero, -SIDE, level[i]);
+    return found;
+}
+
+void write_q3(const float * x, const ScaleLevels & found, int first_lane, uint8_t * out) {
+    uint8_t * high = out;
+    uint8_t * packed = out + 32;
+    uint8_t * scale_bytes = out + 96;
+    float max_scale = 0, max_size = 0;
+    for (int j = 0; j < 16; ++j) {
+        const float scale = found.scale[first_lane + j], size = __builtin_fabsf(scale);
+        if (size > max_size) {
+            max_size = size;
+            max_scale = scale;
+        }
+    }
+    memset(scale_bytes, 0, 12);
+    int scale_level[16] = {0};
+    uint16_t unit = 0;
+    if (max_scale != 0.f) {
+        const float inverse = -32.f / max_scale;
+        unit = to_half(1 / inverse);
+        for (int j = 0; j < 16; ++j) {
+            const int8_t nearest_level = nearest_int(inverse * found.scale[first_lane + j]);
+            const int stored = clamp(nearest_level, -32, 31) + 32;
+            scale_level[j] = stored;
+            scale_bytes[j % 8] |= j < 8 ? stored & 0xf : (stored & 0xf) << 4;
+            scale_bytes[8 + j % 4] |= (stored >> 4) << (2 * (j / 4));
+        }
+    }
+    put_half(out + 108, unit);
+    uint8_t level[BLOCK];
+    for (int j = 0; j < 16; ++j) {
+        const float d = from_half(unit) * (scale_level[j] - 32);
+        for (int i = 0; i < 16; ++i) {
+            level[16 * j + i] = d != 0.f ? clamp(nearest_int(x[16 * j + i] / d), -4, 3) + 4
+                                         : (int)found.level[i][first_lane + j] + 4;
+        }
+    }
+    memset(high, 0, 32);
+    for (int i = 0; i < BLOCK; ++i) {
+        high[i % 32] |= (level[i] >> 2) << (i / 32);
+        level[i] &= 3;
+    }
+    for (int j = 0; j < BLOCK; j += 128, packed += 32) {
+        for (int l = 0; l < 32; ++l) {
+            packed[l] = level[j + l] | (level[j + l + 32] << 2) | (level[j + l + 64] << 4) |
+                        (level[j + l + 96] << 6);
+        }
+    }
+}
+
+// ---- Types ----------------------------------------------------------------------------------------
+
+// One type: what a tile of N-sized sub-blocks becomes.
+struct Q2 {
+    static constexpr int N = 16, BYTES = 84;
+    static bool takes(const Tile<N> & tile) { return is_ordinary(tile); }
+    static ScaleMin search(const Tile<N> & tile) {
+        Lanes w[N];
+        for (int i = 0; i < N; ++i) w[i] = absolute(tile.x[i]);
+        return search_scale_min<SearchQ2>(tile.x, w, -0.5f);
+    }
+    static constexpr auto write = write_q2;
+};
+struct Q3 {
+    static constexpr int N = 16, BYTES = 110;
+    static bool takes(const Tile<N> &) { return true; }
+    static ScaleLevels search(const Tile<N> & tile) { return search_scale_q3(tile.x); }
+    static constexpr auto write = write_q3;
+};
+struct Q4 {
+    static constexpr int N = 32, BYTES = 144;
+    static bool takes(const Tile<N> & tile) { return is_ordinary(tile); }
+    static ScaleMin search(const Tile<N> & tile) {
+        Lanes w[N];
+        weigh_by_mean_square(tile.x, w);
+        return search_scale_min<SearchQ4>(tile.x, w, -1.f);
+    }
+    static constexpr auto write = write_q4;
+};
+struct Q5 {
+    static constexpr int N = 32, BYTES = 176;
+    static bool takes(const Tile<N> & tile) { return is_ordinary(tile); }
+    static ScaleMin search(const Tile<N> & tile) {
+        Lanes w[N];
+        weigh_by_mean_square(tile.x, w);
+        return search_scale_min<SearchQ5>(tile.x, w, -0.5f);
+    }
+    static constexpr auto write = write_q5;
+};
+struct Q6 {
+    static constexpr int N = 16, BYTES = 210;
+    static bool takes(const Tile<N> &) { return true; }
+    static ScaleOnly search(const Tile<N> & tile) { return search_scale_q6(tile.x); }
+    static constexpr auto write = write_q6;
+};
+
+// Encodes blocks of 256 numbers tile by tile. A tile that is not full, or that holds numbers which the
+// search does not take, is left to the reference: its blocks are marked.
+template <class T> void encode(const float * x, uint8_t * out, int64_t block_count, uint8_t * left) {
+    constexpr int BLOCKS = LANE_COUNT * T::N / BLOCK > 0 ? LANE_COUNT * T::N / BLOCK : 1;
+    constexpr int LANES_A_BLOCK = BLOCK / T::N;
+    static_assert(LANE_COUNT % LANES_A_BLOCK == 0 || LANES_A_BLOCK % LANE_COUNT == 0, "tiles fit blocks");
+    for (int64_t block = 0; block < block_count; block += BLOCKS) {
+        const int64_t here = block_count - block < BLOCKS ? block_count - block : BLOCKS;
+        float padded[BLOCKS * BLOCK];
+        const float * numbers = x + block * BLOCK;
+        if (here < BLOCKS) {
+            memset(padded, 0, sizeof padded);
+            memcpy(padded, numbers, here * BLOCK * sizeof(float));
+            numbers = padded;
+        }
+        const Tile<T::N> tile(numbers);
+        const bool takes = T::takes(tile);
+        memset(left + block, !takes, here);
+        if (!takes) continue;
+        const auto found = T::search(tile);
+        for (int64_t b = 0; b < here; ++b) {
+            T::write(numbers + b * BLOCK, found, b * LANES_A_BLOCK, out + (block + b) * T::BYTES);
+        }
+    }
+}
+
+}  // namespace
+
+// Encodes `block_count` blocks of 256 finite numbers as the ggml type of that number. Blocks that are left
+// to the reference have `left` set to 1. Returns 0, or 1 when the type is not one of ours.
+extern "C" int kquant_encode(int type, const float * x, uint8_t * out, int64_t block_count, uint8_t * left) {
+    switch (type) {
+        case 10: encode<Q2>(x, out, block_count, left); return 0;
+        case 11: encode<Q3>(x, out, block_count, left); return 0;
+        case 12: encode<Q4>(x, out, block_count, left); return 0;
+        case 13: encode<Q5>(x, out, block_count, left); return 0;
+        case 14: encode<Q6>(x, out, block_count, left); return 0;
+        default: return 1;
+    }
+}
+
+// Lanes of this build, for the log.
+extern "C" int kquant_lanes() { return LANE_COUNT; }

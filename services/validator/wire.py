@@ -1,0 +1,319 @@
+"""Protobuf to domain and back; nothing is decided here."""
+
+import dataclasses
+import enum
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from chassis.errors import fault_to_proto
+from corpus.shapes import Format
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+from google.protobuf.message import Message
+from lexicon.faults import Fault, FaultCode
+from modelspec.catalog import CURRENCY, Catalog, Tier
+from tunesmith.api.billing.v1 import billing_pb2
+from tunesmith.api.dataset.v1 import dataset_pb2
+from tunesmith.api.fault.v1 import fault_pb2
+from tunesmith.api.model.v1 import model_pb2
+from tunesmith.api.run.v1 import run_pb2, spec_pb2
+from tunesmith.api.validation.v1 import validation_service_pb2
+
+from validator.domain import report
+from validator.domain.facts import DatasetFacts
+from validator.domain.finding import Finding, Severity
+from validator.domain.spec import (
+    Attestations,
+    Backend,
+    Budget,
+    Export,
+    Lora,
+    Method,
+    Mode,
+    MultiRun,
+    Optimizer,
+    Precision,
+    Preference,
+    Preset,
+    Schedule,
+    Spec,
+    Temperature,
+    Training,
+    TrainOn,
+    Validation,
+)
+
+Value = TypeVar("Value")
+Choice = TypeVar("Choice", bound=enum.StrEnum)
+
+# Prefix of the contract's values, and ours, by field of the training config.
+_CHOICES: dict[str, tuple[EnumTypeWrapper, type[enum.StrEnum]]] = {
+    "backend": (spec_pb2.Backend, Backend),
+    "method": (spec_pb2.Method, Method),
+    "mode": (spec_pb2.Mode, Mode),
+    "optimizer": (spec_pb2.Optimizer, Optimizer),
+    "precision": (spec_pb2.Precision, Precision),
+    "preset": (spec_pb2.Preset, Preset),
+    "schedule": (spec_pb2.Schedule, Schedule),
+    "train_on": (spec_pb2.TrainOn, TrainOn),
+}
+_PARTS: dict[str, type] = {
+    "multi_run": MultiRun,
+    "preference": Preference,
+    "temperature": Temperature,
+    "validation": Validation,
+}
+
+
+def spec_from_proto(proto: spec_pb2.RunSpec) -> Spec:
+    """A submission.
+
+    Raises:
+        Fault: INPUT_FIELD_INVALID for a number that is no value of its enum.
+    """
+    return Spec(
+        base_model=proto.base_model,
+        datasets=tuple(proto.datasets),
+        training=_training_from_proto(proto.training) if proto.HasField("training") else None,
+        lora=_lora_from_proto(proto.lora) if proto.HasField("lora") else None,
+        gpu_tier=proto.gpu_tier,
+        attestations=(
+            _plain(proto.attestations, Attestations) if proto.HasField("attestations") else None
+        ),
+        export=Export(
+            gguf=proto.export.gguf if proto.export.HasField("gguf") else None,
+            quantizations=tuple(proto.export.quantizations),
+        ),
+        budget=_budget_from_proto(proto.budget),
+        sample_prompts=tuple(proto.sample_prompts),
+    )
+
+
+def training_to_proto(training: Training) -> spec_pb2.TrainingConfig:
+    """A training config; what is None stays unset."""
+    proto = spec_pb2.TrainingConfig()
+    for name, value in _fields(training):
+        if name in _CHOICES:
+            contract, _ = _CHOICES[name]
+            setattr(proto, name, contract.Value(f"{_prefix(contract)}_{value.name}"))
+        elif name in _PARTS:
+            _set_plain(getattr(proto, name), value)
+        else:
+            setattr(proto, name, value)
+    return proto
+
+
+def lora_to_proto(lora: Lora) -> spec_pb2.LoraConfig:
+    """An adapter; what is None stays unset."""
+    proto = spec_pb2.LoraConfig(target_modules=lora.target_modules)
+    for name, value in _fields(lora):
+        if name != "target_modules":
+            setattr(proto, name, value)
+    return proto
+
+
+def export_to_proto(export: Export) -> spec_pb2.ExportConfig:
+    """An export."""
+    return spec_pb2.ExportConfig(gguf=export.gguf, quantizations=export.quantizations)
+
+
+def dataset_from_proto(name: str, version: dataset_pb2.DatasetVersion) -> DatasetFacts:
+    """A dataset version.
+
+    Args:
+        name: as the spec has it.
+    Raises:
+        Fault: DATASET_FORMAT_UNKNOWN.
+    """
+    try:
+        data_format = Format[dataset_pb2.Format.Name(version.format).removeprefix("FORMAT_")]
+    except (KeyError, ValueError) as error:
+        raise Fault(
+            FaultCode.DATASET_FORMAT_UNKNOWN, f"Dataset {name} has no known format.", dataset=name
+        ) from error
+    return DatasetFacts(
+        name=name,
+        version_name=version.name,
+        format=data_format,
+        row_count=version.row_count,
+        character_count=version.stats.character_count,
+    )
+
+
+def response_to_proto(
+    answer: report.Report,
+    *,
+    model: model_pb2.Model | None,
+    datasets: list[dataset_pb2.DatasetVersion],
+    elapsed_seconds: float,
+) -> validation_service_pb2.ValidateRunResponse:
+    """The answer with what it is about."""
+    response = validation_service_pb2.ValidateRunResponse(
+        verdict=_severity(answer.verdict),
+        findings=[_finding_to_proto(finding) for finding in answer.findings],
+        checklist=[
+            validation_service_pb2.CheckItem(
+                check=item.check, passed=item.passed, detail=item.detail
+            )
+            for item in answer.checklist
+        ],
+        datasets=datasets,
+        elapsed=_duration(elapsed_seconds),
+    )
+    if answer.quote is not None:
+        response.quote.CopyFrom(_quote_to_proto(answer.quote))
+    if answer.snapshot is not None:
+        response.snapshot.CopyFrom(snapshot_to_proto(answer.snapshot))
+    if model is not None:
+        response.model.CopyFrom(model)
+    return response
+
+
+def snapshot_to_proto(snapshot: report.Snapshot) -> run_pb2.RunSnapshot:
+    """What the spec means now."""
+    return run_pb2.RunSnapshot(
+        model_id=snapshot.model_id,
+        model_revision=snapshot.model_revision,
+        verified=snapshot.verified,
+        refund_waived=snapshot.refund_waived,
+        dataset_versions=snapshot.dataset_versions,
+        plan=snapshot.plan,
+        verdict=_severity(snapshot.verdict),
+        estimated_vram_bytes=snapshot.estimated_vram_bytes,
+        estimated_artifact_bytes=snapshot.estimated_artifact_bytes,
+        estimated_steps=snapshot.estimated_steps,
+        estimated_duration=_duration(snapshot.estimated_seconds),
+        timeout=_duration(snapshot.timeout_seconds),
+        training=training_to_proto(snapshot.training),
+        lora=lora_to_proto(snapshot.lora),
+        export=export_to_proto(snapshot.export),
+        fingerprint=snapshot.fingerprint,
+    )
+
+
+def tier_to_proto(tier: Tier, catalog: Catalog) -> validation_service_pb2.Tier:
+    """A tier with its price and the plans that have it."""
+    return validation_service_pb2.Tier(
+        tier=tier.tier,
+        hardware=tier.hardware,
+        memory_bytes=tier.memory_bytes,
+        rate_per_minute=_money(tier.rate_micros_per_minute),
+        plans=catalog.plans_with(tier.tier),
+    )
+
+
+def _training_from_proto(proto: spec_pb2.TrainingConfig) -> Training:
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(Training):
+        name = field.name
+        if name in _CHOICES:
+            contract, choices = _CHOICES[name]
+            values[name] = _choice(contract, choices, getattr(proto, name), field=name)
+        elif proto.HasField(name):
+            value = getattr(proto, name)
+            values[name] = _plain(value, _PARTS[name]) if name in _PARTS else value
+    return Training(**values)
+
+
+def _lora_from_proto(proto: spec_pb2.LoraConfig) -> Lora:
+    values = {
+        field.name: getattr(proto, field.name)
+        for field in dataclasses.fields(Lora)
+        if field.name != "target_modules" and proto.HasField(field.name)
+    }
+    return Lora(target_modules=tuple(proto.target_modules), **values)
+
+
+def _budget_from_proto(proto: spec_pb2.BudgetConfig) -> Budget:
+    return Budget(
+        max_amount_micros=(
+            proto.max_amount_micros if proto.HasField("max_amount_micros") else None
+        ),
+        timeout_seconds=(
+            proto.timeout.seconds + proto.timeout.nanos / 1e9 if proto.HasField("timeout") else None
+        ),
+    )
+
+
+def _plain(proto: Message, kind: type[Value]) -> Value:
+    """A message whose fields have our names; fields without presence always count."""
+    assert dataclasses.is_dataclass(kind)
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        descriptor = proto.DESCRIPTOR.fields_by_name[field.name]
+        if not descriptor.has_presence or proto.HasField(field.name):
+            values[field.name] = getattr(proto, field.name)
+    made: Value = kind(**values)
+    return made
+
+
+def _set_plain(proto: Message, value: Any) -> None:
+    proto.SetInParent()
+    for name, item in _fields(value):
+        setattr(proto, name, item)
+
+
+def _fields(value: Any) -> list[tuple[str, Any]]:
+    return [
+        (field.name, item)
+        for field in dataclasses.fields(value)
+        if (item := getattr(value, field.name)) is not None
+    ]
+
+
+def _choice(
+    contract: EnumTypeWrapper, choices: type[Choice], number: int, *, field: str
+) -> Choice | None:
+    if number == 0:
+        return None
+    try:
+        name: str = contract.Name(number)
+    except ValueError as error:
+        raise Fault(
+            FaultCode.INPUT_FIELD_INVALID,
+            f"training.{field} has the unknown value {number}.",
+            field=f"training.{field}",
+        ) from error
+    return choices[name.removeprefix(f"{_prefix(contract)}_")]
+
+
+def _prefix(contract: EnumTypeWrapper) -> str:
+    name: str = contract.Name(0)
+    return name.removesuffix("_UNSPECIFIED")
+
+
+def _severity(severity: Severity | None) -> fault_pb2.Severity:
+    if severity is None:
+        return fault_pb2.SEVERITY_UNSPECIFIED
+    return fault_pb2.Severity.Value(f"SEVERITY_{severity.name}")
+
+
+def _finding_to_proto(finding: Finding) -> fault_pb2.Finding:
+    return fault_pb2.Finding(
+        severity=_severity(finding.severity),
+        fault=fault_to_proto(finding.fault),
+        field=finding.field,
+    )
+
+
+def _quote_to_proto(quote: report.Quote) -> billing_pb2.Quote:
+    return billing_pb2.Quote(
+        expected=_money(quote.expected_micros),
+        maximum=_money(quote.maximum_micros),
+        expected_minutes=quote.expected_minutes,
+        maximum_minutes=quote.maximum_minutes,
+        rate_per_minute=_money(quote.rate_micros_per_minute),
+        export_rate_per_minute=_money(quote.export_rate_micros_per_minute),
+        gpu_tier=quote.gpu_tier,
+        refundable=quote.refundable,
+    )
+
+
+def _money(amount_micros: int) -> billing_pb2.Money:
+    return billing_pb2.Money(amount_micros=amount_micros, currency_code=CURRENCY)
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromTimedelta(timedelta(seconds=seconds))
+    return duration

@@ -1,0 +1,25 @@
+"""A process of its own for the telemetry test: a server that is called, with OTEL_* from outside."""
+
+import grpc.aio
+
+from chassis import client, identity, server, telemetry
+from tests.support.chassis import KEY, serving
+from tests.unit.chassis.test_server import asking, register
+from tunesmith.api.event.v1 import event_service_pb2_grpc
+
+
+async def run() -> None:
+    """Call the server once within a span."""
+    telemetry.start("traced")
+    async with serving(register) as port:
+        channel: grpc.aio.Channel = client.connect(
+            f"127.0.0.1:{port}", token=identity.service_token(KEY, "traced")
+        )
+        async with channel:
+            stub = event_service_pb2_grpc.EventServiceStub(channel)
+            with telemetry.span("outer", run="projects/acme/runs/run-1"):
+                await stub.ListEvents(asking())
+
+
+if __name__ == "__main__":
+    server.main(run)
