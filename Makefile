@@ -36,8 +36,9 @@ protos: setup ## Generate libs/tunesmith/api anew
 	$(VENV)/buf format -w
 	$(VENV)/python -m tests.tidy.protos generate
 
-golden: setup ## Write the golden files anew; read the diff
-	TUNESMITH_UPDATE_GOLDEN=1 $(VENV)/python -m pytest tests/golden tests/scenarios
+golden: setup ## Write the pages that are made from the code anew; read the diff
+	$(VENV)/python -m lexicon.document > docs/faults.md.making && mv docs/faults.md.making docs/faults.md
+	$(VENV)/python -m scheduler.diagram docs/run-lifecycle.md
 
 acceptance: setup ## How many rows of the acceptance table a test proves
 	@$(VENV)/python -m tests.tidy.acceptance

@@ -17,7 +17,7 @@ _NODES = frozenset({Role.NODE})
 _EVERYBODY = frozenset(Role)
 
 # Probes of load balancers and supervisors have no token, and learn nothing but "it serves".
-OPEN: frozenset[str] = frozenset({"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"})
+OPEN: frozenset[str] = frozenset({"/grpc.health.v1.Health/Check"})
 
 
 def _service(name: str, methods: Mapping[str, frozenset[Role]]) -> dict[str, frozenset[Role]]:
@@ -120,6 +120,8 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
         },
     ),
     **_service(f"{_API}.work.v1.NodeService", {"ListNodes": _USERS_AND_SERVICES}),
+    # A stream that never ends is not for strangers.
+    **_service("grpc.health.v1.Health", {"Watch": _EVERYBODY}),
     **_service("grpc.reflection.v1.ServerReflection", {"ServerReflectionInfo": _EVERYBODY}),
     **_service("grpc.reflection.v1alpha.ServerReflection", {"ServerReflectionInfo": _EVERYBODY}),
 }

@@ -274,7 +274,8 @@ class _Scope:
     def _fault_of(self, error: Exception) -> Fault:
         if isinstance(error, Fault):
             if not self._answering.probing:
-                log.info("call refused", method=self._method, code=error.code.value)
+                code = error.code.value
+                log.info("call refused", method=self._method, code=code, reason=error.message)
             return error
         if isinstance(error, grpc.aio.AioRpcError):
             fault = fault_from_rpc(error)

@@ -1,8 +1,10 @@
 """Faults on the wire: `google.rpc.Status` with ErrorInfo, the Fault, and a readable remedy."""
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from chassis.redaction import redact
@@ -12,10 +14,24 @@ from tunesmith.api.fault.v1 import fault_pb2
 DOMAIN = "tunesmith"
 DETAILS_KEY = "grpc-status-details-bin"
 LOCALE = "en"
-# Trailing metadata of a call may take 8 KiB on the other side; the texts are in it twice.
-MESSAGE_CHARACTERS_MAX = 1000
-METADATA_CHARACTERS_MAX = 256
-METADATA_KEYS_MAX = 12
+_CUT = "…"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Room:
+    """How much of a fault there is room for; texts in bytes of UTF-8."""
+
+    text_bytes: int
+    value_bytes: int
+    key_bytes: int
+    key_count: int
+
+
+# In a message: a failed tool's last output must fit.
+_IN_MESSAGE = _Room(text_bytes=4096, value_bytes=8192, key_bytes=63, key_count=32)
+# In trailing metadata, where peers take 8 KiB: all stands twice and in base64, and the message
+# once more with three bytes for each.
+_IN_METADATA = _Room(text_bytes=500, value_bytes=96, key_bytes=63, key_count=8)
 
 # What an answer without our details means: the transport spoke, or something between us.
 _BARE: dict[grpc.StatusCode, FaultCode] = {
@@ -41,7 +57,7 @@ def to_status(fault: Fault) -> status_pb2.Status:
     Its details are an ErrorInfo (reason = code, domain `tunesmith`), the contract's own Fault, and
     the remedy as a LocalizedMessage for clients that know neither. Secrets are taken out.
     """
-    proto = fault_to_proto(fault)
+    proto = _to_proto(fault, _IN_METADATA)
     status = status_pb2.Status(code=status_code(fault).value[0], message=proto.message)
     info = error_details_pb2.ErrorInfo(
         reason=proto.code, domain=DOMAIN, metadata=dict(proto.metadata)
@@ -58,24 +74,8 @@ def to_trailing_metadata(fault: Fault) -> tuple[tuple[str, bytes], ...]:
 
 
 def fault_to_proto(fault: Fault) -> fault_pb2.Fault:
-    """The fault in the words of the contract."""
-    row = fault.row
-    shown = sorted(fault.metadata.items())[:METADATA_KEYS_MAX]
-    return fault_pb2.Fault(
-        code=fault.code.value,
-        category=f"CATEGORY_{row.category.value}",
-        stage=stage_to_proto(fault.stage),
-        message=_short(fault.message, MESSAGE_CHARACTERS_MAX),
-        remedy=_short(fault.remedy, MESSAGE_CHARACTERS_MAX),
-        retryable=row.retryable,
-        refundable=row.refundable,
-        metadata={
-            _short(key, METADATA_CHARACTERS_MAX): _short(value, METADATA_CHARACTERS_MAX)
-            for key, value in shown
-        },
-        owner=f"OWNER_{row.owner.value}",
-        node=fault.node or "",
-    )
+    """The fault in the words of the contract, without secrets."""
+    return _to_proto(fault, _IN_MESSAGE)
 
 
 def fault_from_proto(proto: fault_pb2.Fault) -> Fault:
@@ -96,11 +96,14 @@ def fault_from_rpc(error: grpc.RpcError) -> Fault:
     """The fault behind a failed call; trouble with the connection is DEP_SERVICE_UNAVAILABLE."""
     code = _call(error, "code")
     status = _status_of(error)
-    if status is not None:
-        for detail in status.details:
-            proto = fault_pb2.Fault()
-            if detail.Is(proto.DESCRIPTOR) and detail.Unpack(proto):
-                return fault_from_proto(proto)
+    for detail in () if status is None else status.details:
+        proto = fault_pb2.Fault()
+        try:
+            found = detail.Unpack(proto)
+        except DecodeError:
+            break
+        if found:
+            return fault_from_proto(proto)
     bare = _BARE.get(code, FaultCode.INTERNAL_UNEXPECTED)
     fault = Fault(bare)
     if isinstance(code, grpc.StatusCode):
@@ -122,12 +125,31 @@ def stage_from_proto(stage: int) -> Stage | None:
         return None
 
 
+def _to_proto(fault: Fault, room: _Room) -> fault_pb2.Fault:
+    row = fault.row
+    shown = sorted(fault.metadata.items())[: room.key_count]
+    return fault_pb2.Fault(
+        code=fault.code.value,
+        category=f"CATEGORY_{row.category.value}",
+        stage=stage_to_proto(fault.stage),
+        message=_short(fault.message, room.text_bytes),
+        remedy=_short(fault.remedy, room.text_bytes),
+        retryable=row.retryable,
+        refundable=row.refundable,
+        metadata={
+            _short(key, room.key_bytes): _short(value, room.value_bytes) for key, value in shown
+        },
+        owner=f"OWNER_{row.owner.value}",
+        node=fault.node or "",
+    )
+
+
 def _status_of(error: grpc.RpcError) -> status_pb2.Status | None:
     for key, value in _call(error, "trailing_metadata") or ():
         if key == DETAILS_KEY and isinstance(value, bytes):
             try:
                 return status_pb2.Status.FromString(value)
-            except ValueError:
+            except DecodeError:
                 return None
     return None
 
@@ -137,6 +159,9 @@ def _call(error: grpc.RpcError, name: str) -> Any:
     return found() if callable(found) else None
 
 
-def _short(text: str, limit: int) -> str:
-    clean = redact(text)
-    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+def _short(text: str, limit_bytes: int) -> str:
+    # Lone surrogates, which a dataset may hold, are not UTF-8.
+    clean = redact(text).encode("utf-8", "replace")
+    if len(clean) <= limit_bytes:
+        return clean.decode("utf-8")
+    return clean[: limit_bytes - len(_CUT.encode())].decode("utf-8", "ignore") + _CUT

@@ -69,15 +69,28 @@ async def connect(url: str, *, name: str, on_closed: Callable[[], None]) -> Clie
         disconnected_cb=closed,
         error_cb=silent,
     )
-    version = _version_of(str(client.connected_server_version))
-    if version < VERSION_FLOORS.get(version[:2], VERSION_FLOOR_NEWEST):
+    try:
+        check_version(str(client.connected_server_version))
+    except Fault:
         await close(client)
+        raise
+    return client
+
+
+def check_version(text: str) -> None:
+    """Refuse a server whose holes are known.
+
+    Raises:
+        Fault: CONFIG_INVALID.
+    """
+    numbers = [int(number) for number in re.findall(r"\d+", text)[:3]]
+    major, minor, patch = [*numbers, 0, 0, 0][:3]
+    if (major, minor, patch) < VERSION_FLOORS.get((major, minor), VERSION_FLOOR_NEWEST):
         raise Fault(
             FaultCode.CONFIG_INVALID,
-            f"nats-server {'.'.join(map(str, version))} has known security holes.",
+            f"nats-server {major}.{minor}.{patch} has known security holes.",
             remedy="Use 2.11.16, 2.12.7, 2.14.0 or newer.",
         )
-    return client
 
 
 async def close(client: Client) -> None:
@@ -107,9 +120,3 @@ def created_of(info: StreamInfo) -> str:
     created: Any = info.created
     assert created is not None
     return created if isinstance(created, str) else str(created.isoformat())
-
-
-def _version_of(text: str) -> tuple[int, int, int]:
-    numbers = [int(number) for number in re.findall(r"\d+", text)[:3]]
-    major, minor, patch = [*numbers, 0, 0, 0][:3]
-    return major, minor, patch

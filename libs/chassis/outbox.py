@@ -62,8 +62,7 @@ RELAY_LOCK = 7_203_102
 SETTLE_SECONDS = 3.0
 SETTLE_POLL_SECONDS = 0.01
 
-# The transaction id is taken before the first position, which `read_after` rests on.
-_ANNOUNCE = "SELECT pg_current_xact_id(), pg_notify('outbox_' || current_schema(), '')"
+_ANNOUNCE = "SELECT pg_notify('outbox_' || current_schema(), '')"
 _INSERT = """
 INSERT INTO outbox (event_id, subject, payload, headers, run, sequence)
 VALUES ($1, $2, $3, $4, $5, $6)
@@ -92,6 +91,13 @@ _RESET_TAIL = """
 UPDATE outbox SET publish_time = NULL, stream_sequence = NULL WHERE stream_sequence > $1
 """
 _HIGHEST = "SELECT position FROM outbox WHERE position > $1 ORDER BY position LIMIT $2"
+# A transaction takes this lock before its first position and keeps it until it has ended.
+_WRITERS = """
+SELECT virtualtransaction FROM pg_locks
+WHERE locktype = 'relation' AND relation = 'outbox'::regclass AND mode = 'RowExclusiveLock'
+  AND granted AND pid <> pg_backend_pid()
+  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 _AFTER = """
 SELECT position, payload FROM outbox
 WHERE position > $1 AND position <= $2 ORDER BY position
@@ -365,20 +371,20 @@ class _StreamReplacedError(OSError):
 
 
 async def _settled(connection: Connection) -> bool:
-    """Wait until every transaction that was open at the call has ended; False when it takes long.
-
-    A statement of its own for each look: the snapshot must be a fresh one.
-    """
-    horizon = await connection.fetchval("SELECT pg_snapshot_xmax(pg_current_snapshot())::text")
+    """Wait until all who wrote to the outbox at the call have ended; False when it takes long."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + SETTLE_SECONDS
-    while not await connection.fetchval(
-        "SELECT pg_snapshot_xmin(pg_current_snapshot()) >= $1::text::xid8", horizon
-    ):
+    waited_for = await _writers(connection)
+    while waited_for:
         if loop.time() >= deadline:
             return False
         await asyncio.sleep(SETTLE_POLL_SECONDS)
+        waited_for &= await _writers(connection)
     return True
+
+
+async def _writers(connection: Connection) -> set[str]:
+    return {row["virtualtransaction"] for row in await connection.fetch(_WRITERS)}
 
 
 def _position_of(cursor: str) -> int:

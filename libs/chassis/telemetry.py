@@ -7,6 +7,7 @@ them nothing is exported, but trace ids are still made, logged and passed on.
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
@@ -30,6 +31,7 @@ from chassis import redaction
 from lexicon.faults import Fault, FaultCode
 
 INSTRUMENTATION = "tunesmith"
+STOP_SECONDS = 3.0
 LEVELS = ("debug", "info", "warning", "error")
 # Libraries that tell of every frame; their warnings are enough.
 _QUIET = ("asyncio", "httpx", "httpcore", "nats", "grpc", "urllib3", "opentelemetry")
@@ -66,9 +68,16 @@ def start(service: str, environ: Mapping[str, str] | None = None) -> None:
 
 
 def stop() -> None:
-    """Send what is still buffered; blocks for as long as the exporters' own deadlines."""
-    while _PROVIDERS:
-        _PROVIDERS.pop().shutdown()
+    """Send what is still buffered, within a few seconds: no collector may keep a process alive."""
+    providers = [_PROVIDERS.pop() for _ in range(len(_PROVIDERS))]
+
+    def shut_down() -> None:
+        for provider in providers:
+            provider.shutdown()
+
+    last = threading.Thread(target=shut_down, daemon=True)
+    last.start()
+    last.join(STOP_SECONDS)
 
 
 def logger(name: str) -> structlog.typing.FilteringBoundLogger:
@@ -126,7 +135,7 @@ def _start_logs(service: str, level: str) -> None:
     number = getattr(logging, level.upper())
 
     def add_service(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Any:
-        event["service"] = service
+        event.setdefault("service", service)
         return event
 
     shared: list[structlog.typing.Processor] = [
@@ -155,6 +164,7 @@ def _start_logs(service: str, level: str) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=number, force=True)
+    logging.captureWarnings(capture=True)
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(number, logging.WARNING))
 

@@ -6,7 +6,7 @@ from one that the template wrote, and so that labels sit exactly on what the ass
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -195,7 +195,7 @@ def load(folder: Path) -> ChatTemplate:
     return from_config(config, source=source)
 
 
-def from_config(config: dict[str, Any], *, source: str | None) -> ChatTemplate:
+def from_config(config: Mapping[str, Any], *, source: str | None) -> ChatTemplate:
     """The template of a tokenizer config; `source` is the model's template file, which wins."""
     tokens: dict[str, str] = {}
     for name in _TOKEN_FIELDS:
@@ -204,9 +204,27 @@ def from_config(config: dict[str, Any], *, source: str | None) -> ChatTemplate:
             value = value.get("content")
         if isinstance(value, str):
             tokens[name] = value
-    if source is None:
-        source = _chosen_template(config.get("chat_template"))
-    return ChatTemplate.compile(source, tokens=tokens)
+    return ChatTemplate.compile(find_source(config, source=source), tokens=tokens)
+
+
+def find_source(config: Mapping[str, Any], *, source: str | None) -> str | None:
+    """The model's own template, None when it ships none.
+
+    A config may hold a text, or a list of named ones of which `default` counts.
+    """
+    value = config.get("chat_template")
+    if source is not None or isinstance(value, str):
+        return value if source is None else source
+    if not isinstance(value, list):
+        return None
+    named = {
+        item["name"]: item["template"]
+        for item in value
+        if isinstance(item, dict)
+        and isinstance(item.get("name"), str)
+        and isinstance(item.get("template"), str)
+    }
+    return named.get("default")
 
 
 def read_tokenizer_config(content: bytes) -> dict[str, Any]:
@@ -246,22 +264,6 @@ def trained_spans(segments: Sequence[Segment]) -> Iterator[tuple[int, int]]:
         position += len(segment.text)
     if begin is not None:
         yield begin, position
-
-
-def _chosen_template(value: object) -> str | None:
-    """A template may be a text, or a list of named ones of which `default` counts."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        named = {
-            item["name"]: item["template"]
-            for item in value
-            if isinstance(item, dict)
-            and isinstance(item.get("name"), str)
-            and isinstance(item.get("template"), str)
-        }
-        return named.get("default")
-    return None
 
 
 def _aligned(

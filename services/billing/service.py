@@ -175,6 +175,10 @@ class BillingService(billing_service_pb2_grpc.BillingServiceServicer):
         name = RunName.parse(request.run)
         idempotency.check_request_id(request.request_id)
         _check_quote(request.quote)
+        if not request.HasField("event_time"):
+            raise Fault(
+                FaultCode.INPUT_FIELD_MISSING, "event_time is required.", field="event_time"
+            )
         hold = wire.hold_from_proto(run=str(name), project=name.project, quote=request.quote)
         async with self._store.unit() as unit:
             await unit.wallet(name.project)

@@ -185,6 +185,8 @@ class ObjectService(object_service_pb2_grpc.ObjectServiceServicer):
             files = artifact.files if artifact else ()
             old = next((each for each in files if each.is_same_place(file)), None)
             if old is None or old.sha256 != file.sha256:
+                if await unit.is_garbage(file.object_key):
+                    raise Fault(FaultCode.STORAGE_OBJECT_NOT_FOUND, file=file.file_name)
                 growth = file.size_bytes - (old.size_bytes if old else 0)
                 check_artifact_room(usage, quota, new_bytes=growth)
                 await unit.put_artifact_file(

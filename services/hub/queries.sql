@@ -159,5 +159,8 @@ INSERT INTO garbage (object_key) SELECT unnest($1::text[]) ON CONFLICT DO NOTHIN
 -- name: some_garbage
 SELECT object_key FROM garbage ORDER BY create_time LIMIT 100;
 
+-- name: is_garbage
+SELECT EXISTS (SELECT FROM garbage WHERE object_key = $1);
+
 -- name: forget_garbage
 DELETE FROM garbage WHERE object_key = $1;

@@ -16,7 +16,7 @@ from hub.janitor import Janitor
 from hub.links import Link, Links
 from hub.store import NEWEST, NEWEST_VERSION, Store, Unit
 from lexicon.faults import Fault, FaultCode
-from lexicon.names import DatasetName, DatasetVersionName, ProjectName
+from lexicon.names import DatasetName, DatasetVersionName, ProjectName, check_id
 from tunesmith.api.dataset.v1 import dataset_service_pb2, dataset_service_pb2_grpc
 
 DEFAULT_PAGE: Final = 50
@@ -190,10 +190,11 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
         )
 
     async def _upload(self, upload_id: str, *, project: str) -> Upload:
+        check_id(upload_id, field="upload_id")
         async with self._store.unit() as unit:
             upload = await unit.upload(upload_id, project=project)
         if upload is None or upload.state is UploadState.EXPIRED:
-            raise Fault(FaultCode.DATASET_UPLOAD_NOT_FOUND, upload=upload_id[:64])
+            raise Fault(FaultCode.DATASET_UPLOAD_NOT_FOUND, upload=upload_id)
         return upload
 
     async def _committed(self, upload: Upload) -> dataset_service_pb2.CommitUploadResponse:

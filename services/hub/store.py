@@ -361,6 +361,11 @@ class Unit:
         """A hundred objects to remove, oldest first."""
         return [row["object_key"] for row in await self.connection.fetch(_SQL["some_garbage"])]
 
+    async def is_garbage(self, object_key: str) -> bool:
+        """Whether an object was given up and may vanish at any moment."""
+        found: bool = await self.connection.fetchval(_SQL["is_garbage"], object_key)
+        return found
+
     async def forget_garbage(self, object_key: str) -> None:
         """Notes that an object was removed from the store."""
         await self.connection.execute(_SQL["forget_garbage"], object_key)

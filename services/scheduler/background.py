@@ -12,8 +12,8 @@ from typing import Final
 
 from chassis import postgres, telemetry
 from lexicon.faults import Fault
+from scheduler.domain import limits
 from scheduler.domain.decision import decide
-from scheduler.domain.limits import PROGRESS_INTERVAL
 from scheduler.domain.signals import Loss, Tick
 from scheduler.store import Store
 from scheduler.work import lose
@@ -65,7 +65,11 @@ class Ticker:
     async def run_once(self) -> int:
         """Returns how many runs changed."""
         async with self._store.transaction() as transaction:
-            runs = await transaction.training_runs(PROGRESS_INTERVAL)
+            runs = await transaction.training_runs(
+                limits.PROGRESS_INTERVAL,
+                age_of_young=limits.YOUNG_PROGRESS_INTERVAL,
+                young=limits.YOUNG_AGE,
+            )
         count = 0
         for run in runs:
             async with self._store.transaction() as transaction:

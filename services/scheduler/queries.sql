@@ -116,7 +116,8 @@ SELECT r.name AS run
 FROM leases l
 JOIN runs r ON r.name = l.run
 WHERE l.end_time IS NULL AND l.kind = 'TRAIN' AND r.state = 'TRAINING'
-    AND (r.progress_time IS NULL OR r.progress_time <= clock_timestamp() - $1::interval)
+    AND (r.progress_time IS NULL OR r.progress_time <= clock_timestamp() - CASE
+        WHEN l.start_time > clock_timestamp() - $3::interval THEN $2::interval ELSE $1::interval END)
 ORDER BY r.name;
 
 -- name: candidates

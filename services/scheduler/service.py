@@ -74,6 +74,8 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         project = ProjectName.parse(request.parent).project
         current_caller().require_project(request.parent)
         states = wire.states_from_proto(request.states)
+        if request.tag:
+            labels.check_tag(request.tag)
         size = paging.page_size(request.page_size, default=_DEFAULT_PAGE_SIZE)
         scope = f"runs {project} {sorted(states)} {request.tag}"
         before = paging.read_token(request.page_token, scope=scope, first=_NEWEST)

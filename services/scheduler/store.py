@@ -181,10 +181,12 @@ class Transaction:
         found = await self._connection.fetch(self._queries["expired_leases"], MAX_SWEEP)
         return [(rows.lease_of(row), row["run"]) for row in found]
 
-    async def training_runs(self, age: timedelta) -> list[str]:
-        """Runs that train and whose progress was last told so long ago."""
+    async def training_runs(
+        self, age: timedelta, *, age_of_young: timedelta, young: timedelta
+    ) -> list[str]:
+        """Runs that train and whose progress was told so long ago; for young ones less counts."""
         query = self._queries["training_runs"]
-        found = await self._connection.fetch(query, age)
+        found = await self._connection.fetch(query, age, age_of_young, young)
         return [row["run"] for row in found]
 
     async def candidates(

@@ -45,7 +45,10 @@ class EventService(event_service_pb2_grpc.EventServiceServicer):
             )
         seen = request.after_sequence
         with self._wakeups.waiting(topic_of(request.name)) as woken:
-            while not self._wakeups.is_closed:
+            while True:
+                if self._wakeups.is_closed:
+                    # A quiet end would say that the run has ended.
+                    raise Fault(FaultCode.DEP_SERVICE_UNAVAILABLE)
                 events, has_ended = await self._next(request.name, seen)
                 for event in events:
                     seen = event.sequence

@@ -40,8 +40,14 @@ CURRENCY: Final = "CREDIT"
 # Text of a fault or warning that is kept; more is cut, since a worker may send anything.
 MESSAGE_CHARACTERS_MAX: Final = 2000
 METADATA_ENTRIES_MAX: Final = 32
+METADATA_CHARACTERS_MAX: Final = 500
 
 _Parsed = TypeVar("_Parsed", bound=Message)
+
+
+def clean(text: str, *, limit: int = MESSAGE_CHARACTERS_MAX) -> str:
+    """A worker's text as it can be kept: not endless, and without NUL, which Postgres refuses."""
+    return text[:limit].replace("\x00", "")
 
 
 def parse(kind: type[_Parsed], document: Document) -> _Parsed:
@@ -115,11 +121,15 @@ def fault_to_proto(fault: RunFault | None) -> fault_pb2.Fault | None:
 def fault_from_proto(proto: fault_pb2.Fault, *, stage: Stage, node: str) -> RunFault:
     """A worker's fault; where and on which node it happened is not taken from its word."""
     fault = errors.fault_from_proto(proto)
-    metadata = dict(sorted(fault.metadata.items())[:METADATA_ENTRIES_MAX])
+    entries = sorted(fault.metadata.items())[:METADATA_ENTRIES_MAX]
+    metadata = {
+        clean(key, limit=METADATA_CHARACTERS_MAX): clean(value, limit=METADATA_CHARACTERS_MAX)
+        for key, value in entries
+    }
     return RunFault(
         code=fault.code,
-        message=fault.message[:MESSAGE_CHARACTERS_MAX],
-        remedy=fault.remedy[:MESSAGE_CHARACTERS_MAX],
+        message=clean(fault.message),
+        remedy=clean(fault.remedy),
         stage=stage,
         node=node,
         metadata=metadata,

@@ -19,7 +19,7 @@ from scheduler.domain.signals import (
     TrainingBegan,
     WarningReported,
 )
-from scheduler.wire import MESSAGE_CHARACTERS_MAX, parse, timestamp
+from scheduler.wire import clean, parse, timestamp
 from tunesmith.api.artifact.v1 import artifact_pb2
 from tunesmith.api.dataset.v1 import dataset_pb2
 from tunesmith.api.event.v1 import event_pb2
@@ -29,7 +29,11 @@ from tunesmith.api.work.v1 import work_pb2, work_service_pb2
 
 MAX_REPORTS: Final = 1000
 MAX_FILES: Final = 1000
+MAX_ENTRIES: Final = 1000
 SAMPLE_COUNT: Final = 3
+SAMPLE_CHARACTERS_MAX: Final = 16_000
+MAX_FLAGS: Final = 16
+FLAG_CHARACTERS_MAX: Final = 200
 
 # Asked when the submission brings no prompts of its own.
 DEFAULT_PROMPTS: Final = (
@@ -40,6 +44,9 @@ DEFAULT_PROMPTS: Final = (
 
 _PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*", re.ASCII)
 _PATH_CHARACTERS_MAX: Final = 300
+# Enough of a digest to tell apart what one attempt stores under one path.
+_DIGEST_CHARACTERS: Final = 16
+_QUANTIZATION = re.compile(r"[A-Za-z0-9_]{0,32}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
@@ -148,8 +155,7 @@ def _report_body(proto: work_service_pb2.TaskReport, *, prefix: str) -> ReportBo
             return MetricsReported(metrics=metrics_from_proto(proto.metrics))
         case "warning":
             return WarningReported(
-                code=proto.warning.code[:MESSAGE_CHARACTERS_MAX],
-                message=proto.warning.message[:MESSAGE_CHARACTERS_MAX],
+                code=clean(proto.warning.code), message=clean(proto.warning.message)
             )
         case "checkpoint":
             files = proto.checkpoint.files
@@ -157,9 +163,7 @@ def _report_body(proto: work_service_pb2.TaskReport, *, prefix: str) -> ReportBo
             return CheckpointReported(step=max(proto.checkpoint.step, 0), files=pack_files(files))
         case "clock_paused":
             paused = proto.clock_paused
-            return PauseReported(
-                paused=paused.paused, reason=paused.reason[:MESSAGE_CHARACTERS_MAX]
-            )
+            return PauseReported(paused=paused.paused, reason=clean(paused.reason))
     return None
 
 
@@ -167,6 +171,26 @@ def output_prefix(run_name: str, fencing_epoch: int) -> str:
     """URI under which a lease may write: it holds the epoch, so that a lost attempt is apart."""
     run_id = run_name.rpartition("/")[2]
     return f"object://runs/{run_id}/{fencing_epoch}/"
+
+
+def output_uri(file: work_pb2.OutputFile, *, prefix: str) -> str:
+    """Where an output lies.
+
+    Objects are written once; the digest in the key lets a worker that makes a file anew, with
+    other bytes, store it beside the first.
+
+    Raises:
+        Fault: INPUT_FIELD_INVALID for a path or a digest that is none.
+    """
+    path = check_path(file.path)
+    if not _SHA256.fullmatch(file.sha256) or file.size_bytes < 0:
+        raise Fault(
+            FaultCode.INPUT_FIELD_INVALID,
+            "A file needs its size and its sha256 in lower-case hexadecimal.",
+            field="files.sha256",
+            path=path,
+        )
+    return f"{prefix}{file.sha256[:_DIGEST_CHARACTERS]}/{path}"
 
 
 def check_path(path: str) -> str:
@@ -193,20 +217,22 @@ def check_files(files: Sequence[work_pb2.OutputFile], *, prefix: str) -> None:
     if len(files) > MAX_FILES:
         raise Fault(FaultCode.INPUT_FIELD_INVALID, f"At most {MAX_FILES} files.", field="files")
     for file in files:
-        path = check_path(file.path)
-        if file.uri != prefix + path:
+        if file.uri != output_uri(file, prefix=prefix):
             raise Fault(
                 FaultCode.INPUT_FIELD_INVALID,
                 "A file must lie where SignOutputs put it.",
                 field="files.uri",
-                path=path,
+                path=file.path,
             )
-        if not _SHA256.fullmatch(file.sha256) or file.size_bytes < 0:
+        entries_fit = len(file.entries) <= MAX_ENTRIES and all(
+            len(entry) <= _PATH_CHARACTERS_MAX for entry in file.entries
+        )
+        if not entries_fit or not _QUANTIZATION.fullmatch(file.quantization):
             raise Fault(
                 FaultCode.INPUT_FIELD_INVALID,
-                "A file needs its size and its sha256 in lower-case hexadecimal.",
-                field="files.sha256",
-                path=path,
+                "A file has a quantisation that is none, or too many or too long entries.",
+                field="files.entries",
+                path=file.path,
             )
 
 
@@ -221,8 +247,16 @@ def unpack_files(document: Document) -> Sequence[work_pb2.OutputFile]:
 
 
 def pack_samples(result: work_service_pb2.TrainResult) -> Document:
-    """Samples as they stand in their event; a worker that sends more is cut."""
-    samples = result.samples[:SAMPLE_COUNT]
+    """Samples as they stand in their event, which must fit into a message of NATS."""
+    samples = [
+        run_pb2.Sample(
+            prompt=sample.prompt[:SAMPLE_CHARACTERS_MAX],
+            completion=sample.completion[:SAMPLE_CHARACTERS_MAX],
+            base_completion=sample.base_completion[:SAMPLE_CHARACTERS_MAX],
+            flags=[flag[:FLAG_CHARACTERS_MAX] for flag in sample.flags[:MAX_FLAGS]],
+        )
+        for sample in result.samples[:SAMPLE_COUNT]
+    ]
     return event_pb2.SamplesRecorded(samples=samples).SerializeToString()
 
 

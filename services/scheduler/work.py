@@ -95,6 +95,7 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
     async def LeaseTask(
         self, request: work_service_pb2.LeaseTaskRequest, _context: Any
     ) -> work_service_pb2.LeaseTaskResponse:
+        names.NodeName.parse(request.node)
         current_caller().require_node(request.node)
         wait_seconds = min(max(request.wait_millis, 0), MAX_WAIT_MILLIS) / 1000
         loop = asyncio.get_running_loop()
@@ -112,12 +113,8 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
     ) -> work_service_pb2.HeartbeatTaskResponse:
         async with self._store.transaction() as transaction:
             record, lease, now = await _lock(transaction, request)
-            if lease.outcome is Outcome.CANCELLED:
-                return work_service_pb2.HeartbeatTaskResponse(
-                    directive=work_service_pb2.DIRECTIVE_ABORT,
-                    acknowledged_report_number=lease.report_number,
-                    reason=_CANCELLED,
-                )
+            if lease.outcome is not None:
+                return _farewell(lease)
             decision = self._reported(record, lease, request, now)
             await transaction.commit(decision)
             temperature = (
@@ -139,8 +136,8 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
             record, lease, _ = await _lock(transaction, request)
             leasing.held(record.run, fencing_epoch=lease.fencing_epoch)
         prefix = wire_work.output_prefix(record.run.name, lease.fencing_epoch)
-        uris = [prefix + wire_work.check_path(file.path) for file in request.files]
-        sizes = [max(file.size_bytes, 0) for file in request.files]
+        uris = [wire_work.output_uri(file, prefix=prefix) for file in request.files]
+        sizes = [file.size_bytes for file in request.files]
         urls = await self._peers.sign_writes(dict(zip(uris, sizes, strict=True)))
         return work_service_pb2.SignOutputsResponse(
             outputs=[
@@ -229,6 +226,9 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
             task = record.run.task
             if task.state is not TaskState.QUEUED or task.kind is not candidate.kind:
                 return None
+            if not urls.keys() >= set(wire_work.inputs_of(record)):
+                # It was leased and given back since its URLs were signed, and reads more now.
+                return None
             if task.kind is TaskKind.TRAIN:
                 count = await transaction.lock_project(project_of(record.run.name))
                 if count >= candidate.concurrency_limit:
@@ -291,9 +291,12 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
 async def lose(store: Store, run: str, lease: Lease, loss: Loss) -> bool:
     """Takes a lease from a node that is gone; False when that was no longer true."""
     async with store.transaction() as transaction:
-        locked = await transaction.lock_run_if_free(run)
-        if locked is None:
-            return False
+        if loss is Loss.EXPIRED:
+            locked = await transaction.lock_run_if_free(run)
+            if locked is None:
+                return False
+        else:
+            locked = await transaction.lock_run(run)
         record, now = locked
         held = record.run.lease
         if held is None or held.lease_id != lease.lease_id:
@@ -313,7 +316,7 @@ async def _lock(transaction: Transaction, request: Any) -> tuple[Record, Lease, 
         Fault: ACCESS_DENIED for the lease of another node; RUN_LEASE_LOST when it does not exist,
             shows another epoch, or was lost.
     """
-    found = await transaction.lease_by_id(request.lease_id)
+    found = await transaction.lease_by_id(names.check_id(request.lease_id, field="lease_id"))
     if found is None:
         raise Fault(FaultCode.RUN_LEASE_LOST)
     lease, run = found
@@ -370,6 +373,22 @@ def _directive(decision: Decision) -> work_service_pb2.HeartbeatTaskResponse:
     return response
 
 
+def _farewell(lease: Lease) -> work_service_pb2.HeartbeatTaskResponse:
+    """The answer to a heartbeat that comes after the end of its lease."""
+    response = work_service_pb2.HeartbeatTaskResponse(
+        directive=work_service_pb2.DIRECTIVE_ABORT,
+        acknowledged_report_number=lease.report_number,
+    )
+    if lease.outcome in (Outcome.COMPLETED, Outcome.RELEASED):
+        # It crossed with the call that ended the lease.
+        response.directive = work_service_pb2.DIRECTIVE_CONTINUE
+    elif lease.outcome is Outcome.CANCELLED:
+        response.reason = _CANCELLED
+    elif lease.fault is not None:
+        response.reason = lease.fault.message
+    return response
+
+
 def _node_from_proto(request: work_service_pb2.RegisterNodeRequest) -> NodeRecord:
     """A node that registers itself.
 
@@ -379,8 +398,14 @@ def _node_from_proto(request: work_service_pb2.RegisterNodeRequest) -> NodeRecor
     node = request.node
     names.NodeName.parse(node.name)
     current_caller().require_node(node.name)
-    if not 0 < len(request.incarnation) <= MAX_INCARNATION_CHARACTERS:
-        raise Fault(FaultCode.INPUT_FIELD_MISSING, "incarnation is required.", field="incarnation")
+    incarnation = request.incarnation
+    fits = 0 < len(incarnation) <= MAX_INCARNATION_CHARACTERS and incarnation.isprintable()
+    if not fits:
+        raise Fault(
+            FaultCode.INPUT_FIELD_INVALID,
+            f"incarnation must be 1 to {MAX_INCARNATION_CHARACTERS} printable characters.",
+            field="incarnation",
+        )
     kind = wire_work.kind_from_proto(node.kind)
     tier = EXPORT_TIER if kind is TaskKind.EXPORT else names.check_id(node.tier, field="tier")
     description = work_pb2.Node()

@@ -5,11 +5,12 @@ import enum
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from chassis.errors import fault_to_proto
-from corpus.shapes import Format
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from google.protobuf.message import Message
+
+from chassis.errors import fault_to_proto
+from corpus.shapes import Format
 from lexicon.faults import Fault, FaultCode
 from modelspec.catalog import CURRENCY, Catalog, Tier
 from tunesmith.api.billing.v1 import billing_pb2
@@ -18,7 +19,6 @@ from tunesmith.api.fault.v1 import fault_pb2
 from tunesmith.api.model.v1 import model_pb2
 from tunesmith.api.run.v1 import run_pb2, spec_pb2
 from tunesmith.api.validation.v1 import validation_service_pb2
-
 from validator.domain import report
 from validator.domain.facts import DatasetFacts
 from validator.domain.finding import Finding, Severity
@@ -282,10 +282,8 @@ def _prefix(contract: EnumTypeWrapper) -> str:
     return name.removesuffix("_UNSPECIFIED")
 
 
-def _severity(severity: Severity | None) -> fault_pb2.Severity:
-    if severity is None:
-        return fault_pb2.SEVERITY_UNSPECIFIED
-    return fault_pb2.Severity.Value(f"SEVERITY_{severity.name}")
+def _severity(severity: Severity | None) -> str:
+    return f"SEVERITY_{severity.name}" if severity else "SEVERITY_UNSPECIFIED"
 
 
 def _finding_to_proto(finding: Finding) -> fault_pb2.Finding:

@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 
-from tests.chaos import peer
+from tests.support import peer_trainer
 from tests.support.ptrace import kill_at_boundary
 from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
 from trainer.training import checkpoint, loop, rails
@@ -66,7 +66,7 @@ def main() -> None:
         whole = in_fork(lambda: run(Path(folder) / "whole", until=STEPS))
         stepped = trial_steps(whole, Path(folder), Random(options.seed))
         written = trial_write(whole, Path(folder))
-    theirs = in_fork(lambda: peer.resumed_curve(STEPS))
+    theirs = in_fork(lambda: peer_trainer.resumed_curve(STEPS))
     passed = (
         stepped["different"] == written["different"] == 0
         and stepped["steps_lost_max"] <= 1

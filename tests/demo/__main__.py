@@ -23,6 +23,7 @@ from tunesmith.api.billing.v1 import billing_pb2
 from tunesmith.api.fault.v1 import fault_pb2
 from tunesmith.api.run.v1 import run_pb2
 from tunesmith.cli import output
+from tunesmith.cli.billing import kind_words
 from tunesmith.cli.live import follow
 from tunesmith.client import Client
 from tunesmith.errors import TunesmithError
@@ -98,6 +99,7 @@ def _story(
         folder = state / "downloads" / output.last_part(run.name)
         shutil.rmtree(folder, ignore_errors=True)
         adapter, gguf = bundles.pull(client, run.name, folder)
+        screen.say(f"in {folder}", style="dim")
         for bundle in (adapter, gguf):
             _show_bundle(screen, bundle)
     with screen.part("answers"):
@@ -170,7 +172,7 @@ def _show_fault(screen: Screen, run: run_pb2.Run) -> None:
 
 
 def _show_bundle(screen: Screen, bundle: bundles.Bundle) -> None:
-    screen.good(f"{bundle.archive}  {output.bytes_text(bundle.archive.stat().st_size)}")
+    screen.good(f"{bundle.archive.name}  {output.bytes_text(bundle.archive.stat().st_size)}")
     for name, size_bytes in bundle.entries:
         screen.say(f"    {name:<28}{output.bytes_text(size_bytes):>10}", style="dim")
 
@@ -178,9 +180,10 @@ def _show_bundle(screen: Screen, bundle: bundles.Bundle) -> None:
 def _show_bill(screen: Screen, client: Client, run: run_pb2.Run) -> None:
     """The ledger lines of the run, and in words why it costs what it costs."""
     receipt = _settled(client, run.name)
-    for entry in receipt.entries:
-        kind = billing_pb2.EntryKind.Name(entry.kind).removeprefix("ENTRY_KIND_").lower()
-        screen.say(f"{kind:<9}{output.credits_text(entry.amount):>10}  {entry.reason}")
+    screen.ledger(
+        (kind_words(entry.kind), output.credits_text(entry.amount), entry.reason)
+        for entry in receipt.entries
+    )
     seconds = receipt.billable_millis / 1000
     if receipt.billable_minutes == 0:
         screen.good(

@@ -1,7 +1,7 @@
 """How the demo looks: numbered parts with their times, on a terminal and in a log."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -62,6 +62,16 @@ class Screen:
         for row, prompt in enumerate(prompts):
             cells = [_answer(texts[row], is_shown=shown[row]) for _, texts, shown in columns]
             table.add_row(prompt, *cells)
+        self.console.print(Padding(table, INDENT))
+
+    def ledger(self, entries: Iterable[tuple[str, str, str]]) -> None:
+        """Ledger lines: what each does, its credits, and why."""
+        table = Table(box=None, padding=(0, 1), show_header=False)
+        table.add_column(style="bold")
+        table.add_column(justify="right")
+        table.add_column(overflow="fold", style="dim")
+        for kind, amount, reason in entries:
+            table.add_row(kind, amount, reason)
         self.console.print(Padding(table, INDENT))
 
     def times(self) -> None:

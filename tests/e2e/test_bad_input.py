@@ -167,8 +167,16 @@ def test_another_projects_things_are_out_of_reach(client: Client, poor: Client, 
     for attempt in (
         lambda: poor.datasets.inspect(f"projects/local/datasets/{habit}"),
         lambda: poor.runs.get("projects/local/runs/any"),
-        lambda: poor.runs.submit(a_spec(f"projects/local/datasets/{habit}")),
+        lambda: poor.runs.cancel("projects/local/runs/any"),
+        lambda: poor.billing.receipt("projects/local/runs/any"),
+        lambda: poor.artifacts.list(run="projects/local/runs/any"),
     ):
         with pytest.raises(TunesmithError) as refused:
             attempt()
         assert refused.value.code == "ACCESS_PROJECT_FORBIDDEN"
+    before = what_exists(client), what_exists(poor)
+    with pytest.raises(TunesmithError) as refused:
+        poor.runs.submit(a_spec(f"projects/local/datasets/{habit}"))
+    # Whether another project has such a dataset is nobody's business.
+    assert refused.value.code in {"ACCESS_PROJECT_FORBIDDEN", "DATASET_NOT_FOUND"}
+    assert (what_exists(client), what_exists(poor)) == before

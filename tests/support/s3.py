@@ -104,6 +104,17 @@ class Bucket:
         )
 
 
+def environment(endpoint: str) -> dict[str, str]:
+    """What a process needs in its environment to use a bucket at an endpoint."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "tester",
+        "AWS_SECRET_ACCESS_KEY": "made-up",
+        "AWS_REGION": "us-east-1",
+    }
+
+
 @asynccontextmanager
 async def serving_bucket() -> AsyncIterator[tuple[str, Bucket]]:
     """Serves an empty bucket on a free port of loopback and gives its endpoint."""

@@ -74,7 +74,7 @@ async def an_output(stubs: Stubs, lease: work_pb2.Lease, path: str, **fields: An
         work_service_pb2.SignOutputsRequest(
             lease_id=lease.lease_id,
             fencing_epoch=lease.fencing_epoch,
-            files=[work_pb2.OutputFile(path=path, size_bytes=3)],
+            files=[work_pb2.OutputFile(path=path, size_bytes=3, sha256="a" * 64)],
         )
     )
     uri = response.outputs[0].uri

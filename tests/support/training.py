@@ -20,6 +20,7 @@ from trainer.domain.plan import (
     TrainOn,
     TrainPlan,
 )
+from trainer.training.attention import SEGMENTED
 from trainer.training.batches import IGNORED_LABEL, Row
 from trainer.training.rails import Arithmetic
 
@@ -106,7 +107,7 @@ def some_rows(count: int, *, seed: int = 0, longest: int = 24) -> tuple[Row, ...
     return tuple(rows)
 
 
-def a_tiny_model(seed: int = 0) -> Any:
+def a_tiny_model(seed: int = 0, *, attention: str = SEGMENTED) -> Any:
     """A Llama of a few thousand random weights, frozen."""
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -119,4 +120,6 @@ def a_tiny_model(seed: int = 0) -> Any:
         max_position_embeddings=128,
         initializer_range=0.3,
     )
-    return LlamaForCausalLM(config).requires_grad_(False)
+    model: Any = LlamaForCausalLM(config)
+    model.set_attn_implementation(attention)
+    return model.requires_grad_(False)

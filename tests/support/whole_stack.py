@@ -1,4 +1,4 @@
-"""What tests of the whole stack share: the bill when it is final, and processes that can be killed."""
+"""What tests of the whole stack share: final bills, and processes that can be killed."""
 
 import os
 import signal

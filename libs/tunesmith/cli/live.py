@@ -89,7 +89,10 @@ def follow(
         if payload == "warned":
             screen.print(f"! {view.warnings[-1]}", markup=False)
         elif heading != before or (payload == "progressed" and now - said_at >= LINE_SECONDS):
-            screen.print(f"{heading}{_figures(view, before=' · ')}", markup=False)
+            parts = [heading]
+            if view.metrics is not None:
+                parts += [_steps(view.metrics), _figures(view)]
+            screen.print(" · ".join(parts), markup=False, soft_wrap=True)
             said_at, before = now, heading
         yield view
 
@@ -113,15 +116,14 @@ class _Picture:
             heading.add_row(pill, Text(words, style=f"bold {colour}"), *_heading(view))
         lines: list[RenderableType] = [heading]
         if view.metrics is not None:
+            percent = view.metrics.progress_percent
             bar = Table.grid(padding=(0, 1))
-            done = 100.0 if view.state == run_pb2.RUN_STATE_COMPLETED else None
-            percent = done or view.metrics.progress_percent
             bar.add_row(
                 ProgressBar(total=100, completed=percent, width=BAR_WIDTH),
                 f"{percent:3.0f} %",
-                Text(_figures(view), style="default"),
+                _steps(view.metrics),
             )
-            lines.append(bar)
+            lines += [bar, Text(_figures(view))]
         lines += [Text(f"! {warning}", style="gold3") for warning in view.warnings[-3:]]
         return Group(*lines)
 
@@ -134,17 +136,20 @@ def _heading(view: RunView) -> tuple[Text, Text]:
     )
 
 
-def _figures(view: RunView, *, before: str = "") -> str:
-    """Epoch, step, loss, time left and credits in one line; empty before the first step."""
+def _steps(metrics: run_pb2.RunMetrics) -> str:
+    """Epoch and step, each of how many."""
+    return (
+        f"epoch {metrics.epoch}/{metrics.total_epochs} · step {metrics.step}/{metrics.total_steps}"
+    )
+
+
+def _figures(view: RunView) -> str:
+    """Loss, time left and credits in one line."""
     metrics = view.metrics
-    if metrics is None:
-        return ""
-    parts = [
-        f"epoch {metrics.epoch}/{metrics.total_epochs}",
-        f"step {metrics.step}/{metrics.total_steps}",
-        f"loss {metrics.loss:.4f}",
-    ]
+    assert metrics is not None
+    parts = [f"loss {metrics.loss:.4f}"]
     if metrics.HasField("remaining") and view.stage == fault_pb2.STAGE_TRAINING:
         parts.append(f"{output.span_text(metrics.remaining)} left")
-    parts.append(f"{output.span_text(view.clocks.wall)} · {view.cost} credits")
-    return before + " · ".join(parts)
+    parts.append(f"{output.span_text(view.clocks.wall)} gone")
+    parts.append(f"{view.cost} credits")
+    return " · ".join(parts)

@@ -18,8 +18,9 @@ from typing import Final
 
 import msgspec
 
-from exporter.engine import ggml, selftest
+from exporter.engine import selftest
 from exporter.engine.export import Engine, export
+from exporter.engine.kquant.encoder import Encoder
 from exporter.pipe import Export, Failed, Progress, Ready, decode_for_child, encode
 from lexicon.faults import Fault, FaultCode
 
@@ -71,14 +72,16 @@ def main() -> int:
     except Fault as fault:
         channel.send(_failed(fault))
         return 1
+    encoder = Encoder.prepare(arguments.cache / "kernels")
     engine = Engine(
         cache=arguments.cache,
         vendor=arguments.vendor,
         thread_count=arguments.threads,
-        encode=ggml.encode,
+        encode=encoder,
         llama_version=llama_version,
     )
-    channel.send(Ready(llama_version=llama_version, fast_types=()))
+    fast_types = tuple(kind.name for kind in sorted(encoder.types))
+    channel.send(Ready(llama_version=llama_version, fast_types=fast_types))
     while True:
         _work(engine, channel, channel.next_job())
 

@@ -83,6 +83,8 @@ def check_file(file: ArtifactFile) -> ArtifactFile:
         raise _invalid("file.quantization", "is for GGUF bundles, and required there")
     if len(file.entries) > _MAX_ENTRIES:
         raise _invalid("file.entries", f"must have at most {_MAX_ENTRIES} names")
+    for entry in file.entries:
+        label(entry, field="file.entries", default="")
     return file
 
 

@@ -54,6 +54,9 @@ def sha256_text(text: str, *, field: str) -> str:
 
 def similar(wanted: str, names: Iterable[str]) -> tuple[str, ...]:
     """The names nearest to a wanted one, best first, at most three."""
+    if len(wanted) > MAX_LABEL_CHARACTERS:
+        # Comparing takes time that grows with the length; no name is that long anyway.
+        return ()
     by_folded = {name.casefold(): name for name in names}
     close = difflib.get_close_matches(
         wanted.casefold(), by_folded, n=MAX_SIMILAR, cutoff=_SIMILARITY

@@ -103,6 +103,11 @@ class Clock:
         kept = () if keep_until is None else tuple(_clipped(closed.spans, keep_until))
         return replace(closed, spans=kept, paused=False)
 
+    def forget(self, at: datetime) -> "Clock":
+        """Everything so far is done again from the beginning, so none of it counts."""
+        assert self.running_since is None
+        return replace(self, settled=ZERO, spans=(), changed_time=at)
+
     @property
     def ticks(self) -> bool:
         """Whether it runs or is in a pause, so that a stop or a void changes it."""

@@ -77,6 +77,7 @@ def decide(run: Run, signal: Signal, now: datetime) -> Decision:
         case TaskLeased():
             kind = signal.kind
             leased = Trigger.TRAIN_LEASED if kind is TaskKind.TRAIN else Trigger.EXPORT_LEASED
+            leasing.check_open(run)
             draft.apply(Step(trigger=leased, at=now, signal=signal))
         case CancelRequested():
             draft.apply(Step(trigger=Trigger.CANCEL_REQUESTED, at=now, signal=signal))
@@ -199,10 +200,10 @@ def _ending(
             trigger = Trigger.TRAIN_RELEASED if trains else Trigger.EXPORT_RELEASED
         case LeaseLost() if retries:
             trigger = Trigger.TRAIN_LOST_RETRY if trains else Trigger.EXPORT_LOST_RETRY
-            fault = failures.node_lost(run)
+            fault = failures.node_lost(run, is_last=False)
         case LeaseLost():
             trigger = Trigger.TRAIN_LOST if trains else Trigger.EXPORT_LOST
-            fault = failures.final(run, failures.node_lost(run), same_oom_count=0)
+            fault = failures.final(run, failures.node_lost(run, is_last=True), same_oom_count=0)
         case TaskFailed() if retries and failures.is_transient(signal.fault):
             trigger = Trigger.TRAIN_FAILED_RETRY if trains else Trigger.EXPORT_FAILED_RETRY
             fault = signal.fault

@@ -238,12 +238,31 @@ def _node_of(draft: Draft) -> str:
     return closed[-1].node if closed else ""
 
 
+def _drop_checkpoint(draft: Draft, step: Step, row: Transition) -> None:
+    """An attempt that begins before the checkpoint could not use it: all steps are done again."""
+    run = draft.run
+    assert isinstance(step.signal, TrainingBegan)
+    if run.checkpoint is None or step.signal.from_step >= run.checkpoint.step:
+        return
+    draft.run = replace(run, checkpoint=None, clock=run.clock.forget(step.at))
+    reason = "The checkpoint could not be used; training begins anew."
+    body = ClockChanged(change=ClockChange.VOIDED, reason=reason, void_from=run.start_time)
+    draft.emit(body, at=step.at)
+
+
 def _start_clock(draft: Draft, step: Step, row: Transition) -> None:
     run = draft.run
     assert run.lease is not None
     assert isinstance(step.signal, TrainingBegan)
     begun = replace(run.lease, start_time=step.at, resumed_from_step=max(step.signal.from_step, 0))
-    draft.run = replace(run, clock=run.clock.start(step.at), start_time=run.start_time or step.at)
+    # The figures of an earlier attempt say nothing about this one.
+    draft.run = replace(
+        run,
+        clock=run.clock.start(step.at),
+        start_time=run.start_time or step.at,
+        metrics=None,
+        progress_time=draft.now,
+    )
     draft.put_lease(begun)
     _tell_clock(draft, ClockChange.STARTED, step.at, reason=row.reason)
 
@@ -288,9 +307,10 @@ def _tell_clock(draft: Draft, change: ClockChange, at: datetime, *, reason: str)
 def _record_metrics(draft: Draft, step: Step, row: Transition) -> None:
     """Keeps the figures, and tells them unless that was done a moment ago."""
     assert isinstance(step.signal, MetricsReported)
+    is_first = draft.run.metrics is None
     draft.run = replace(draft.run, metrics=step.signal.metrics)
     draft.metrics.append(step.signal.metrics)
-    if limits.is_progress_due(draft.run, draft.now):
+    if is_first or limits.is_progress_due(draft.run, draft.now):
         _tell_progress(draft, step, row)
 
 
@@ -392,6 +412,7 @@ _EFFECTS: Final[Mapping[Effect, Callable[[Draft, Step, Transition], None]]] = {
     Effect.REQUEUE: _requeue,
     Effect.QUEUE_EXPORT: _queue_export,
     Effect.MOVE: _move,
+    Effect.DROP_CHECKPOINT: _drop_checkpoint,
     Effect.START_CLOCK: _start_clock,
     Effect.PAUSE_CLOCK: _pause_clock,
     Effect.RESUME_CLOCK: _resume_clock,

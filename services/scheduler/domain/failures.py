@@ -28,14 +28,14 @@ def is_refundable(terms: Terms, fault: RunFault | None) -> bool:
     return fault is not None and terms.vouched and TABLE[fault.code].refundable
 
 
-def node_lost(run: Run) -> RunFault:
-    """The fault of a run whose node was lost in every attempt."""
-    assert run.lease is not None
+def node_lost(run: Run, *, is_last: bool) -> RunFault:
+    """The fault of an attempt whose node was lost; the last one says that it was the last."""
+    message = f"{NODE_LOST}; given up after {MAX_ATTEMPTS} attempts." if is_last else NODE_LOST
     return _platform_fault(
         run,
         FaultCode.RUNTIME_WORKER_LOST,
-        f"{NODE_LOST}; given up after {MAX_ATTEMPTS} attempts.",
-        metadata={"attempts": str(MAX_ATTEMPTS)},
+        message,
+        metadata={"attempt": str(run.task.failures + 1)},
     )
 
 

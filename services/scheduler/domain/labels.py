@@ -21,8 +21,7 @@ def checked(labels: Labels) -> Labels:
     if len(labels.tags) > MAX_TAGS:
         raise _invalid("tags", f"A run may have at most {MAX_TAGS} tags.")
     for tag in labels.tags:
-        if not 0 < len(tag) <= MAX_TAG_CHARACTERS or not tag.isprintable():
-            raise _invalid("tags", f"A tag must be 1 to {MAX_TAG_CHARACTERS} printable characters.")
+        check_tag(tag)
     name = labels.display_name
     if len(name) > MAX_DISPLAY_NAME_CHARACTERS or not name.isprintable():
         raise _invalid(
@@ -32,6 +31,16 @@ def checked(labels: Labels) -> Labels:
     if abs(labels.priority) > MAX_PRIORITY:
         raise _invalid("priority", f"priority must be -{MAX_PRIORITY} to {MAX_PRIORITY}.")
     return labels
+
+
+def check_tag(tag: str) -> None:
+    """Checks one tag.
+
+    Raises:
+        Fault: INPUT_FIELD_INVALID.
+    """
+    if not 0 < len(tag) <= MAX_TAG_CHARACTERS or not tag.isprintable():
+        raise _invalid("tags", f"A tag must be 1 to {MAX_TAG_CHARACTERS} printable characters.")
 
 
 def changed(

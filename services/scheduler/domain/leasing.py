@@ -6,7 +6,7 @@ from typing import Final
 
 from lexicon.faults import Fault, FaultCode
 from scheduler.domain.clock import ZERO
-from scheduler.domain.run import Lease, Run, Task, TaskKind
+from scheduler.domain.run import Lease, Run, Task, TaskKind, TaskState
 from scheduler.domain.signals import Report, TaskLeased
 
 # A lost node is retried twice, so three attempts in all (A13); an export gets the same.
@@ -41,6 +41,20 @@ def next_lease(run: Run, signal: TaskLeased, now: datetime) -> Lease:
         report_time=now,
         resumed_from_step=run.checkpoint.step if run.checkpoint and from_checkpoint else 0,
     )
+
+
+def check_open(run: Run) -> None:
+    """Checks that the task waits for a node.
+
+    Raises:
+        Fault: RUN_TRANSITION_ILLEGAL when a node has it, or it has ended.
+    """
+    if run.task.state is not TaskState.QUEUED:
+        raise Fault(
+            FaultCode.RUN_TRANSITION_ILLEGAL,
+            f"The task of the run is {run.task.state}, not open.",
+            task_state=run.task.state,
+        )
 
 
 def held(run: Run, *, fencing_epoch: int) -> Lease:

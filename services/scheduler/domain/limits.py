@@ -27,6 +27,10 @@ FINISH_GRACE: Final = timedelta(minutes=10)
 # with room for the tick that finds it due.
 PROGRESS_INTERVAL: Final = timedelta(seconds=4)
 
+# In the first minute of an attempt people look closely, and short runs are over after it.
+YOUNG_AGE: Final = timedelta(minutes=1)
+YOUNG_PROGRESS_INTERVAL: Final = timedelta(seconds=1)
+
 
 def billable_limit(run: Run) -> timedelta | None:
     """Billable time at which one more minute would go over the budget; None when time is free."""
@@ -74,7 +78,12 @@ def due(run: Run, now: datetime) -> list[Trigger]:
 
 def is_progress_due(run: Run, now: datetime) -> bool:
     """Whether progress should be told again."""
-    return run.progress_time is None or now - run.progress_time >= PROGRESS_INTERVAL
+    if run.progress_time is None:
+        return True
+    begun = run.clock.started_time
+    is_young = begun is not None and now - begun < YOUNG_AGE
+    interval = YOUNG_PROGRESS_INTERVAL if is_young else PROGRESS_INTERVAL
+    return now - run.progress_time >= interval
 
 
 def cost_now(run: Run, now: datetime) -> int:

@@ -37,7 +37,7 @@ def changed(recipe: Tree, changes: Mapping[str, str]) -> dict[str, Any]:
     for path in sorted(changes):
         try:
             value = json.loads(changes[path])
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _invalid(path, f"The value of {path} is not JSON.") from None
         _put(tree, path, value)
     return tree

@@ -57,6 +57,7 @@ class Effect(StrEnum):
     REQUEUE = "queue the task again"
     QUEUE_EXPORT = "queue the export"
     MOVE = "change state"
+    DROP_CHECKPOINT = "drop a checkpoint that was not used"
     START_CLOCK = "start clock"
     PAUSE_CLOCK = "pause clock"
     RESUME_CLOCK = "resume clock"
@@ -151,7 +152,7 @@ TABLE: Final[tuple[Transition, ...]] = (
         stages=_PREPARING,
         target=State.TRAINING,
         stage=Stage.TRAINING,
-        effects=(Effect.MOVE, Effect.START_CLOCK),
+        effects=(Effect.MOVE, Effect.DROP_CHECKPOINT, Effect.START_CLOCK),
         reason="The first optimizer step began.",
     ),
     Transition(

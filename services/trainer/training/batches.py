@@ -34,7 +34,8 @@ class MicroBatch:
 
     `ids_BT` and `positions_BT` are (1, T) when packed, (B, T) when padded. Positions begin at 0
     with each example; that is how the model knows where one ends, and examples do not see each
-    other. `at_N` are flat places whose next token is trained on, `targets_N` those next tokens.
+    other; `segment_lengths` says the same to attention that goes by segment, None when padded.
+    `at_N` are flat places whose next token is trained on, `targets_N` those next tokens.
     """
 
     ids_BT: torch.Tensor
@@ -43,6 +44,7 @@ class MicroBatch:
     targets_N: torch.Tensor
     example_count: int
     token_count: int
+    segment_lengths: tuple[int, ...] | None
 
     @property
     def computed_token_count(self) -> int:
@@ -73,7 +75,8 @@ def packed(rows: Sequence[Row], device: torch.device) -> MicroBatch:
     positions = np.concatenate([np.arange(len(row.ids)) for row in rows])
     # The last token of an example has nothing to predict: the next one belongs to a stranger.
     labels = np.concatenate([np.append(row.labels[1:], IGNORED_LABEL) for row in rows])
-    return _micro_batch(ids[None], positions[None], labels, rows, device)
+    lengths = tuple(len(row.ids) for row in rows)
+    return _micro_batch(ids[None], positions[None], labels, rows, device, lengths=lengths)
 
 
 def padded(rows: Sequence[Row], device: torch.device) -> MicroBatch:
@@ -87,7 +90,7 @@ def padded(rows: Sequence[Row], device: torch.device) -> MicroBatch:
             for row in rows
         ]
     )
-    return _micro_batch(ids, positions, labels.reshape(-1), rows, device)
+    return _micro_batch(ids, positions, labels.reshape(-1), rows, device, lengths=None)
 
 
 def _micro_batch(
@@ -96,6 +99,8 @@ def _micro_batch(
     labels: np.ndarray,
     rows: Sequence[Row],
     device: torch.device,
+    *,
+    lengths: tuple[int, ...] | None,
 ) -> MicroBatch:
     at = np.flatnonzero(labels != IGNORED_LABEL)
     return MicroBatch(
@@ -105,4 +110,5 @@ def _micro_batch(
         targets_N=torch.from_numpy(labels[at].astype(np.int64)).to(device),
         example_count=len(rows),
         token_count=sum(len(row.ids) for row in rows),
+        segment_lengths=lengths,
     )

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from lexicon.faults import Fault, FaultCode
 from trainer.domain.healing import Ladder
 from trainer.domain.plan import TrainPlan
 from trainer.domain.schedule import learning_rate
-from trainer.training.batches import MicroBatch, Row, micro_batches, step_indices
+from trainer.training.batches import Row, micro_batches, step_indices
 from trainer.training.memory import is_out_of_memory, release_memory
+from trainer.training.objective import summed_loss
 from trainer.training.rails import Arithmetic
 
 ADAM_BETAS = (0.9, 0.999)
@@ -154,24 +154,6 @@ def _try_step(
         trained_token_count=trained_count,
         seconds=time.perf_counter() - began,
     )
-
-
-def summed_loss(model: Any, batch: MicroBatch) -> torch.Tensor:
-    """Cross-entropy summed over the trained tokens; divided by the step's count by the caller.
-
-    Packed rows ask the model for logits at the N trained places alone.
-    """
-    packed = batch.ids_BT.shape[0] == 1
-    logits_1NV = model(
-        input_ids=batch.ids_BT,
-        position_ids=batch.positions_BT,
-        use_cache=False,
-        **({"logits_to_keep": batch.at_N} if packed else {}),
-    ).logits
-    logits_NV = logits_1NV.flatten(0, 1)
-    if not packed:
-        logits_NV = logits_NV[batch.at_N]
-    return functional.cross_entropy(logits_NV.float(), batch.targets_N, reduction="sum")
 
 
 def mean_loss(

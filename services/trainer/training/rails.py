@@ -3,7 +3,8 @@
 import json
 import logging
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lexicon.faults import Fault, FaultCode
 from trainer.domain.plan import Backend, Base, Precision, TrainPlan
+from trainer.training.attention import SEGMENTED, implementation_for
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +135,7 @@ def load_base(base: Base, arithmetic: Arithmetic) -> Any:
             folder,
             config=config,
             dtype=arithmetic.weights,
-            attn_implementation="sdpa",
+            attn_implementation=implementation_for(config),
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -183,6 +185,19 @@ def attach(model: Any, plan: TrainPlan) -> PeftModel:
             gradient_checkpointing_kwargs={"use_reentrant": False}
         )
     return adapted
+
+
+@contextmanager
+def speaking(adapted: PeftModel) -> Iterator[None]:
+    """Attention as generation needs it, with masks and a cache; training's comes back after it."""
+    model: Any = adapted.get_base_model()
+    trained_with = model.config._attn_implementation
+    if trained_with == SEGMENTED:
+        model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(trained_with)
 
 
 def detach(adapted: PeftModel) -> Any:

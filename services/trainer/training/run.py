@@ -83,6 +83,7 @@ def fingerprint(plan: TrainPlan) -> str:
         datasets=datasets,
         validation=_without_path(plan),
         work_folder="",
+        log_path="",
         checkpoint_folder=None,
     )
     return hashlib.sha256(msgspec.json.encode(bare)).hexdigest()
@@ -249,11 +250,12 @@ def _deliver(
     proof: Path | None = None
     prompts = desk.prompts
     try:
-        samples, answers = speech.ask_both(speaker, prompts)
-        proof = Path(plan.work_folder) / speech.PROOF_NAME
-        speech.write_proof(
-            speaker, prompts, answers, proof, base_model=plan.base.base_model, run=plan.run
-        )
+        with rails.speaking(adapted):
+            samples, answers = speech.ask_both(speaker, prompts)
+            proof = Path(plan.work_folder) / speech.PROOF_NAME
+            speech.write_proof(
+                speaker, prompts, answers, proof, base_model=plan.base.base_model, run=plan.run
+            )
     except (Fault, RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -1,11 +1,13 @@
 """Billing as it runs, on a real Postgres; the scheduler's event log is a list."""
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
 
+import asyncpg
 import grpc.aio
 import pytest
 
@@ -17,6 +19,7 @@ from chassis.client import connect
 from chassis.identity import Role, service_token
 from lexicon.ids import new_id
 from tests.support.desk import SIGNING_KEY, calling, serving
+from tests.support.postgres import PostgresServer
 from tunesmith.api.billing.v1 import billing_service_pb2, billing_service_pb2_grpc
 from tunesmith.api.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
 
@@ -88,6 +91,21 @@ class Desk:
 
 def entry_id(now: datetime) -> str:
     return new_id("tx", now=now, random_bytes=secrets.token_bytes)
+
+
+@pytest.fixture(scope="module")
+def room_database(postgres_server: PostgresServer) -> str:
+    """One database for a file of tests: making one takes longer than most tests."""
+    return asyncio.run(postgres_server.create_database())
+
+
+@pytest.fixture
+async def database_url(room_database: str) -> AsyncIterator[str]:
+    """The file's database, emptied after each test."""
+    yield room_database
+    connection = await asyncpg.connect(room_database)
+    await connection.execute("DROP SCHEMA IF EXISTS billing CASCADE")
+    await connection.close()
 
 
 @pytest.fixture

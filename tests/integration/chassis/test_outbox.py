@@ -189,6 +189,19 @@ async def test_the_log_hands_out_nothing_while_an_earlier_event_may_still_come(
         assert await outbox.read_after(connection, cursor, limit=10) == ([], cursor)
 
 
+async def test_the_log_does_not_wait_for_transactions_of_others(pool: Pool) -> None:
+    await append(pool, row("run-1", 1))
+    await pool.execute("CREATE TABLE other (id int)")
+    async with pool.acquire() as slow, pool.acquire() as reader:
+        open_one = slow.transaction()
+        await open_one.start()
+        await slow.execute("INSERT INTO other VALUES (1)")
+        async with asyncio.timeout(1):
+            payloads, _ = await outbox.read_after(reader, "", limit=10)
+        await open_one.rollback()
+    assert len(payloads) == 1
+
+
 async def test_pages_of_the_log_join_without_a_seam(pool: Pool) -> None:
     await append(pool, *(row("run-1", sequence) for sequence in range(1, 8)))
     seen: list[int] = []

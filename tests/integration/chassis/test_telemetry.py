@@ -115,7 +115,9 @@ async def test_without_variables_nothing_is_exported_but_logs_carry_the_trace(
     output = await run_traced({})
     assert receiver.bodies == {}
     lines = [json.loads(line) for line in output.splitlines()]
-    assert {line["service"] for line in lines} == {"traced", "test"}
+    (called,) = [line for line in lines if line["event"] == "called"]
+    assert called["service"] == "traced"
+    assert len(called["trace_id"]) == 32
 
 
 async def test_exporters_may_be_chosen_one_by_one(receiver: Receiver) -> None:

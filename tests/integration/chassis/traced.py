@@ -1,4 +1,4 @@
-"""A process of its own for the telemetry test: a server that is called, with OTEL_* from outside."""
+"""A process of its own for the telemetry test: a server, and a call to it within a span."""
 
 import grpc.aio
 
@@ -19,6 +19,7 @@ async def run() -> None:
             stub = event_service_pb2_grpc.EventServiceStub(channel)
             with telemetry.span("outer", run="projects/acme/runs/run-1"):
                 await stub.ListEvents(asking())
+                telemetry.logger(__name__).info("called")
 
 
 if __name__ == "__main__":

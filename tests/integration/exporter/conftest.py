@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from deploy.local import llama_build
-from exporter.engine import ggml
 from exporter.engine.export import Engine
+from exporter.engine.kquant.encoder import Encoder
 from tests.integration.exporter.making import ANVIL, make_adapter, write_reference
 
 
@@ -29,7 +29,7 @@ def engine(vendor: Path, model_cache: Path) -> Engine:
         cache=model_cache / "gguf",
         vendor=vendor,
         thread_count=2,
-        encode=ggml.encode,
+        encode=Encoder.prepare(model_cache / "gguf" / "kernels"),
         llama_version="test",
     )
 

@@ -1,5 +1,6 @@
 """The hub as it runs, on a real Postgres and a folder of objects; quotas come from a table."""
 
+import asyncio
 import hashlib
 import itertools
 from collections.abc import AsyncIterator, Sequence
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import asyncpg
 import grpc.aio
 import pytest
 
@@ -28,6 +30,7 @@ from modelspec.catalog import load_catalog
 from objects.signing import UrlSigner
 from objects.store import ObjectStore, open_store
 from tests.support.desk import calling, serving
+from tests.support.postgres import PostgresServer
 from tunesmith.api.artifact.v1 import (
     artifact_service_pb2,
     artifact_service_pb2_grpc,
@@ -131,14 +134,35 @@ async def _once(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
+@pytest.fixture(scope="module")
+def room_database(postgres_server: PostgresServer) -> str:
+    """One database for a file of tests: making one takes longer than most tests."""
+    return asyncio.run(postgres_server.create_database())
+
+
 @pytest.fixture
-async def hub(database_url: str, tmp_path: Path) -> AsyncIterator[Hub]:
+async def database_url(room_database: str) -> AsyncIterator[str]:
+    """The file's database, emptied after each test."""
+    yield room_database
+    connection = await asyncpg.connect(room_database)
+    await connection.execute("DROP SCHEMA IF EXISTS hub CASCADE")
+    await connection.close()
+
+
+@pytest.fixture
+def objects_url(tmp_path: Path) -> str:
+    """Where the objects lie: a folder, unless a file of tests says otherwise."""
+    return (tmp_path / "objects").as_uri()
+
+
+@pytest.fixture
+async def hub(database_url: str, objects_url: str, tmp_path: Path) -> AsyncIterator[Hub]:
     """The hub on a fresh database and an empty folder of objects."""
     async with AsyncExitStack() as stack:
         pool = await postgres.open_pool(database_url, schema="hub")
         stack.push_async_callback(pool.close)
         await postgres.migrate(pool, schema="hub", package="hub")
-        store, objects = Store(pool), open_store((tmp_path / "objects").as_uri())
+        store, objects = Store(pool), open_store(objects_url)
         signer = UrlSigner(["key-of-signed-urls-in-tests"], "http://127.0.0.1:8080")
         links = Links(signer, lifetime=timedelta(minutes=15), clock=partial(datetime.now, UTC))
         catalog = load_catalog(CATALOG)

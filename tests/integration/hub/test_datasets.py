@@ -316,3 +316,9 @@ async def test_another_projects_datasets_are_out_of_reach(hub: Hub) -> None:
         )
         fault = await refusal(stub.CommitUpload(theirs))
         assert fault.code is FaultCode.DATASET_UPLOAD_NOT_FOUND
+
+
+@pytest.mark.parametrize("upload_id", ["", "a\x00b", "../x", "x" * 500])
+async def test_hostile_upload_ids_are_refused(hub: Hub, upload_id: str) -> None:
+    """Attack 11."""
+    assert (await refusal(hub.commit(upload_id))).code is FaultCode.INPUT_NAME_INVALID

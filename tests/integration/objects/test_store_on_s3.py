@@ -10,7 +10,7 @@ import pytest
 
 from lexicon.faults import Fault, FaultCode
 from objects.store import ObjectStore, open_store
-from tests.support.s3 import Bucket, serving_bucket
+from tests.support.s3 import Bucket, environment, serving_bucket
 
 pytestmark = pytest.mark.integration
 
@@ -20,14 +20,7 @@ LIMIT = 64 << 20
 @pytest.fixture
 async def bucket(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bucket]:
     async with serving_bucket() as (endpoint, bucket):
-        settings = {
-            "AWS_ENDPOINT_URL": endpoint,
-            "AWS_ALLOW_HTTP": "true",
-            "AWS_ACCESS_KEY_ID": "tester",
-            "AWS_SECRET_ACCESS_KEY": "made-up",
-            "AWS_REGION": "us-east-1",
-        }
-        for name, value in settings.items():
+        for name, value in environment(endpoint).items():
             monkeypatch.setenv(name, value)
         yield bucket
 

@@ -112,7 +112,7 @@ async def test_cancel_is_immediate_and_the_worker_is_told_to_abort(
         assert beat.directive == work_service_pb2.DIRECTIVE_ABORT
         output = work_pb2.OutputFile(
             path="adapter.zip",
-            uri=f"object://runs/{run.name.rpartition('/')[2]}/{lease.fencing_epoch}/adapter.zip",
+            uri=f"object://runs/{run.name.rpartition('/')[2]}/1/{'a' * 16}/adapter.zip",
             sha256="a" * 64,
             artifact_kind=artifact_pb2.ARTIFACT_KIND_LORA_ADAPTER,
         )

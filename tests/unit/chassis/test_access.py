@@ -39,7 +39,7 @@ def test_every_method_of_the_contracts_is_classified() -> None:
 
 def test_only_health_is_open() -> None:
     """002-28, 002-30"""
-    assert {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"} == access.OPEN
+    assert frozenset({"/grpc.health.v1.Health/Check"}) == access.OPEN
     assert all(access.ALLOWED.values())
 
 
@@ -66,6 +66,6 @@ def test_no_user_moves_money_and_no_node_sees_more_than_work() -> None:
         if method.endswith(MONEY):
             assert Role.PROJECT not in roles
         if Role.NODE in roles:
-            assert "WorkService" in method or "FaultService" in method or "reflection" in method
+            assert any(part in method for part in ("WorkService", "FaultService", "/grpc."))
         if "WorkService" in method or "ObjectService" in method:
             assert not roles & {Role.PROJECT, Role.OPERATOR}

@@ -79,6 +79,7 @@ def _restored_logs() -> Iterator[None]:
     """Whatever a test sets up for logs is gone after it."""
     yield
     structlog.reset_defaults()
+    logging.captureWarnings(capture=False)
     logging.basicConfig(force=True)
 
 

@@ -32,6 +32,9 @@ class Events(event_service_pb2_grpc.EventServiceServicer):
         match request.page_token:
             case "fault":
                 raise Fault(FaultCode.RUN_NOT_FOUND, "No such run.", stage="saving", rank=3)
+            case "huge":
+                many = {f"key{number:03}{'k' * 60}": "…" * 500 for number in range(100)}
+                raise Fault(FaultCode.STORAGE_FULL, "…" * 9000, remedy="…" * 9000, **many)
             case "mistake":
                 raise RuntimeError("secret detail of line 7")
             case "outage":
@@ -108,6 +111,22 @@ async def test_any_client_reads_status_error_info_and_remedy(port: int) -> None:
     )
     assert status.details[2].Unpack(remedy)
     assert "tunesmith run list" in remedy.message
+
+
+async def test_the_largest_fault_reaches_a_client_with_default_limits(port: int) -> None:
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+    plain: Any = event_service_pb2_grpc.EventServiceStub(channel)
+    for _ in range(20):
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await plain.ListEvents(
+                asking("huge"), metadata=(("authorization", f"Bearer {token()}"),)
+            )
+        assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert str(raised.value.details()).startswith("……")
+        assert (
+            rpc_status.from_call(raised.value).details[0].Is(error_details_pb2.ErrorInfo.DESCRIPTOR)
+        )
+    await channel.close()
 
 
 async def test_a_mistake_of_ours_shows_no_traceback_and_is_logged_once(
@@ -226,6 +245,19 @@ async def test_health_is_open_and_reflection_is_not(port: int) -> None:
     await channel.close()
     assert names is not None
     assert NAME in names
+
+
+async def test_a_worker_answers_health_and_nothing_else() -> None:
+    async with serving(lambda _: [], signing_key=None) as port:
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        answer = await health.Check(health_pb2.HealthCheckRequest())
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        metadata = (("authorization", f"Bearer {token()}"),)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await anext(aiter(health.Watch(health_pb2.HealthCheckRequest(), metadata=metadata)))
+        assert raised.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        await channel.close()
 
 
 async def test_a_client_waits_for_a_server_that_is_starting() -> None:

@@ -31,7 +31,8 @@ ATTACKS = {
     "{% set ns.x = ns.x * ns.x %}{% endfor %}",
     "repeat text": "{{ 'a' * 1000000000 }}",
     "repeat list": "{{ ([0] * 1000000000) | length }}",
-    "nested loops": "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
+    "nested loops": "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}"
+    "{% endfor %}",
     "hidden loops": "{% for a in range(99999) %}{% for b in range(99999) if false %}{% endfor %}"
     "{% endfor %}",
     "filter loops": "{% for a in range(99999) %}{{ range(99999) | map('string') | list | length }}"
@@ -76,10 +77,7 @@ def test_an_attack_ends_as_a_fault_in_time(name: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(sandbox, "MAX_SECONDS", 0.1)
     began = time.monotonic()
     with pytest.raises(Fault) as caught:
-        rendered = ChatTemplate.compile(ATTACKS[name]).render(
-            [Message(role=Role.USER, content="Hi")]
-        )
-        raise AssertionError(f"rendered {rendered[:200]!r}")
+        ChatTemplate.compile(ATTACKS[name]).render([Message(role=Role.USER, content="Hi")])
     assert caught.value.code is FaultCode.MODEL_CHAT_TEMPLATE_INVALID
     assert time.monotonic() - began < 2
 
@@ -94,13 +92,14 @@ ORDINARY: list[tuple[str, dict[str, Any], str]] = [
      {"messages": [{"role": "a"}, {"role": "b"}, {"role": "c"}]}, "c,b"),
     ("{{ x.split('</t>')[-1].lstrip('\n') | trim }}", {"x": "a</t>\n b "}, "b"),
     ("{{ {'a': [1, 'ä<']} | tojson }}", {}, '{"a": [1, "ä<"]}'),
-    ("{% set ns = namespace(n=0) %}{% for i in range(3) %}{% set ns.n = ns.n + i %}{% endfor %}"
-     "{{ ns.n }}", {}, "3"),
+    ("{% set a = namespace(n=0) %}{% for i in [1, 2] %}{% set a.n = a.n + i %}{% endfor %}{{ a.n }}",
+     {}, "3"),
     ("{% generation %}said{% endgeneration %}", {}, "said"),
     ("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", {}, "01"),
     ("{% macro m(a) %}<{{ a }}>{% endmacro %}{{ m('x') ~ m(1) }}", {}, "<x><1>"),
     ("{{ strftime_now('%d %b %Y') }}", {}, "26 Jul 2024"),
-    ("{% if tools is defined and tools is not none %}a{% else %}b{% endif %}", {"tools": None}, "b"),
+    ("{% if tools is defined and tools is not none %}a{% else %}b{% endif %}",
+     {"tools": None}, "b"),
     ("  {%- if true %}\n  a\n  {%- endif %}\n", {}, "  a"),
 ]  # fmt: skip
 

@@ -46,3 +46,8 @@ def test_the_nearest_names_come_first_and_strangers_not_at_all() -> None:
 def test_suggestions_read_as_a_question() -> None:
     assert did_you_mean(("a", "b")) == " Did you mean a or b?"
     assert did_you_mean(()) == ""
+
+
+def test_a_text_longer_than_any_name_is_not_compared() -> None:
+    """Attack 10: the time of an answer does not grow with what a stranger sends."""
+    assert similar("x" * 4_000_000, ["x" * 200]) == ()

@@ -29,6 +29,8 @@ def test_codes_are_prefix_typed_and_carry_whether_to_retry(code: FaultCode) -> N
     assert grpc.StatusCode[row.grpc_status] is not grpc.StatusCode.OK
     assert row.meaning.endswith((".", "…"))
     assert row.remedy.endswith(".")
+    # More is cut off on the wire.
+    assert all(len(text) <= 500 for text in (row.meaning, row.remedy, *row.variants.values()))
 
 
 @pytest.mark.parametrize("prefix", ["INPUT_", "CONFIG_", "DEP_", "RUNTIME_", "STATE_"])

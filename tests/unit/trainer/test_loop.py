@@ -17,6 +17,7 @@ from trainer.domain.schedule import learning_rate
 from trainer.training import checkpoint, loop, rails
 from trainer.training.adapter import require_changed
 from trainer.training.batches import IGNORED_LABEL, Row, packed, padded, step_indices
+from trainer.training.objective import summed_loss
 
 ROWS = some_rows(20)
 STEPS = 8
@@ -61,7 +62,7 @@ def test_loss_of_a_micro_batch_is_the_sum_over_its_examples(layout: Callable[...
     """Packed examples do not see each other, and padding counts nothing."""
     model = a_tiny_model().eval()
     with torch.no_grad():
-        ours = loop.summed_loss(model, layout(ROWS[:5], CPU))
+        ours = summed_loss(model, layout(ROWS[:5], CPU))
         assert ours.item() == pytest.approx(reference_loss(model, ROWS[:5]).item(), rel=1e-5)
 
 
@@ -189,7 +190,8 @@ def test_out_of_memory_in_the_forward_pass_changes_nothing(at: int) -> None:
     plan = a_plan()
     clean = take(begin(plan), plan, STEPS)
     state = begin(plan)
-    state.model.forward = Injected(state.model.forward, at={at})
+    backbone = state.model.get_base_model().model
+    backbone.forward = Injected(backbone.forward, at={at})
     assert take(state, plan, STEPS) == pytest.approx(clean, abs=1e-6)
     assert state.ladder.micro_batch_size == plan.micro_batch_size // 2
     assert state.model.training
@@ -207,7 +209,8 @@ def test_out_of_memory_for_ever_ends_with_its_code() -> None:
     """002-04"""
     plan = a_plan()
     state = begin(plan)
-    state.model.forward = Injected(state.model.forward, at=set(range(1, 100)))
+    backbone = state.model.get_base_model().model
+    backbone.forward = Injected(backbone.forward, at=set(range(1, 100)))
     rungs: list[Ladder] = []
     with pytest.raises(Fault) as caught:
         loop.take_step(state, ROWS, plan, FP32, steps=STEPS, healed=rungs.append)
@@ -217,7 +220,9 @@ def test_out_of_memory_for_ever_ends_with_its_code() -> None:
 
 def test_another_error_is_not_taken_for_out_of_memory() -> None:
     state = begin(a_plan())
-    state.model.forward = lambda **_: (_ for _ in ()).throw(RuntimeError("shape mismatch"))
+    state.model.get_base_model().model.forward = lambda **_: (_ for _ in ()).throw(
+        RuntimeError("shape mismatch")
+    )
     with pytest.raises(RuntimeError, match="shape mismatch"):
         take(state, a_plan(), 1)
 
@@ -225,7 +230,9 @@ def test_another_error_is_not_taken_for_out_of_memory() -> None:
 def test_train_mode_is_back_after_a_failed_validation() -> None:
     """002-21"""
     state = begin(a_plan())
-    state.model.forward = lambda **_: (_ for _ in ()).throw(RuntimeError("broken"))
+    state.model.get_base_model().model.forward = lambda **_: (_ for _ in ()).throw(
+        RuntimeError("broken")
+    )
     with pytest.raises(RuntimeError, match="broken"):
         loop.mean_loss(state.model, ROWS, FP32, ladder=state.ladder, packing=True)
     assert state.model.training

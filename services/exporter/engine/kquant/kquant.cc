@@ -3,7 +3,7 @@
 // A K-quant stores 256 numbers as levels of 2 to 6 bits with a scale, and for some types a minimum, for
 // every 16 or 32 of them. Finding good scales takes nearly all the time: each sub-block is tried with some
 // twenty scales. Sub-blocks do not depend on each other, so that LANE_COUNT of them are searched side by
-// side, each in its own lane, with the additions of every lane in the order of the reference.
+// side, each in its own lane, with the operations of every lane in the order of the reference.
 //
 // Source: the quantize_row_q*_K_ref functions of ggml/src/ggml-quants.c, whose results these are; the
 // tests compare every byte. Numbers whose search would leave the range of exact rounding are left to
@@ -14,9 +14,8 @@
 namespace {
 
 constexpr int BLOCK = 256;
-// Ranges of a sub-block within which no intermediate of the rounding can overflow or vanish.
-constexpr float SMALLEST_RANGE = 1e-30f;
-constexpr float LARGEST_RANGE = 1e30f;
+// Beyond this a number plus ROUNDER is no longer rounded to a whole number.
+constexpr float LARGEST_LEVEL = 4194303.f;
 // Below this, ggml takes a group of numbers for zeros.
 constexpr float GROUP_EPSILON = 1e-15f;
 
@@ -76,12 +75,14 @@ template <int N> struct Tile {
 
 // ---- Scale and minimum: Q2_K, Q4_K, Q5_K ----------------------------------------------------------
 
-// What a search found for every lane. `level_scale` and `lowest` give back the levels it settled on.
+// What a search found for every lane. `level_scale` and `lowest` give back the levels it settled on;
+// `is_exact` is false when a level was too large for exact rounding.
 struct ScaleMin {
     Lanes scale;
     Lanes minimum;
     Lanes level_scale;
     Lanes lowest;
+    bool is_exact;
 };
 
 // Parameters of ggml's make_qkx2_quants for one type.
@@ -95,8 +96,18 @@ using SearchQ2 = ScaleMinSearch<16, 3, 15, true>;
 using SearchQ4 = ScaleMinSearch<32, 15, 20, false>;
 using SearchQ5 = ScaleMinSearch<32, 31, 15, false>;
 
-template <class S> Lanes weighted_error(const Lanes * x, const Lanes * w, const Lanes * level,
-                                        Lanes scale, Lanes minimum) {
+template <class S> INLINE Lanes level_of(Lanes x, Lanes level_scale, Lanes minimum) {
+    return larger(smaller(nearest(level_scale * (x - minimum)), S::TOP), 0.f);
+}
+
+// Whether all levels of a lane are small enough for `nearest`; they lie between those of the two ends.
+INLINE Mask rounds_exactly(Lanes level_scale, Lanes minimum, Lanes lowest, Lanes highest) {
+    return (absolute(level_scale * (lowest - minimum)) < LARGEST_LEVEL) &
+           (absolute(level_scale * (highest - minimum)) < LARGEST_LEVEL);
+}
+
+template <class S> INLINE Lanes weighted_error(const Lanes * x, const Lanes * w, const Lanes * level,
+                                               Lanes scale, Lanes minimum) {
     Lanes total = 0.f;
     for (int i = 0; i < S::N; ++i) {
         const Lanes miss = scale * level[i] + minimum - x[i];
@@ -107,30 +118,31 @@ template <class S> Lanes weighted_error(const Lanes * x, const Lanes * w, const 
 
 template <class S> ScaleMin search_scale_min(const Lanes * x, const Lanes * w, float first_offset) {
     constexpr int N = S::N;
-    Lanes low = x[0], high = x[0], sum_w = w[0], sum_x = sum_w * x[0];
+    Lanes lowest = x[0], highest = x[0], sum_w = w[0], sum_x = sum_w * x[0];
     for (int i = 1; i < N; ++i) {
-        low = smaller(x[i], low);
-        high = larger(x[i], high);
+        lowest = smaller(x[i], lowest);
+        highest = larger(x[i], highest);
         sum_w += w[i];
         sum_x += w[i] * x[i];
     }
-    low = choose(low > 0.f, 0.f, low);
-    const Lanes range = high - low;
+    // The minimum that is being improved; never above zero.
+    Lanes minimum = choose(lowest > 0.f, 0.f, lowest);
+    const Mask is_constant = highest == minimum;
+    const Lanes first_minimum = minimum;
 
-    Lanes shifted[N], level[N];
-    const Lanes plain = Lanes(S::TOP) / range;
-    for (int i = 0; i < N; ++i) {
-        shifted[i] = x[i] - low;
-        level[i] = smaller(nearest(plain * shifted[i]), S::TOP);
-    }
-    ScaleMin best{Lanes(1.f) / plain, low, plain, low};
-    Lanes best_error = weighted_error<S>(x, w, level, best.scale, low);
+    Lanes level[N];
+    Lanes level_scale = Lanes(S::TOP) / (highest - minimum);
+    Mask is_exact = is_constant | rounds_exactly(level_scale, minimum, lowest, highest);
+    for (int i = 0; i < N; ++i) level[i] = level_of<S>(x[i], level_scale, minimum);
+    ScaleMin best{Lanes(1.f) / level_scale, minimum, level_scale, minimum, true};
+    Lanes best_error = weighted_error<S>(x, w, level, best.scale, minimum);
 
     for (int step = 0; step <= S::STEPS; ++step) {
-        const Lanes level_scale = Lanes(first_offset + 0.1f * step + S::TOP) / range;
+        level_scale = Lanes(first_offset + 0.1f * step + S::TOP) / (highest - minimum);
+        is_exact = is_exact & (is_constant | rounds_exactly(level_scale, minimum, lowest, highest));
         Lanes sum_l = 0.f, sum_l2 = 0.f, sum_xl = 0.f;
         for (int i = 0; i < N; ++i) {
-            const Lanes l = smaller(nearest(level_scale * shifted[i]), S::TOP);
+            const Lanes l = level_of<S>(x[i], level_scale, minimum);
             const Lanes wl = w[i] * l;
             level[i] = l;
             sum_l += wl;
@@ -138,24 +150,24 @@ template <class S> ScaleMin search_scale_min(const Lanes * x, const Lanes * w, f
             sum_xl += wl * x[i];
         }
         const Lanes determinant = sum_w * sum_l2 - sum_l * sum_l;
-        Lanes scale = (sum_w * sum_xl - sum_x * sum_l) / determinant;
-        Lanes minimum = (sum_l2 * sum_x - sum_l * sum_xl) / determinant;
-        const Mask above_zero = minimum > 0.f;
-        scale = choose(above_zero, sum_xl / sum_l2, scale);
-        minimum = choose(above_zero, 0.f, minimum);
+        Lanes new_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant;
+        Lanes new_minimum = (sum_l2 * sum_x - sum_l * sum_xl) / determinant;
+        const Mask above_zero = new_minimum > 0.f;
+        new_scale = choose(above_zero, sum_xl / sum_l2, new_scale);
+        new_minimum = choose(above_zero, 0.f, new_minimum);
 
-        const Lanes error = weighted_error<S>(x, w, level, scale, minimum);
+        const Lanes error = weighted_error<S>(x, w, level, new_scale, new_minimum);
         const Mask better = (determinant > 0.f) & (error < best_error);
         best_error = choose(better, error, best_error);
-        best.scale = choose(better, scale, best.scale);
-        best.minimum = choose(better, minimum, best.minimum);
+        best.scale = choose(better, new_scale, best.scale);
         best.level_scale = choose(better, level_scale, best.level_scale);
+        best.lowest = choose(better, minimum, best.lowest);
+        minimum = choose(better, new_minimum, minimum);
     }
-    const Mask is_constant = range == 0.f;
     best.scale = choose(is_constant, 0.f, best.scale);
-    best.minimum = choose(is_constant, low, best.minimum);
+    best.minimum = Lanes(0.f) - choose(is_constant, first_minimum, minimum);
     best.level_scale = choose(is_constant, 0.f, best.level_scale);
-    best.minimum = Lanes(0.f) - best.minimum;
+    best.is_exact = all(is_exact);
     return best;
 }
 
@@ -165,21 +177,6 @@ void weigh_by_mean_square(const Lanes * x, Lanes * w) {
     for (int i = 0; i < 32; ++i) sum += x[i] * x[i];
     const Lanes mean = root(sum / 32.f);
     for (int i = 0; i < 32; ++i) w[i] = mean + absolute(x[i]);
-}
-
-// A tile whose ranges allow the search; others go to the reference.
-template <int N> bool is_ordinary(const Tile<N> & tile) {
-    Lanes low = tile.x[0], high = tile.x[0];
-    for (int i = 1; i < N; ++i) {
-        low = smaller(tile.x[i], low);
-        high = larger(tile.x[i], high);
-    }
-    low = choose(low > 0.f, 0.f, low);
-    const Lanes range = high - low;
-    const Mask fine = (range == 0.f) | ((range >= SMALLEST_RANGE) & (Lanes(LARGEST_RANGE) >= range));
-    bool all = true;
-    for (int lane = 0; lane < LANE_COUNT; ++lane) all = all && fine[lane];
-    return all;
 }
 
 // Levels of one sub-block with its final scale. Where that scale is zero, the levels of the search stay.
@@ -317,6 +314,7 @@ void write_q2(const float * x, const ScaleMin & found, int first_lane, uint8_t *
 struct ScaleOnly {
     Lanes scale;
     Lanes level_scale;
+    static constexpr bool is_exact = true;  // levels are at most 32.9 by construction
 };
 
 // ggml's make_qx_quants with weights x*x and 32 levels on either side of zero.
@@ -349,7 +347,8 @@ ScaleOnly search_scale_q6(const Lanes * x) {
         const Mask is_possible = is_plain ? sum_l2 != 0.f : sum_l2 > 0.f;
         const Lanes scale = choose(is_possible, sum_lx / sum_l2, 0.f);
         if (is_plain) {
-            best = {scale, level_scale};
+            best.scale = scale;
+            best.level_scale = level_scale;
             best_gain = scale * sum_lx;
             continue;
         }
@@ -414,6 +413,7 @@ void write_q6(const float * x, const ScaleOnly & found, int first_lane, uint8_t 
 struct ScaleLevels {
     Lanes scale;
     Lanes level[16];
+    static constexpr bool is_exact = true;  // rounding wraps around as the reference's does
 };
 
 // ggml's make_q3_quants: start from the plain scale, then move single levels while that helps.
@@ -517,7 +517,6 @@ void write_q3(const float * x, const ScaleLevels & found, int first_lane, uint8_
 // One type: what a tile of N-sized sub-blocks becomes.
 struct Q2 {
     static constexpr int N = 16, BYTES = 84;
-    static bool takes(const Tile<N> & tile) { return is_ordinary(tile); }
     static ScaleMin search(const Tile<N> & tile) {
         Lanes w[N];
         for (int i = 0; i < N; ++i) w[i] = absolute(tile.x[i]);
@@ -527,13 +526,11 @@ struct Q2 {
 };
 struct Q3 {
     static constexpr int N = 16, BYTES = 110;
-    static bool takes(const Tile<N> &) { return true; }
     static ScaleLevels search(const Tile<N> & tile) { return search_scale_q3(tile.x); }
     static constexpr auto write = write_q3;
 };
 struct Q4 {
     static constexpr int N = 32, BYTES = 144;
-    static bool takes(const Tile<N> & tile) { return is_ordinary(tile); }
     static ScaleMin search(const Tile<N> & tile) {
         Lanes w[N];
         weigh_by_mean_square(tile.x, w);
@@ -543,7 +540,6 @@ struct Q4 {
 };
 struct Q5 {
     static constexpr int N = 32, BYTES = 176;
-    static bool takes(const Tile<N> & tile) { return is_ordinary(tile); }
     static ScaleMin search(const Tile<N> & tile) {
         Lanes w[N];
         weigh_by_mean_square(tile.x, w);
@@ -553,17 +549,15 @@ struct Q5 {
 };
 struct Q6 {
     static constexpr int N = 16, BYTES = 210;
-    static bool takes(const Tile<N> &) { return true; }
     static ScaleOnly search(const Tile<N> & tile) { return search_scale_q6(tile.x); }
     static constexpr auto write = write_q6;
 };
 
-// Encodes blocks of 256 numbers tile by tile. A tile that is not full, or that holds numbers which the
-// search does not take, is left to the reference: its blocks are marked.
+// Encodes blocks of 256 numbers tile by tile; a tile whose search was not exact is left to the reference.
 template <class T> void encode(const float * x, uint8_t * out, int64_t block_count, uint8_t * left) {
-    constexpr int BLOCKS = LANE_COUNT * T::N / BLOCK > 0 ? LANE_COUNT * T::N / BLOCK : 1;
+    constexpr int BLOCKS = LANE_COUNT * T::N / BLOCK;
     constexpr int LANES_A_BLOCK = BLOCK / T::N;
-    static_assert(LANE_COUNT % LANES_A_BLOCK == 0 || LANES_A_BLOCK % LANE_COUNT == 0, "tiles fit blocks");
+    static_assert(LANE_COUNT % LANES_A_BLOCK == 0, "a tile holds whole blocks");
     for (int64_t block = 0; block < block_count; block += BLOCKS) {
         const int64_t here = block_count - block < BLOCKS ? block_count - block : BLOCKS;
         float padded[BLOCKS * BLOCK];
@@ -574,10 +568,9 @@ template <class T> void encode(const float * x, uint8_t * out, int64_t block_cou
             numbers = padded;
         }
         const Tile<T::N> tile(numbers);
-        const bool takes = T::takes(tile);
-        memset(left + block, !takes, here);
-        if (!takes) continue;
         const auto found = T::search(tile);
+        memset(left + block, !found.is_exact, here);
+        if (!found.is_exact) continue;
         for (int64_t b = 0; b < here; ++b) {
             T::write(numbers + b * BLOCK, found, b * LANES_A_BLOCK, out + (block + b) * T::BYTES);
         }

@@ -1,6 +1,7 @@
-"""Hugging Face Trainer on the same model and rows, stopped and resumed, for comparison."""
+"""transformers.Trainer on the same model and rows, for comparison."""
 
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,54 @@ ROWS = some_rows(50)
 PLAN = a_plan(adapter_dropout=0.1)
 
 
-class _Losses(TrainerCallback):
-    """Keeps the loss of every step."""
+@dataclass(slots=True, kw_only=True)
+class Figures:
+    """What a run of either side measured, step by step."""
 
-    def __init__(self) -> None:
-        self.by_step: dict[int, float] = {}
+    losses: list[float] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    real_count: int = 0
+    computed_count: int = 0
+
+    @property
+    def real_token_ratio(self) -> float:
+        """Share of real tokens among all computed."""
+        return self.real_count / self.computed_count
+
+    def add(self, *, loss: float, grad_norm: float, real: int, computed: int) -> None:
+        """Note a step."""
+        self.losses.append(loss)
+        self.grad_norms.append(grad_norm)
+        self.real_count += real
+        self.computed_count += computed
+
+    def callback(self) -> TrainerCallback:
+        """A callback that notes every step that is logged."""
+        return _Listener(self)
+
+
+class _Listener(TrainerCallback):
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
 
     def on_log(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         logs = named.get("logs") or {}
         if "loss" in logs:
-            self.by_step[state.global_step] = float(logs["loss"])
+            loss, norm = float(logs["loss"]), float(logs.get("grad_norm", 0.0))
+            self._figures.add(loss=loss, grad_norm=norm, real=0, computed=0)
+
+
+def collate(rows: list[Any], figures: Figures) -> dict[str, torch.Tensor]:
+    """The rows padded to the longest, with labels and a mask, as their collators make them."""
+    batch = padded(rows, torch.device("cpu"))
+    labels = torch.full(batch.ids_BT.shape, IGNORED_LABEL)
+    mask = torch.zeros(batch.ids_BT.shape, dtype=torch.long)
+    for index, row in enumerate(rows):
+        labels[index, : len(row.labels)] = torch.from_numpy(row.labels.astype("int64"))
+        mask[index, : len(row.ids)] = 1
+    figures.real_count += batch.token_count
+    figures.computed_count += batch.computed_token_count
+    return {"input_ids": batch.ids_BT, "labels": labels, "attention_mask": mask}
 
 
 def resumed_curve(steps: int) -> dict[str, Any]:
@@ -34,7 +73,7 @@ def resumed_curve(steps: int) -> dict[str, Any]:
         whole, whole_model = _train(Path(folder) / "whole", steps, save_at=stop_at)
         saved = Path(folder) / "whole" / f"checkpoint-{stop_at}"
         resumed, resumed_model = _train(Path(folder) / "resumed", steps, resume=saved)
-    differences = [abs(whole[step] - resumed[step]) for step in resumed if step > stop_at]
+    differences = [abs(a - b) for a, b in zip(whole[stop_at:], resumed, strict=True)]
     return {
         "name": "transformers.Trainer",
         "resumed_at_step": stop_at,
@@ -49,8 +88,8 @@ def resumed_curve(steps: int) -> dict[str, Any]:
 
 def _train(
     folder: Path, steps: int, *, save_at: int = 0, resume: Path | None = None
-) -> tuple[dict[int, float], Any]:
-    losses = _Losses()
+) -> tuple[list[float], Any]:
+    figures = Figures()
     model = rails.attach(a_tiny_model(), PLAN)
     trainer = Trainer(
         model=model,
@@ -71,19 +110,11 @@ def _train(
             seed=PLAN.seed,
         ),
         train_dataset=list(ROWS),
-        data_collator=_collate,
-        callbacks=[losses],
+        data_collator=lambda rows: collate(rows, figures),
+        callbacks=[figures.callback()],
     )
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    return losses.by_step, model
-
-
-def _collate(rows: list[Any]) -> dict[str, torch.Tensor]:
-    batch = padded(rows, torch.device("cpu"))
-    labels = torch.full(batch.ids_BT.shape, IGNORED_LABEL)
-    for index, row in enumerate(rows):
-        labels[index, : len(row.labels)] = torch.from_numpy(row.labels.astype("int64"))
-    return {"input_ids": batch.ids_BT, "labels": labels}
+    return figures.losses, model
 
 
 def _adapter(model: Any) -> list[torch.Tensor]:

@@ -1,0 +1,92 @@
+"""The loss of a micro-batch, computed only where something is learned.
+
+Shapes: T tokens of the row, N trained tokens, E size of the hidden state, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from trainer.training.batches import MicroBatch
+
+# Rows of logits that are in memory at once. 1024 x 150 000 x 4 bytes are 0.6 GB.
+CHUNK_TOKENS = 1024
+# What some architectures do to their logits after the head.
+LOGIT_BENDING_FIELDS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+def summed_loss(model: Any, batch: MicroBatch) -> torch.Tensor:
+    """Cross-entropy summed over the trained tokens; divided by the step's count by the caller."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if _has_plain_head(causal):
+        hidden_TE = _backbone(causal)(
+            input_ids=batch.ids_BT,
+            position_ids=batch.positions_BT,
+            use_cache=False,
+            **_layout(batch),
+        ).last_hidden_state.flatten(0, 1)
+        head = causal.get_output_embeddings()
+        loss: torch.Tensor = FrozenHeadLoss.apply(  # type: ignore[no-untyped-call]
+            hidden_TE[batch.at_N], head.weight, batch.targets_N
+        )
+        return loss
+    logits_TV = model(
+        input_ids=batch.ids_BT, position_ids=batch.positions_BT, use_cache=False, **_layout(batch)
+    ).logits.flatten(0, 1)
+    return functional.cross_entropy(logits_TV[batch.at_N].float(), batch.targets_N, reduction="sum")
+
+
+class FrozenHeadLoss(torch.autograd.Function):
+    """Summed cross-entropy behind a frozen linear head, chunk by chunk.
+
+    The head gets no gradient, and the loss is one number: so the gradient of the hidden states,
+    (softmax - onehot) @ W, is computed while the logits of a chunk are there, and the logits of the
+    whole batch never are.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_NE: torch.Tensor, weight_VE: torch.Tensor, targets_N: torch.Tensor
+    ) -> torch.Tensor:
+        """The summed loss; `hidden_NE` is differentiable, the head is not."""
+        total = torch.zeros((), dtype=torch.float32, device=hidden_NE.device)
+        gradients = []
+        for hidden, targets in zip(
+            hidden_NE.split(CHUNK_TOKENS), targets_N.split(CHUNK_TOKENS), strict=True
+        ):
+            logits = functional.linear(hidden, weight_VE).float()
+            logprobs = logits.log_softmax(-1)
+            total += functional.nll_loss(logprobs, targets, reduction="sum")
+            if ctx.needs_input_grad[0]:
+                slope = logprobs.exp_()
+                slope[torch.arange(len(targets), device=slope.device), targets] -= 1
+                gradients.append((slope.to(weight_VE.dtype) @ weight_VE).to(hidden.dtype))
+        ctx.save_for_backward(torch.cat(gradients) if gradients else hidden_NE[:0])
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        """The gradient of the hidden states, scaled by what comes from above."""
+        (gradient_NE,) = ctx.saved_tensors
+        return gradient_NE * upstream[0].to(gradient_NE.dtype), None, None
+
+
+def _has_plain_head(causal: Any) -> bool:
+    """Whether the logits are nothing but a frozen matrix times the hidden state."""
+    head, config = causal.get_output_embeddings(), causal.config.get_text_config()
+    return (
+        type(head) is torch.nn.Linear
+        and getattr(head, "bias", None) is None
+        and not head.weight.requires_grad
+        and _backbone(causal) is not causal
+        and not any(getattr(config, name, None) for name in LOGIT_BENDING_FIELDS)
+    )
+
+
+def _backbone(causal: Any) -> Any:
+    return causal.base_model
+
+
+def _layout(batch: MicroBatch) -> dict[str, Any]:
+    return {"segment_lengths": batch.segment_lengths} if batch.segment_lengths else {}

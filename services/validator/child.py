@@ -1,0 +1,99 @@
+"""The process in which strangers' templates and tokenizers run: `python -m validator.child`.
+
+It gets one job on standard input, gives one answer on standard output and ends. It holds no
+secret, and its time and memory are bounded by the system.
+"""
+
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from corpus.chat import load
+from corpus.labels import TrainOn
+from corpus.shapes import Format
+from lexicon.faults import Fault
+from validator.domain.preview import RawRow, SeenRow, see_rows
+
+# Processor time, which does not grow when the machine is busy.
+CPU_SECONDS = 8
+ADDRESS_SPACE_BYTES = 6 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A row of a dataset with its number from 1."""
+
+    dataset: str
+    data_format: str
+    number: int
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What to encode.
+
+    Attributes:
+        folder: with tokenizer.json, tokenizer_config.json and chat_template.jinja.
+    """
+
+    folder: str
+    rows: list[Row]
+    max_tokens: int
+    train_on: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The rows, or the fault in their place."""
+
+    rows: list[SeenRow]
+    code: str = ""
+    message: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def run(job: Job) -> Answer:
+    """Does the job."""
+    from tokenizers import Tokenizer
+
+    folder = Path(job.folder)
+    try:
+        rows = see_rows(
+            [
+                RawRow(
+                    dataset=row.dataset,
+                    data_format=Format(row.data_format),
+                    number=row.number,
+                    values=row.values,
+                )
+                for row in job.rows
+            ],
+            load(folder),
+            Tokenizer.from_file(str(folder / "tokenizer.json")),
+            max_tokens=job.max_tokens,
+            train_on=TrainOn(job.train_on),
+        )
+    except Fault as fault:
+        return Answer(
+            rows=[], code=fault.code.value, message=fault.message, metadata=fault.metadata
+        )
+    return Answer(rows=rows)
+
+
+def main() -> None:
+    """One job from standard input to standard output."""
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
+    if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
+    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+    sys.stdout.buffer.write(msgspec.json.encode(run(job)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""Base models: their files fetched as far as checks need them, and what they say as facts."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+
+from corpus.chat import TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, find_source, read_tokenizer_config
+from lexicon.faults import Fault, FaultCode
+from modelspec.shape import ModelShape
+from objects.modelhub import CONFIG_FILE, MAX_JSON_BYTES, TOKENIZER_FILES, ModelHub
+from objects.transfer import download
+from tunesmith.api.artifact.v1 import object_service_pb2, object_service_pb2_grpc
+from tunesmith.api.model.v1 import model_pb2, model_service_pb2, model_service_pb2_grpc
+from validator.domain.facts import ModelFacts
+
+FAST_TOKENIZER_FILE = "tokenizer.json"
+SENTENCEPIECE_FILE = "tokenizer.model"
+# The largest vocabularies of today are about half of it.
+MAX_TOKENIZER_BYTES = 64 << 20
+# What is fetched of a model to check it.
+CHECKED_FILES = (CONFIG_FILE, TOKENIZER_CONFIG_FILE, TEMPLATE_FILE, FAST_TOKENIZER_FILE)
+CALL_SECONDS = 8.0
+FETCH_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A base model.
+
+    Attributes:
+        model: as the hub describes it.
+        tokenizer_folder: with the fast tokenizer and the template; None without a fast tokenizer.
+    """
+
+    model: model_pb2.Model
+    facts: ModelFacts
+    tokenizer_folder: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    path: str
+    url: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Contents:
+    """What the files of a model say, wherever they came from."""
+
+    revision: str
+    files: Mapping[str, int]
+    config: Mapping[str, Any]
+    tokenizer_config: Mapping[str, Any]
+    template_source: str | None
+    folder: Path | None
+    redirected_to: str | None = None
+
+
+class Library:
+    """Finds base models by what a user typed."""
+
+    def __init__(self, hub: grpc.aio.Channel, model_hub: ModelHub, *, cache: Path) -> None:
+        self._models = model_service_pb2_grpc.ModelServiceStub(hub)
+        self._objects = object_service_pb2_grpc.ObjectServiceStub(hub)
+        self._model_hub = model_hub
+        self._cache = cache
+
+    async def find(self, parent: str, text: str) -> Found:
+        """The model, with configs and tokenizer on the local disk.
+
+        Raises:
+            Fault: MODEL_NOT_FOUND, DEP_MODEL_LOAD_FAILED, MODEL_CONFIG_INVALID,
+                DEP_SERVICE_UNAVAILABLE.
+        """
+        response = await self._models.ResolveModel(
+            model_service_pb2.ResolveModelRequest(parent=parent, base_model=text),
+            timeout=CALL_SECONDS,
+        )
+        model: model_pb2.Model = response.model
+        try:
+            async with asyncio.timeout(FETCH_SECONDS):
+                read = self._stored if model.files else self._hosted
+                contents = await read(model)
+        except TimeoutError as error:
+            raise Fault(
+                FaultCode.DEP_MODEL_LOAD_FAILED,
+                f"Model {model.model_id} did not arrive within {FETCH_SECONDS:g} s.",
+                variant="hub_unreachable",
+            ) from error
+        return Found(
+            model=model,
+            facts=_facts(model, contents),
+            tokenizer_folder=(
+                contents.folder
+                if contents.files.get(FAST_TOKENIZER_FILE, MAX_TOKENIZER_BYTES + 1)
+                <= MAX_TOKENIZER_BYTES
+                else None
+            ),
+        )
+
+    async def _stored(self, model: model_pb2.Model) -> _Contents:
+        """A model whose files lie in the platform's own store."""
+        wanted = [
+            file
+            for file in model.files
+            if file.path in CHECKED_FILES and file.size_bytes <= MAX_TOKENIZER_BYTES
+        ]
+        digest = hashlib.sha256("".join(file.sha256 for file in wanted).encode()).hexdigest()
+        folder = self._cache / "stored" / digest[:32]
+        await download(await self._signed(wanted), folder)
+        template = folder / TEMPLATE_FILE
+        return _Contents(
+            revision=model.revision,
+            files={file.path: file.size_bytes for file in model.files},
+            config=_read_config(folder / CONFIG_FILE),
+            tokenizer_config=_read_tokenizer_config(folder / TOKENIZER_CONFIG_FILE),
+            template_source=template.read_text("utf-8", "replace") if template.is_file() else None,
+            folder=folder,
+        )
+
+    async def _signed(self, files: Sequence[model_pb2.ModelFile]) -> list[_File]:
+        if not files:
+            return []
+        response = await self._objects.SignObjects(
+            object_service_pb2.SignObjectsRequest(
+                objects=[
+                    object_service_pb2.ObjectRequest(
+                        uri=file.uri, method=object_service_pb2.OBJECT_METHOD_GET
+                    )
+                    for file in files
+                ]
+            ),
+            timeout=CALL_SECONDS,
+        )
+        return [
+            _File(path=file.path, url=signed.url, size_bytes=file.size_bytes, sha256=file.sha256)
+            for file, signed in zip(files, response.objects, strict=True)
+        ]
+
+    async def _hosted(self, model: model_pb2.Model) -> _Contents:
+        """A model that is fetched from the model hub."""
+        described = await self._model_hub.describe(model.model_id, model.revision or "main")
+        folder: Path | None = None
+        if described.files.get(FAST_TOKENIZER_FILE, MAX_TOKENIZER_BYTES + 1) <= MAX_TOKENIZER_BYTES:
+            folder = await self._model_hub.fetch(
+                model.model_id, described.revision_sha, patterns=CHECKED_FILES
+            )
+        return _Contents(
+            revision=described.revision_sha,
+            files=described.files,
+            config=described.config,
+            tokenizer_config=described.tokenizer_config,
+            template_source=described.template_source,
+            folder=folder,
+            redirected_to=described.redirected_to,
+        )
+
+
+def _facts(model: model_pb2.Model, contents: _Contents) -> ModelFacts:
+    try:
+        shape: ModelShape | Fault = ModelShape.from_config(contents.config)
+    except Fault as fault:
+        shape = fault
+    template = find_source(contents.tokenizer_config, source=contents.template_source)
+    return ModelFacts(
+        model_id=model.model_id,
+        revision=contents.revision,
+        verified=model.verified,
+        refund_waived=model.consent.refund_waived,
+        family=model.family,
+        shape=shape,
+        tokenizer_present=any(name in contents.files for name in TOKENIZER_FILES),
+        tokenizer_bytes=sum(
+            max(0, size)
+            for name, size in contents.files.items()
+            if name in TOKENIZER_FILES or name == TOKENIZER_CONFIG_FILE
+        ),
+        has_sentencepiece=SENTENCEPIECE_FILE in contents.files,
+        safetensors_present=any(name.endswith(".safetensors") for name in contents.files),
+        template_missing=template is None,
+        redirected_to=contents.redirected_to,
+    )
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    if not path.is_file() or path.stat().st_size > MAX_JSON_BYTES:
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise Fault(FaultCode.MODEL_CONFIG_INVALID, f"{CONFIG_FILE} is not JSON") from error
+    return value if isinstance(value, dict) else {}
+
+
+def _read_tokenizer_config(path: Path) -> Mapping[str, Any]:
+    return read_tokenizer_config(path.read_bytes()) if path.is_file() else {}
