@@ -8,7 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from chassis import errors
+from chassis import errors, redaction
 from lexicon.faults import TABLE, Fault, FaultCode, Stage
 from scheduler.domain import limits
 from scheduler.domain.clock import Reading
@@ -46,8 +46,8 @@ _Parsed = TypeVar("_Parsed", bound=Message)
 
 
 def clean(text: str, *, limit: int = MESSAGE_CHARACTERS_MAX) -> str:
-    """A worker's text as it can be kept: not endless, and without NUL, which Postgres refuses."""
-    return text[:limit].replace("\x00", "")
+    """A worker's text as it can be kept: short, without secrets, without NUL for Postgres."""
+    return redaction.redact(text[:limit].replace("\x00", ""))
 
 
 def parse(kind: type[_Parsed], document: Document) -> _Parsed:

@@ -1,7 +1,7 @@
 """Kills nats-server, Postgres and the relay again and again while events flow.
 
 `python -m tests.chaos.outbox [--seconds 60] [--seed 1]` ends with one JSON line: every event must
-be in the stream exactly once and in order within its run, and a reader of the log must see the same.
+be in the stream exactly once and in order within its run, and so must a reader of the log see it.
 """
 
 import argparse

@@ -1,0 +1,1 @@
+"""Stories as transcripts: commands, a line, what happened."""
