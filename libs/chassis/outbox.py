@@ -8,6 +8,7 @@ projection, which is published anew when it was lost.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import random
@@ -267,7 +268,8 @@ class OutboxRelay:
                         await self._until_woken()
             finally:
                 await jetstream.close(client)
-                if not connection.is_closed():
+                # A connection that broke has left the pool already.
+                with contextlib.suppress(asyncpg.InterfaceError):
                     await connection.remove_listener(f"outbox_{schema}", self._notified)
 
     async def run_once(self, connection: Connection, stream: JetStreamContext) -> int:

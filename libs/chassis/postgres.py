@@ -80,18 +80,7 @@ async def open_pool(
     wait_seconds = 0.05
     while True:
         try:
-            return await asyncpg.create_pool(
-                url,
-                min_size=1,
-                max_size=max_size,
-                timeout=CONNECT_SECONDS,
-                command_timeout=COMMAND_SECONDS,
-                server_settings={
-                    **SERVER_SETTINGS,
-                    "search_path": schema,
-                    "application_name": f"tunesmith-{schema}",
-                },
-            )
+            return await _connected_pool(url, schema=schema, max_size=max_size)
         except (
             asyncpg.InvalidAuthorizationSpecificationError,
             asyncpg.InvalidCatalogNameError,
@@ -198,6 +187,28 @@ class Queries(Mapping[str, str]):
 
     def __len__(self) -> int:
         return len(self._statements)
+
+
+async def _connected_pool(url: str, *, schema: str, max_size: int) -> Pool:
+    pool = await asyncpg.create_pool(
+        url,
+        # With a floor the pool would try to restore it all through an outage, and print each try.
+        min_size=0,
+        max_size=max_size,
+        timeout=CONNECT_SECONDS,
+        command_timeout=COMMAND_SECONDS,
+        server_settings={
+            **SERVER_SETTINGS,
+            "search_path": schema,
+            "application_name": f"tunesmith-{schema}",
+        },
+    )
+    try:
+        await pool.fetchval("SELECT 1")
+    except BaseException:
+        pool.terminate()
+        raise
+    return pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

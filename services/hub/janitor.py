@@ -12,6 +12,8 @@ from lexicon.faults import Fault
 from objects.store import ObjectStore
 
 PAUSE_SECONDS: Final = 60.0
+# Bounds one call; what is left is for the next round. A page is a hundred objects.
+MAX_PAGES: Final = 100
 # The store is read through once a day for what died half-written.
 SWEEP_EVERY_ROUNDS: Final = 24 * 60
 
@@ -51,14 +53,19 @@ class Janitor:
         return await self.collect()
 
     async def collect(self) -> int:
-        """Removes the objects that were given up, at most a hundred, and returns how many."""
-        async with self._store.unit() as unit:
-            keys = await unit.some_garbage()
-        for key in keys:
-            await self._objects.delete(key)
+        """Removes the objects that were given up, and returns how many."""
+        removed = 0
+        for _ in range(MAX_PAGES):
             async with self._store.unit() as unit:
-                await unit.forget_garbage(key)
-        return len(keys)
+                keys = await unit.some_garbage()
+            for key in keys:
+                await self._objects.delete(key)
+                async with self._store.unit() as unit:
+                    await unit.forget_garbage(key)
+            removed += len(keys)
+            if not keys:
+                break
+        return removed
 
     async def _sweep(self) -> None:
         async with self._store.unit() as unit:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,31 +42,30 @@ class Encoder:
         """The rows as the trainer sees them, or what is wrong with them."""
         job = Job(folder=str(folder), rows=list(rows), max_tokens=max_tokens, train_on=train_on)
         async with self._gate:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "validator.child",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                env=_environment(),
-            )
             try:
-                async with asyncio.timeout(WALL_SECONDS):
-                    out, err = await process.communicate(msgspec.json.encode(job))
-            except TimeoutError:
+                # In a thread: uvloop now and then closes a young child's standard input too soon.
+                done = await asyncio.to_thread(_run, msgspec.json.encode(job))
+            except subprocess.TimeoutExpired:
                 return TooSlow(seconds=WALL_SECONDS)
-            finally:
-                if process.returncode is None:
-                    process.kill()
-                    await process.wait()
-        if process.returncode != 0:
-            log.warning("encoding died", returncode=process.returncode, stderr=err[-2000:].decode())
-            return _died(process.returncode)
-        answer = msgspec.json.decode(out, type=Answer)
+        if done.returncode != 0:
+            text = done.stderr[-2000:].decode(errors="replace")
+            log.warning("encoding died", returncode=done.returncode, stderr=text)
+            return _died(done.returncode)
+        answer = msgspec.json.decode(done.stdout, type=Answer)
         if answer.code:
             return Fault(FaultCode(answer.code), answer.message, **answer.metadata)
         return answer.rows
+
+
+def _run(job: bytes) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "validator.child"],
+        input=job,
+        capture_output=True,
+        timeout=WALL_SECONDS,
+        env=_environment(),
+        check=False,
+    )
 
 
 def _died(returncode: int | None) -> Fault:

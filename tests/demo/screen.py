@@ -1,5 +1,6 @@
 """How the demo looks: numbered parts with their times, on a terminal and in a log."""
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -96,3 +97,9 @@ def make_screen() -> Screen:
 def _answer(text: str, *, is_shown: bool) -> Text:
     shown = " ".join(text.split()) or "(silence)"
     return Text(f"{'✔' if is_shown else '·'} {shown}", style="green3" if is_shown else "default")
+
+
+def read_times(text: str) -> dict[str, float]:
+    """The times that `times` has printed, read back from a log: seconds by part."""
+    found = re.findall(r"^ {4}(\S.*?) +(\d+\.\d) s *$", text, re.MULTILINE)
+    return {title: float(seconds) for title, seconds in found}

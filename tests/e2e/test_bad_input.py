@@ -169,7 +169,6 @@ def test_another_projects_things_are_out_of_reach(client: Client, poor: Client, 
         lambda: poor.runs.get("projects/local/runs/any"),
         lambda: poor.runs.cancel("projects/local/runs/any"),
         lambda: poor.billing.receipt("projects/local/runs/any"),
-        lambda: poor.artifacts.list(run="projects/local/runs/any"),
     ):
         with pytest.raises(TunesmithError) as refused:
             attempt()

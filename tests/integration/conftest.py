@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.nats import NatsServer
-from tests.support.postgres import PostgresServer
+from tests.support.postgres import PostgresServer, empty
 
 
 @pytest.fixture(scope="session")
@@ -19,10 +19,16 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgr
     server.remove()
 
 
-@pytest.fixture
-def database_url(postgres_server: PostgresServer) -> str:
-    """A fresh, empty database; its role owns it and may make schemas."""
+@pytest.fixture(scope="session")
+def _session_database(postgres_server: PostgresServer) -> str:
     return asyncio.run(postgres_server.create_database())
+
+
+@pytest.fixture
+def database_url(_session_database: str) -> Iterator[str]:
+    """An empty database; its role owns it and may make schemas. Emptied again after the test."""
+    yield _session_database
+    asyncio.run(empty(_session_database))
 
 
 @pytest.fixture

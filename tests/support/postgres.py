@@ -19,6 +19,25 @@ ACCESS = f"host all {ROLE} 127.0.0.1/32 scram-sha-256\n"
 SETTINGS = "fsync = off\n"
 
 
+async def empty(url: str) -> None:
+    """End whoever is still connected and drop every schema: faster than a database a test."""
+    connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(url, timeout=5)
+    try:
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        rows = await connection.fetch(
+            "SELECT quote_ident(nspname) AS name FROM pg_namespace "
+            "WHERE nspname <> 'information_schema' AND NOT starts_with(nspname, 'pg_')"
+        )
+        for row in rows:
+            await connection.execute(f"DROP SCHEMA {row['name']} CASCADE")
+        await connection.execute("CREATE SCHEMA public")
+    finally:
+        await connection.close(timeout=5)
+
+
 class PostgresServer:
     """One server with its own data folder under `state`."""
 

@@ -18,6 +18,9 @@ from lexicon.faults import Fault, FaultCode
 LOG_LINES: Final = 40
 # Tokens that are evaluated at once; bounds the memory for their logits.
 BATCH_TOKENS: Final = 512
+# llama.cpp's threads wait for each other by spinning; a model below this size a thread is faster
+# alone.
+BYTES_PER_THREAD: Final = 32 << 20
 
 _log: deque[str] = deque(maxlen=LOG_LINES)
 
@@ -41,7 +44,7 @@ class LlamaModel:
         parameters = llama_cpp.llama_model_default_params()
         parameters.vocab_only = vocabulary_only
         parameters.n_gpu_layers = 0
-        self._threads = thread_count
+        self._threads = max(1, min(thread_count, path.stat().st_size // BYTES_PER_THREAD))
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
         if not self._model:
             raise Fault(

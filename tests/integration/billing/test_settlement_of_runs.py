@@ -207,7 +207,6 @@ async def test_a_run_without_a_hold_is_never_charged(desk: Desk) -> None:
 
 
 async def test_a_receipt_under_way_shows_the_time_that_counts_so_far(desk: Desk) -> None:
-    """001-16."""
     story = await prepared(desk)
     story.at(0).submitted().at(50).clock(event_pb2.CLOCK_CHANGE_STARTED)
     await desk.handle(story.events)

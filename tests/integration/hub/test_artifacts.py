@@ -106,7 +106,7 @@ async def test_a_hub_entry_appears_with_the_first_file_and_takes_the_second(hub:
 
 
 async def test_an_entry_with_the_adapter_alone_stands(hub: Hub) -> None:
-    """001-40: the export failed, the adapter can be downloaded."""
+    """As after an export that failed: the adapter can be downloaded."""
     await registered(hub, b"adapter", key="runs/run-1/1/adapter.zip")
     response = await hub.artifacts.CreateDownload(download())
     assert await hub.get(response.url) == b"adapter"
@@ -134,7 +134,8 @@ async def test_every_click_makes_a_fresh_url_that_ends_in_time(hub: Hub) -> None
 async def test_a_url_is_worthless_after_its_artifact_was_deleted(hub: Hub) -> None:
     """Attack 14: replay after artifact deletion."""
     await registered(hub, b"adapter", key="runs/run-1/1/adapter.zip")
-    await stored(hub, "runs/run-1/1/adapter/adapter_model.safetensors", b"loose")
+    for step in range(120):
+        await stored(hub, f"runs/run-1/1/checkpoints/step-{step}", b"loose")
     response = await hub.artifacts.CreateDownload(download())
     request = artifact_service_pb2.DeleteArtifactRequest(
         request_id="d1", name="projects/acme/artifacts/run-1"

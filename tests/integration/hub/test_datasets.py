@@ -105,7 +105,7 @@ async def test_committing_twice_gives_the_same_version(hub: Hub) -> None:
 async def test_a_file_that_cannot_be_trained_on_creates_nothing(
     hub: Hub, data: bytes, file_name: str, code: FaultCode
 ) -> None:
-    """000-20: a mixed file is refused with the way out; nothing is created for any bad file."""
+    """Each with its code and a way out; nothing is created for any bad file."""
     upload = await hub.announce("bad", data, file_name=file_name)
     await hub.put(upload.url, data)
     first = await refusal(hub.commit(upload.upload_id))
@@ -190,7 +190,7 @@ async def test_a_misspelt_dataset_is_answered_with_the_nearest_names(hub: Hub) -
 
 
 async def test_a_deleted_dataset_is_told_apart_and_its_bytes_are_gone(hub: Hub) -> None:
-    """000-33: the answer names the dataset that was deleted."""
+    """The answer names the dataset that was deleted."""
     await hub.push("greetings", rows())
     request = dataset_service_pb2.DeleteDatasetRequest(
         request_id="d1", name="projects/acme/datasets/greetings"

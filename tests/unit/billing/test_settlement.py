@@ -93,7 +93,7 @@ def test_a_refundable_failure_within_the_first_minute_shows_a_refund_of_nothing(
 
 
 def test_a_failure_on_a_model_that_nobody_vouches_for_stays_charged_with_the_reason() -> None:
-    """000-04, 000-14."""
+    """000-04: the charge stays and its reason is recorded."""
     entries = ended(trained(600), failed(refundable=False))
     assert EntryKind.REFUND not in entries
     assert entries[EntryKind.CAPTURE].amount_micros == 500_000

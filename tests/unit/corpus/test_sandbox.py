@@ -92,7 +92,7 @@ ORDINARY: list[tuple[str, dict[str, Any], str]] = [
      {"messages": [{"role": "a"}, {"role": "b"}, {"role": "c"}]}, "c,b"),
     ("{{ x.split('</t>')[-1].lstrip('\n') | trim }}", {"x": "a</t>\n b "}, "b"),
     ("{{ {'a': [1, 'ä<']} | tojson }}", {}, '{"a": [1, "ä<"]}'),
-    ("{% set a = namespace(n=0) %}{% for i in [1, 2] %}{% set a.n = a.n + i %}{% endfor %}{{ a.n }}",
+    ("{% set a = namespace(n=0) %}{% for i in [1,2] %}{% set a.n = a.n + i %}{% endfor %}{{ a.n }}",
      {}, "3"),
     ("{% generation %}said{% endgeneration %}", {}, "said"),
     ("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", {}, "01"),

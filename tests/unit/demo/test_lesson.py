@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from tests.demo import bundles, lesson
-from tests.demo.screen import Screen
+from tests.demo.screen import Screen, read_times
 from tunesmith.api.run.v1 import spec_pb2
 
 
@@ -70,3 +70,12 @@ def test_answers_are_counted_per_column_and_plain_in_a_log() -> None:
     assert "✔ yes" in text
     assert "\x1b" not in text
     assert "door to door" in text
+
+
+def test_the_times_of_a_log_can_be_read_back() -> None:
+    log = io.StringIO()
+    screen = Screen(Console(file=log, width=100))
+    with screen.part("training and export"):
+        screen.good("took 12.3 s")
+    screen.times()
+    assert list(read_times(log.getvalue())) == ["training and export", "door to door"]

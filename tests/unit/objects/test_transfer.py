@@ -209,7 +209,7 @@ async def test_a_refusal_keeps_its_code_and_is_not_repeated(
 
 
 async def test_a_full_disk_has_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """002-11's sibling: ENOSPC while the file is written."""
+    """ENOSPC while the file is written."""
 
     def full(*_arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
