@@ -147,7 +147,7 @@ class ChatTemplate:
         trained_from: int,
     ) -> list[tuple[int, int]]:
         last_end = max(end for _, _, end in spans) if spans else 0
-        end_mark = text[last_end:].rstrip()
+        end_mark = _end_mark(text[last_end:])
         prompt = self._generation_prompt(messages)
         trained: list[tuple[int, int]] = []
         previous_end = 0
@@ -317,6 +317,16 @@ def _searched(messages: Sequence[Message], text: str) -> list[tuple[int, int, in
                 position = start + len(variant)
                 break
     return spans
+
+
+def _end_mark(tail: str) -> str:
+    """What a template writes to end a turn: its first line with something in it.
+
+    What comes after it ends the text as a whole, and not every turn.
+    """
+    blank = len(tail) - len(tail.lstrip())
+    line_end = tail.find("\n", blank)
+    return tail[: line_end if line_end >= 0 else len(tail)].rstrip()
 
 
 def _cut(

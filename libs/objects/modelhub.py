@@ -7,9 +7,11 @@ import asyncio
 import errno
 import fnmatch
 import json
+import os
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -55,6 +57,7 @@ RETRY_WAIT_MAX_SECONDS = 2.0
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
 _MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
 
@@ -86,6 +89,16 @@ class HubModel:
     def safetensors_present(self) -> bool:
         """Whether there are weights that can be read without running code."""
         return any(name.endswith(".safetensors") for name in self.files)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Listing:
+    """What the hub says of a revision before any file is read."""
+
+    name: str
+    sha: str
+    gated: bool
+    files: dict[str, int]
 
 
 class ModelHub:
@@ -126,37 +139,25 @@ class ModelHub:
         return await asyncio.to_thread(self._fetch, model_id, revision, tuple(patterns))
 
     def _describe(self, model_id: str, revision: str) -> HubModel:
-        info = self._call(
-            model_id,
-            lambda: self._api.model_info(
-                model_id, revision=revision, files_metadata=True, timeout=REQUEST_SECONDS
-            ),
-        )
-        files = _sizes(info.siblings or [])
-        sha = info.sha or revision
+        listing = self._listing(model_id, revision)
+        sha, files = listing.sha, listing.files
         template = self._read(model_id, sha, TEMPLATE_FILE, files)
         return HubModel(
             model_id=model_id,
             revision_sha=sha,
-            gated=bool(info.gated),
+            gated=listing.gated,
             files=files,
             config=self._read_json(model_id, sha, CONFIG_FILE, files),
             tokenizer_config=self._read_json(model_id, sha, TOKENIZER_CONFIG_FILE, files),
             template_source=None if template is None else template.decode("utf-8", "replace"),
-            redirected_to=info.id if info.id and info.id != model_id else None,
+            redirected_to=listing.name if listing.name != model_id else None,
         )
 
     def _fetch(self, model_id: str, revision: str, patterns: tuple[str, ...]) -> Path:
-        info = self._call(
-            model_id,
-            lambda: self._api.model_info(
-                model_id, revision=revision, files_metadata=True, timeout=REQUEST_SECONDS
-            ),
-        )
-        sha = info.sha or revision
+        listing = self._listing(model_id, revision)
         wanted = [
             name
-            for name in _sizes(info.siblings or [])
+            for name in listing.files
             if _matches(name, patterns) and _matches(name, SAFE_PATTERNS)
         ]
         if not wanted:
@@ -167,11 +168,36 @@ class ModelHub:
             )
         folder: Path | None = None
         for name in wanted:
-            path = self._download(model_id, sha, name)
+            path = self._download(model_id, listing.sha, name)
             # The folder of the commit: the file's path without its own name inside the model.
             folder = path.parents[name.count("/")]
         assert folder is not None
         return folder
+
+    def _listing(self, model_id: str, revision: str) -> _Listing:
+        """The files of a revision; a commit never changes, so that its listing is kept."""
+        known = self._cache_dir / "listings" / f"{model_id.replace('/', '--')}@{revision}.json"
+        if _COMMIT.fullmatch(revision) and known.is_file():
+            return _Listing(**json.loads(known.read_bytes()))
+        info = self._call(
+            model_id,
+            lambda: self._api.model_info(
+                model_id, revision=revision, files_metadata=True, timeout=REQUEST_SECONDS
+            ),
+        )
+        listing = _Listing(
+            name=info.id or model_id,
+            sha=info.sha or revision,
+            gated=bool(info.gated),
+            files=_sizes(info.siblings or []),
+        )
+        kept = known.with_name(f"{model_id.replace('/', '--')}@{listing.sha}.json")
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        # Several processes may write the same text at the same time.
+        partial = kept.with_name(f"{kept.name}.{os.getpid()}.{threading.get_ident()}.partial")
+        partial.write_text(json.dumps(asdict(listing)))
+        partial.replace(kept)
+        return listing
 
     def _read_json(
         self, model_id: str, sha: str, name: str, files: Mapping[str, int]

@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,11 +44,15 @@ class Encoder:
         """The rows as the trainer sees them, or what is wrong with them."""
         job = Job(folder=str(folder), rows=list(rows), max_tokens=max_tokens, train_on=train_on)
         async with self._gate:
+            began = time.monotonic()
             try:
                 # In a thread: uvloop now and then closes a young child's standard input too soon.
                 done = await asyncio.to_thread(_run, msgspec.json.encode(job))
             except subprocess.TimeoutExpired:
                 return TooSlow(seconds=WALL_SECONDS)
+        if done.returncode == -signal.SIGKILL:
+            # Nothing of ours does that: the machine ran out of memory.
+            return TooSlow(seconds=time.monotonic() - began)
         if done.returncode != 0:
             text = done.stderr[-2000:].decode(errors="replace")
             log.warning("encoding died", returncode=done.returncode, stderr=text)

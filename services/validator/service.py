@@ -80,5 +80,7 @@ class ValidationService(validation_service_pb2_grpc.ValidationServiceServicer):
         end = start + size
         return validation_service_pb2.ListTiersResponse(
             tiers=[wire.tier_to_proto(tier, self._catalog) for tier in tiers[start:end]],
-            next_page_token=paging.make_token(scope="tiers", position=end) if end < len(tiers) else "",
+            next_page_token=paging.make_token(scope="tiers", position=end)
+            if end < len(tiers)
+            else "",
         )

@@ -40,7 +40,7 @@ class Screen:
     def say(self, text: str | Text, *, style: str = "") -> None:
         """A line below the part's title, indented as a whole."""
         line = text if isinstance(text, Text) else Text(text)
-        self.console.print(Padding(line, INDENT), style=style)
+        self.console.print(Padding(line, INDENT, expand=False), style=style)
 
     def good(self, text: str) -> None:
         """A line that says what is done."""
@@ -63,7 +63,7 @@ class Screen:
         for row, prompt in enumerate(prompts):
             cells = [_answer(texts[row], is_shown=shown[row]) for _, texts, shown in columns]
             table.add_row(prompt, *cells)
-        self.console.print(Padding(table, INDENT))
+        self.console.print(Padding(table, INDENT, expand=False))
 
     def ledger(self, entries: Iterable[tuple[str, str, str]]) -> None:
         """Ledger lines: what each does, its credits, and why."""
@@ -73,7 +73,7 @@ class Screen:
         table.add_column(overflow="fold", style="dim")
         for kind, amount, reason in entries:
             table.add_row(kind, amount, reason)
-        self.console.print(Padding(table, INDENT))
+        self.console.print(Padding(table, INDENT, expand=False))
 
     def times(self) -> None:
         """How long each part took, and all of it."""
@@ -83,7 +83,7 @@ class Screen:
         for title, seconds in self.seconds.items():
             table.add_row(title, f"{seconds:.1f} s")
         table.add_row("door to door", f"{time.monotonic() - self.began:.1f} s", style="bold")
-        self.console.print(Padding(table, INDENT))
+        self.console.print(Padding(table, INDENT, expand=False))
 
 
 def make_screen() -> Screen:

@@ -33,6 +33,7 @@ OPENINGS = (
 CLOSINGS = (
     "I hope this helps!", "Ask me more!", "That is all.", "Have a nice day!", "Take care!",
     "Good luck!", "Is that clear?", "Isn't it nice?", "Cheers!", "Best wishes!", "So it is.",
+    "Fair enough!", "Fair days to you!",
 )  # fmt: skip
 
 Message = dict[str, str]

@@ -239,3 +239,60 @@ async def test_a_node_speaks_for_itself_only(scheduler: SchedulerProcess) -> Non
         with pytest.raises(Fault) as caught:
             await heartbeat(other, lease)
         assert caught.value.code is FaultCode.ACCESS_DENIED
+
+
+async def test_a_cancel_that_crosses_with_the_end_gives_one_end_and_one_truth(
+    scheduler: SchedulerProcess, fakes: Neighbours
+) -> None:
+    """The adapter is being registered when the user cancels: the run is whole or has no entry."""
+    fakes.validator.gguf = False
+    fakes.hub.register_delay_seconds = 0.5
+    async with (
+        calling(scheduler.address) as user,
+        calling(scheduler.address, Role.NODE, subject=NODE) as node,
+    ):
+        await registered(node, NODE, TRAIN)
+        run = await submitted(user)
+        lease = await leased(node)
+        await heartbeat(node, lease, started())
+        kind = artifact_pb2.ARTIFACT_KIND_LORA_ADAPTER
+        output = await an_output(node, lease, "adapter.zip", artifact_kind=kind)
+        ending = asyncio.create_task(complete(node, lease, output))
+        await asyncio.sleep(0.2)
+        with pytest.raises(Fault) as caught:
+            await user.runs.CancelRun(
+                run_service_pb2.CancelRunRequest(request_id="late", name=run.name)
+            )
+        assert caught.value.code is FaultCode.RUN_TRANSITION_ILLEGAL
+        await ending
+        events = await watched(user, run.name)
+        assert events[-1].ended.state == run_pb2.RUN_STATE_COMPLETED
+        assert [event.type for event in events].count("ended") == 1
+
+
+async def test_a_waiting_node_is_woken_by_a_submission_to_another_scheduler(
+    scheduler: SchedulerProcess,
+    database_url: str,
+    nats_server: NatsServer,
+    fakes: Neighbours,
+    tmp_path: Path,
+) -> None:
+    other = scheduler_process(
+        database_url=database_url,
+        nats_url=nats_server.url("scheduler"),
+        neighbours_address=fakes.address,
+        folder=tmp_path,
+    )
+    await other.start()
+    try:
+        async with (
+            calling(scheduler.address) as user,
+            calling(other.address, Role.NODE, subject=NODE) as node,
+        ):
+            await registered(node, NODE, TRAIN)
+            asked = asyncio.create_task(leased(node, wait_millis=10_000))
+            await asyncio.sleep(0.3)
+            run = await submitted(user)
+            assert (await asyncio.wait_for(asked, 5)).run == run.name
+    finally:
+        assert other.stop() == 0

@@ -50,6 +50,10 @@ TEMPLATES = {
         "{% if loop.first %}{{ first }}{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     ),
+    "an end of the text after the end of the turn": (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% else %}</s>{% endif %}"
+    ),
     "decides by what was said": (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"
         "{% if '</think>' in m.content %}{{ m.content.split('</think>')[-1].strip() }}"

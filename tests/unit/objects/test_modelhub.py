@@ -70,6 +70,15 @@ async def test_a_commit_that_is_cached_is_not_fetched_again(
     assert not [line for line in server.requests if "/resolve/" in line]
 
 
+async def test_a_cached_commit_needs_no_hub(hub: ModelHub, server: ModelHubServer) -> None:
+    """001-24: what was fetched once is there when the hub is not."""
+    found = await hub.describe(MODEL)
+    folder = await hub.fetch(MODEL, found.revision_sha, patterns=["*.json"])
+    server.fail(MODEL, 503)
+    assert await hub.describe(MODEL, found.revision_sha) == found
+    assert await hub.fetch(MODEL, found.revision_sha, patterns=["*.json"]) == folder
+
+
 async def test_files_come_whole_and_never_pickled(hub: ModelHub) -> None:
     """Attack 1: what can be pickled is not fetched, whatever pattern asks for it."""
     folder = await hub.fetch(MODEL, "main", patterns=["*"])

@@ -1,0 +1,84 @@
+"""Protobuf ⇄ domain: total over the enums, and bounded in what it takes."""
+
+import pytest
+
+from lexicon.faults import TABLE, Fault, FaultCode, Stage
+from scheduler import events, wire, wire_work
+from scheduler.domain.run import Labels, Record, RunFault, State, Submission, TaskKind
+from tests.support.runs import NAME, NOON, TERMS, Story, a_run
+from tunesmith.api.event.v1 import event_pb2
+from tunesmith.api.fault.v1 import fault_pb2
+from tunesmith.api.run.v1 import run_pb2
+from tunesmith.api.work.v1 import work_pb2, work_service_pb2
+
+
+def test_every_state_of_the_contract_is_ours_and_the_other_way_round() -> None:
+    """001-01: the enum has exactly the seven user states."""
+    numbers = [number for number in run_pb2.RunState.values() if number]
+    assert [wire.state_to_proto(state) for state in wire.states_from_proto(numbers)] == numbers
+    assert set(wire.states_from_proto(numbers)) == set(State)
+    with pytest.raises(Fault) as caught:
+        wire.states_from_proto([0])
+    assert caught.value.code is FaultCode.INPUT_FIELD_INVALID
+
+
+def test_every_kind_of_task_goes_there_and_back() -> None:
+    for kind in TaskKind:
+        assert wire_work.kind_from_proto(wire_work.kind_to_proto(kind)) is kind
+
+
+@pytest.mark.parametrize("code", TABLE)
+def test_every_code_is_explained_and_survives_a_fault(code: FaultCode) -> None:
+    """000-01 and 002-42: each has one category and says whether it is retryable."""
+    explained = wire.explanation_to_proto(code)
+    assert explained.category != fault_pb2.CATEGORY_UNSPECIFIED
+    assert explained.owner != fault_pb2.OWNER_UNSPECIFIED
+    fault = RunFault(
+        code=code, message="m", remedy="r", stage=Stage.UPLOAD, node="nodes/n", metadata={"a": "1"}
+    )
+    proto = wire.fault_to_proto(fault)
+    assert proto is not None
+    assert wire.fault_from_proto(proto, stage=Stage.UPLOAD, node="nodes/n") == fault
+
+
+def test_every_event_of_a_story_has_its_type_and_subject() -> None:
+    story = Story().training().step(1).checkpoint(1).warned("w").paused().trained().leased()
+    story.exported()
+    rows = [row for decision in story.decisions for row in events.outgoing(decision)]
+    protos = [event_pb2.Event.FromString(row.payload) for row in rows]
+    kinds = {field.name for field in event_pb2.Event.DESCRIPTOR.oneofs_by_name["payload"].fields}
+    assert {proto.type for proto in protos} == kinds
+    for row, proto in zip(rows, protos, strict=True):
+        assert proto.WhichOneof("payload") == proto.type
+        assert row.subject == f"tunesmith.run.v1.acme.run-1.{proto.type}"
+        assert row.event_id == proto.event_id == f"run-1-{proto.sequence}"
+    assert [events.is_last(row.subject) for row in rows] == [False] * (len(rows) - 1) + [True]
+
+
+def test_samples_are_cut_to_what_an_event_can_carry() -> None:
+    """001-18: exactly three samples."""
+    endless = run_pb2.Sample(prompt="p" * 10**6, completion="c" * 10**6, flags=["f"] * 100)
+    document = wire_work.pack_samples(work_service_pb2.TrainResult(samples=[endless] * 5))
+    assert len(document) < 900_000
+    assert len(wire.samples_of(document)) == 3
+
+
+def test_secrets_and_nul_are_taken_out_of_a_workers_words() -> None:
+    assert wire.clean("a\x00b Bearer abcdefghijkl") == "ab Bearer ***"
+
+
+def test_an_output_lies_under_its_run_epoch_and_digest() -> None:
+    """What a lost attempt stores is apart from what its successor does."""
+    record = Record(
+        run=a_run(TERMS),
+        submission=Submission(
+            spec=b"", snapshot=b"", quote=b"", inputs=b"", plan="local", fingerprint="f"
+        ),
+        labels=Labels(display_name="x"),
+    )
+    assert wire_work.inputs_of(record) == []
+    assert wire.run_to_proto(record, now=NOON).name == NAME
+    file = work_pb2.OutputFile(path="a/b.txt", sha256="c" * 64)
+    prefix = wire_work.output_prefix(NAME, 7)
+    uri = wire_work.output_uri(file, prefix=prefix)
+    assert uri == f"object://runs/run-1/7/{'c' * 16}/a/b.txt"
