@@ -6,6 +6,7 @@ from one that the template wrote, and so that labels sit exactly on what the ass
 
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,8 +32,12 @@ MAX_CONFIG_BYTES = 16 << 20
 _THOUGHT_END = "</think>"
 _TOKEN_FIELDS = ("bos_token", "eos_token", "pad_token", "unk_token")
 # Private-use characters: no template looks for them and no tokenizer gives them a meaning.
-_MARK_OPEN = "\ue000"
-_MARK_CLOSE = "\ue001"
+_MARKS = re.compile("\ue000([0-9]+)\ue001|\ue002([0-9]+)\ue003")
+_MARK_CHARACTERS = frozenset("\ue000\ue001\ue002\ue003")
+
+
+# Number of a message, its first character in a rendering, and one past its last.
+_Span = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,52 +125,40 @@ class ChatTemplate:
             Fault: MODEL_CHAT_TEMPLATE_INVALID when the template fails or leaves an answer out.
         """
         text = self.render(messages)
-        spans = self._content_spans(messages, text)
-        trained = self._trained_spans(messages, text, spans, trained_from=trained_from)
+        prompt = self._generation_prompt(messages)
+        spans = self._content_spans(messages, text, prompt=prompt)
+        trained = _trained_spans(messages, text, spans, prompt=prompt, trained_from=trained_from)
         return _cut(text, [(start, end) for _, start, end in spans], trained)
 
-    def _content_spans(self, messages: Sequence[Message], text: str) -> list[tuple[int, int, int]]:
-        """(message index, start, end) of every message found in the text, in its order."""
-        if any(_MARK_OPEN in message.content for message in messages):
-            return _searched(messages, text)
-        marked = [
-            Message(role=message.role, content=f"{_MARK_OPEN}{index}{_MARK_CLOSE}")
-            for index, message in enumerate(messages)
-        ]
-        try:
-            outline = self.render(marked)
-        except Fault:
-            return _searched(messages, text)
-        return _aligned(messages, text, outline) or _searched(messages, text)
+    def prompt_segments(self, messages: Sequence[Message]) -> tuple[Segment, ...]:
+        """The rendering of a conversation that the assistant is to continue, cut likewise.
 
-    def _trained_spans(
+        Raises:
+            Fault: MODEL_CHAT_TEMPLATE_INVALID when the template fails.
+        """
+        text = self.render(messages, add_generation_prompt=True)
+        spans = self._content_spans(messages, text, prompt="", add_generation_prompt=True)
+        return _cut(text, [(start, end) for _, start, end in spans], [])
+
+    def _content_spans(
         self,
         messages: Sequence[Message],
         text: str,
-        spans: Sequence[tuple[int, int, int]],
         *,
-        trained_from: int,
-    ) -> list[tuple[int, int]]:
-        last_end = max(end for _, _, end in spans) if spans else 0
-        end_mark = _end_mark(text[last_end:])
-        prompt = self._generation_prompt(messages)
-        trained: list[tuple[int, int]] = []
-        previous_end = 0
-        found: set[int] = set()
-        for index, start, end in spans:
-            if messages[index].role is Role.ASSISTANT and index >= trained_from:
-                begin = text.rfind(prompt, previous_end, start) if prompt else -1
-                begin = start if begin < 0 else begin + len(prompt)
-                ends_marked = end_mark and text.startswith(end_mark, end)
-                trained.append((begin, end + len(end_mark) if ends_marked else end))
-                found.add(index)
-            previous_end = end
-        if len(messages) - 1 >= trained_from and len(messages) - 1 not in found:
-            raise Fault(
-                FaultCode.MODEL_CHAT_TEMPLATE_INVALID,
-                "The chat template does not show the assistant's last answer",
-            )
-        return trained
+        prompt: str,
+        add_generation_prompt: bool = False,
+    ) -> list[_Span]:
+        """Where the messages stand in the text, in its order."""
+        if _MARK_CHARACTERS.isdisjoint("".join(message.content for message in messages)):
+            marked = [_marked(message, index) for index, message in enumerate(messages)]
+            try:
+                outline = self.render(marked, add_generation_prompt=add_generation_prompt)
+            except Fault:
+                outline = ""
+            spans = _unmarked(messages, text, outline)
+            if spans is not None:
+                return spans
+        return _searched(messages, text, prompt=prompt)
 
     def _generation_prompt(self, messages: Sequence[Message]) -> str:
         """What the template writes to make the assistant speak; empty when it writes nothing."""
@@ -266,46 +259,71 @@ def trained_spans(segments: Sequence[Segment]) -> Iterator[tuple[int, int]]:
         yield begin, position
 
 
-def _aligned(
-    messages: Sequence[Message], text: str, outline: str
-) -> list[tuple[int, int, int]] | None:
-    """Spans by laying the outline, in which messages are marks, over the text.
+def _marked(message: Message, index: int) -> Message:
+    """The message with a mark at each end of its words; blanks stay outside."""
+    core = message.content.strip()
+    if not core:
+        return message
+    before, _, after = message.content.partition(core)
+    words = f"{before}\ue000{index}\ue001{core}\ue002{index}\ue003{after}"
+    return Message(role=message.role, content=words)
 
-    None when they do not match, as when the template decides by what a message says.
+
+def _unmarked(messages: Sequence[Message], text: str, outline: str) -> list[_Span] | None:
+    """Spans by the marks in a second rendering.
+
+    None when that is another text, as when the template decides by how a message begins.
     """
-    spans: list[tuple[int, int, int]] = []
-    fixed, cursor = _next_fixed(outline, 0)
-    if not text.startswith(fixed):
-        return None
-    position = len(fixed)
-    while cursor < len(outline):
-        close = outline.find(_MARK_CLOSE, cursor)
-        number = outline[cursor + 1 : close]
-        if close < 0 or not number.isdecimal() or int(number) >= len(messages):
-            return None
-        fixed, cursor = _next_fixed(outline, close + 1)
-        content = messages[int(number)].content
-        for variant in (content, content.strip(), content.lstrip(), content.rstrip()):
-            if text.startswith(variant + fixed, position):
-                spans.append((int(number), position, position + len(variant)))
-                position += len(variant) + len(fixed)
-                break
+    spans: list[_Span] = []
+    opened: dict[int, int] = {}
+    clean = ""
+    cursor = 0
+    for mark in _MARKS.finditer(outline):
+        clean += outline[cursor : mark.start()]
+        cursor = mark.end()
+        if mark[1] is not None:
+            opened[int(mark[1])] = len(clean)
+            continue
+        index = int(mark[2])
+        if index in opened:
+            start = opened.pop(index)
         else:
-            return None
-    return spans if position == len(text) else None
+            # The template left the beginning out, as it does with a thought.
+            kept = _common_suffix(clean, messages[index].content.rstrip())
+            start = len(clean) - len(clean[len(clean) - kept :].lstrip())
+        spans.append((index, start, len(clean)))
+    if clean + outline[cursor:] != text or opened:
+        return None
+    return [_with_blanks(messages[span[0]].content, text, span) for span in spans]
 
 
-def _next_fixed(outline: str, start: int) -> tuple[str, int]:
-    end = outline.find(_MARK_OPEN, start)
-    end = len(outline) if end < 0 else end
-    return outline[start:end], end
+def _with_blanks(content: str, text: str, span: _Span) -> _Span:
+    """The span of a message's words with the blanks around them that the template kept."""
+    index, start, end = span
+    before = content[: len(content) - len(content.lstrip())]
+    after = content[len(content.rstrip()) :]
+    if text.endswith(before, 0, start):
+        start -= len(before)
+    return index, start, end + len(after) if text.startswith(after, end) else end
 
 
-def _searched(messages: Sequence[Message], text: str) -> list[tuple[int, int, int]]:
-    """Spans by looking for each message after the one before it."""
-    spans: list[tuple[int, int, int]] = []
+def _common_suffix(left: str, right: str) -> int:
+    length = 0
+    for one, other in zip(reversed(left), reversed(right), strict=False):
+        if one != other:
+            break
+        length += 1
+    return length
+
+
+def _searched(messages: Sequence[Message], text: str, *, prompt: str) -> list[_Span]:
+    """Spans by looking for each message after the one before it, answers behind the prompt."""
+    spans: list[_Span] = []
     position = 0
     for index, message in enumerate(messages):
+        if message.role is Role.ASSISTANT and prompt:
+            opening = text.find(prompt, position)
+            position = position if opening < 0 else opening + len(prompt)
         content = message.content.strip()
         variants = [message.content, content]
         if _THOUGHT_END in content:
@@ -319,14 +337,42 @@ def _searched(messages: Sequence[Message], text: str) -> list[tuple[int, int, in
     return spans
 
 
+def _trained_spans(
+    messages: Sequence[Message],
+    text: str,
+    spans: Sequence[_Span],
+    *,
+    prompt: str,
+    trained_from: int,
+) -> list[tuple[int, int]]:
+    """From the end of the generation prompt to the end mark, for each answer that is learnt."""
+    end_mark = _end_mark(text[max((end for _, _, end in spans), default=0) :])
+    trained: list[tuple[int, int]] = []
+    previous_end = 0
+    found: set[int] = set()
+    for index, start, end in spans:
+        if messages[index].role is Role.ASSISTANT and index >= trained_from:
+            begin = text.rfind(prompt, previous_end, start) if prompt else -1
+            begin = start if begin < 0 else begin + len(prompt)
+            blanks = len(text) - end - len(text[end:].lstrip())
+            ends_marked = end_mark and text.startswith(end_mark, end + blanks)
+            trained.append((begin, end + blanks + len(end_mark) if ends_marked else end))
+            found.add(index)
+        previous_end = end
+    if len(messages) - 1 >= trained_from and len(messages) - 1 not in found:
+        raise Fault(
+            FaultCode.MODEL_CHAT_TEMPLATE_INVALID,
+            "The chat template does not show the assistant's last answer",
+        )
+    return trained
+
+
 def _end_mark(tail: str) -> str:
-    """What a template writes to end a turn: its first line with something in it.
+    """What a template writes to end a turn: the first line with something in it.
 
     What comes after it ends the text as a whole, and not every turn.
     """
-    blank = len(tail) - len(tail.lstrip())
-    line_end = tail.find("\n", blank)
-    return tail[: line_end if line_end >= 0 else len(tail)].rstrip()
+    return tail.lstrip().partition("\n")[0].rstrip()
 
 
 def _cut(

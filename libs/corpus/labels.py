@@ -154,18 +154,8 @@ def encode_prompt(
     Raises:
         Fault: MODEL_CHAT_TEMPLATE_INVALID.
     """
-    text = template.render(messages, add_generation_prompt=True)
-    spans: list[Segment] = []
-    position = 0
-    for message in messages:
-        words = message.content.strip()
-        start = text.find(words, position) if words else -1
-        if start >= 0:
-            spans.append(_segment(text[position:start], is_content=False))
-            spans.append(_segment(words, is_content=True))
-            position = start + len(words)
-    spans.append(_segment(text[position:], is_content=False))
-    return [token for token, _, _ in _tokens(spans, tokenizer)]
+    segments = template.prompt_segments(messages)
+    return [token for token, _, _ in _tokens(segments, tokenizer)]
 
 
 def encode_segments(

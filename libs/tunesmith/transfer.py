@@ -57,7 +57,10 @@ class PartialFile:
         self.size_bytes = size_bytes
         self.sha256 = sha256
         self._partial = path.with_name(path.name + ".partial")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(path, error) from None
         self._hash = hashlib.sha256()
         self.received_bytes = 0
         if self._partial.exists():
@@ -93,9 +96,16 @@ class PartialFile:
         self.received_bytes = 0
 
     def append(self, chunk: bytes) -> None:
-        """Add bytes to the file."""
-        with self._partial.open("ab") as file:
-            file.write(chunk)
+        """Add bytes to the file.
+
+        Raises:
+            LimitError: STORAGE_FULL when the disk has no room, or refuses for another reason.
+        """
+        try:
+            with self._partial.open("ab") as file:
+                file.write(chunk)
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
         self._count(chunk)
 
     def finish(self) -> Path:
@@ -166,6 +176,15 @@ def size_and_sha256(path: Path) -> tuple[int, str]:
             metadata={"path": str(path)},
         ) from None
     return size_bytes, digest.hexdigest()
+
+
+def _unwritable(path: Path, error: OSError) -> LimitError:
+    return LimitError(
+        "STORAGE_FULL",
+        f"{path} cannot be written: {error.strerror}.",
+        remedy="Free space, or give another folder.",
+        metadata={"path": str(path)},
+    )
 
 
 def upload_refused(status: int, headers: Mapping[str, str]) -> TunesmithError:

@@ -1,4 +1,4 @@
-"""`python -m tests.bench.kquant [--elements N]`: our K-quant encoder against llama.cpp's own.
+"""`python -m tests.bench.kquant [--elements N]`: our K-quant kernel against llama.cpp's own.
 
 Both encode the same rows in one thread, in turns; what counts is processor time, so that other work
 on the machine weighs on neither. Afterwards every byte is compared over many more numbers, among
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from exporter.domain.quantization import TensorType
 from exporter.engine import ggml
-from exporter.engine.kquant.encoder import TYPES, Encoder, proof_rows
+from exporter.engine.kernel.kernel import TYPES, Kernel, proof_rows
 from tests.bench import frame
 
 GOALS = {
@@ -43,9 +43,9 @@ def main() -> None:
     parser.add_argument("--elements", type=int, default=10**9, help="numbers to compare in all")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        encoder = Encoder.prepare(Path(folder))
-        speeds = {kind: _speeds(encoder, kind) for kind in TYPES}
-        compared = {kind.name: _compare(encoder, kind, arguments.elements) for kind in TYPES}
+        kernel = Kernel.prepare(Path(folder))
+        speeds = {kind: _speeds(kernel, kind) for kind in TYPES}
+        compared = {kind.name: _compare(kernel, kind, arguments.elements) for kind in TYPES}
     ratios = {kind.name: round(ratio, 2) for kind, (_, _, ratio) in speeds.items()}
     ours, theirs, ratio = speeds[TensorType.Q4_K]
     differing = sum(count for _, count in compared.values())
@@ -58,7 +58,7 @@ def main() -> None:
             peer={"name": "ggml_quantize_chunk", "value": round(theirs, 1)},
             ratio=ratio,
             goal="Q4_K >= 6x (stretch 10x), Q5_K and Q6_K >= 4x, no byte differs",
-            passed=reached and differing == 0 and encoder.types == frozenset(TYPES),
+            passed=reached and differing == 0 and kernel.types == frozenset(TYPES),
             proof={
                 "ratios": ratios,
                 "stretch_reached": ratio >= STRETCH_Q4_K,
@@ -70,7 +70,7 @@ def main() -> None:
     )
 
 
-def _speeds(encoder: Encoder, kind: TensorType) -> tuple[float, float, float]:
+def _speeds(kernel: Kernel, kind: TensorType) -> tuple[float, float, float]:
     """Median million elements per second of ours and of the reference, and the ratio."""
     rows = np.random.default_rng(0).standard_normal(TIMED_SHAPE, np.float32) * np.float32(0.02)
 
@@ -81,7 +81,7 @@ def _speeds(encoder: Encoder, kind: TensorType) -> tuple[float, float, float]:
 
     pairs = []
     for _ in range(ROUNDS):
-        ours = seconds(lambda: encoder(rows, kind))
+        ours = seconds(lambda: kernel.encode(rows, kind))
         theirs = seconds(lambda: ggml.encode(rows, kind))
         pairs.append((ours, theirs))
     ours = rows.size / statistics.median(pair[0] for pair in pairs) / 1e6
@@ -91,17 +91,17 @@ def _speeds(encoder: Encoder, kind: TensorType) -> tuple[float, float, float]:
     return ours, theirs, ratio
 
 
-def _compare(encoder: Encoder, kind: TensorType, elements: int) -> tuple[int, int]:
+def _compare(kernel: Kernel, kind: TensorType, elements: int) -> tuple[int, int]:
     """Numbers compared and blocks that differ, over edge cases first and random weights then."""
     wanted = elements // len(TYPES)
     compared = differing = 0
     for rows in proof_rows(np.random.default_rng(7), block_count=EDGE_BLOCKS):
-        differing += _difference(encoder, kind, rows)
+        differing += _difference(kernel, kind, rows)
         compared += rows.size
     batch = BATCH_ROWS * BATCH_COLUMNS
     seeds = range(max(0, -(-(wanted - compared) // batch)))
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for number, found in enumerate(pool.map(lambda s: _random_batch(encoder, kind, s), seeds)):
+        for number, found in enumerate(pool.map(lambda s: _random_batch(kernel, kind, s), seeds)):
             differing += found
             compared += batch
             if number % 20 == 0:
@@ -109,18 +109,18 @@ def _compare(encoder: Encoder, kind: TensorType, elements: int) -> tuple[int, in
     return compared, differing
 
 
-def _random_batch(encoder: Encoder, kind: TensorType, seed: int) -> int:
+def _random_batch(kernel: Kernel, kind: TensorType, seed: int) -> int:
     rng = np.random.default_rng((int(kind), seed))
     rows = rng.standard_normal((BATCH_ROWS, BATCH_COLUMNS), np.float32)
     rows *= np.float32(10.0) ** rng.uniform(-4, 1, (BATCH_ROWS, 1)).astype(np.float32)
     if seed % 2:
         # As weights come: rounded to bfloat16.
         rows = (rows.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
-    return _difference(encoder, kind, rows)
+    return _difference(kernel, kind, rows)
 
 
-def _difference(encoder: Encoder, kind: TensorType, rows: NDArray[np.float32]) -> int:
-    ours = encoder(rows, kind).reshape(-1, kind.block_bytes)
+def _difference(kernel: Kernel, kind: TensorType, rows: NDArray[np.float32]) -> int:
+    ours = kernel.encode(rows, kind).reshape(-1, kind.block_bytes)
     theirs = ggml.encode(rows, kind).reshape(-1, kind.block_bytes)
     return int((ours != theirs).any(axis=1).sum())
 

@@ -25,6 +25,7 @@ from tunesmith.api.run.v1 import run_pb2
 from tunesmith.cli import output
 from tunesmith.cli.billing import kind_words
 from tunesmith.cli.live import follow
+from tunesmith.cli.session import INTERRUPTED_EXIT_CODE
 from tunesmith.client import Client
 from tunesmith.errors import TunesmithError
 
@@ -63,6 +64,9 @@ def main() -> int:
     except StackFailed as error:
         screen.bad(f"The stack did not come up. {error}")
         return 1
+    except KeyboardInterrupt:
+        screen.bad("Interrupted.")
+        return INTERRUPTED_EXIT_CODE
     except TunesmithError as error:
         screen.bad(f"{error.code}: {error.message}")
         screen.say(f"→ {error.remedy}")

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from deploy.local import places
+
 ANSWER_TOKENS_MAX = 64
 CONTEXT_TOKENS = 512
 
@@ -74,9 +76,11 @@ def _base(base: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    # The stack's own cache: what the trainer has fetched from the hub is not fetched again.
+    cache = str(places.cache_folder() / "models")
     with _quiet():
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(base)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, cache_dir=cache)
+        tokenizer = AutoTokenizer.from_pretrained(base, cache_dir=cache)
     return model.eval(), tokenizer
 
 

@@ -20,7 +20,7 @@ import msgspec
 
 from exporter.engine import selftest
 from exporter.engine.export import Engine, export
-from exporter.engine.kquant.encoder import Encoder
+from exporter.engine.kernel.kernel import Kernel
 from exporter.pipe import Export, Failed, Progress, Ready, decode_for_child, encode
 from lexicon.faults import Fault, FaultCode
 
@@ -72,15 +72,15 @@ def main() -> int:
     except Fault as fault:
         channel.send(_failed(fault))
         return 1
-    encoder = Encoder.prepare(arguments.cache / "kernels")
+    kernel = Kernel.prepare(arguments.cache / "kernels")
     engine = Engine(
         cache=arguments.cache,
         vendor=arguments.vendor,
         thread_count=arguments.threads,
-        encode=encoder,
+        kernel=kernel,
         llama_version=llama_version,
     )
-    fast_types = tuple(kind.name for kind in sorted(encoder.types))
+    fast_types = tuple(kind.name for kind in sorted(kernel.types))
     channel.send(Ready(llama_version=llama_version, fast_types=fast_types))
     while True:
         _work(engine, channel, channel.next_job())

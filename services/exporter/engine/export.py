@@ -21,10 +21,11 @@ from exporter.domain.gguf_format import Header, string_value
 from exporter.domain.quantization import Quantization, TensorType, parse_quantization
 from exporter.engine import proof, templates, writer
 from exporter.engine.base import BaseModel, prepare_base
+from exporter.engine.kernel.kernel import Kernel
 from exporter.engine.llama_model import LlamaModel
 from exporter.engine.merge import MergedTensor, merge_plan
 from exporter.engine.weights import GgufFile, SafetensorsFile, read_json
-from exporter.engine.writer import Encode, FilePlan
+from exporter.engine.writer import FilePlan
 from exporter.pipe import Export, Exported, ProofFigures
 from lexicon.faults import Fault, FaultCode
 
@@ -44,7 +45,7 @@ class Engine:
     cache: Path
     vendor: Path
     thread_count: int
-    encode: Encode
+    kernel: Kernel
     llama_version: str
 
 
@@ -85,7 +86,7 @@ def export(engine: Engine, job: Export, on_progress: OnProgress) -> Exported:
         writer.disk_errors(),
     ):
         adapter = _adapter(adapter_folder, weights)
-        tensors = merge_plan(gguf, base.placements(), adapter, weights)
+        tensors = merge_plan(gguf, base.placements(), adapter, weights, merge=engine.kernel.merge)
         trained = templates.read_template(adapter_folder, gguf.header)
         metadata = [*trained.metadata(), string_value("general.name", _title(job))]
         plan = writer.plan_file(gguf.header, mix, metadata)
@@ -153,7 +154,7 @@ def _write(
         plan,
         tensors,
         path,
-        encode=engine.encode,
+        encode=engine.kernel.encode,
         thread_count=engine.thread_count,
         on_elements=count,
     )

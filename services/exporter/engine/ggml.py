@@ -1,6 +1,6 @@
 """Rows of numbers in ggml's storage types, through the pinned llama.cpp's own library.
 
-This is the reference for every byte that is written: `kquant` may do the work faster where it has
+This is the reference for every byte that is written: `kernel` may do the work faster where it has
 proven equal. ctypes releases the GIL, so that rows can be encoded by several threads at once.
 """
 

@@ -5,6 +5,7 @@ Rows are made block by block in the order of the GGUF; nothing larger than a blo
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,23 @@ from exporter.domain.gguf_format import TensorInfo
 from exporter.domain.layout import Placement, row_order
 from exporter.domain.quantization import TensorType
 from exporter.engine import ggml
-from exporter.engine.weights import GgufFile, SafetensorsFile, to_bfloat16_bits
+from exporter.engine.kernel.kernel import rounded
+from exporter.engine.weights import GgufFile, SafetensorsFile
 from lexicon.faults import Fault, FaultCode
+
+
+class Merge(Protocol):
+    """Adds a low-rank change to stored rows; `Kernel.merge` is one."""
+
+    def __call__(
+        self,
+        stored: NDArray[np.uint8],
+        kind: TensorType,
+        *,
+        a: NDArray[np.float32],
+        b: NDArray[np.float32],
+        scale: float,
+    ) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +57,7 @@ class MergedTensor:
     base: GgufFile
     info: TensorInfo
     changes: Mapping[int | None, Change]
+    merge: Merge
 
     @property
     def is_touched(self) -> bool:
@@ -50,28 +67,46 @@ class MergedTensor:
         """Returns merged rows as float32, (count, columns).
 
         The numbers are already rounded to the base's own type, because that is what a merged
-        checkpoint would hold. Source: peft `lora.Linear.merge`: W += (B @ A) * scaling in float32,
-        stored in W's type.
+        checkpoint would hold.
+
+        Raises:
+            Fault: MODEL_WEIGHTS_INVALID when one is not finite.
         """
         info = self.info
         stored = self.base.raw(info, first_row=first, row_count=count)
+        whole = self.changes.get(None)
+        if whole is not None:
+            return self._changed(stored, whole, first, first + count)
         values = ggml.decode(stored, info.type, column_count=info.column_count)
-        if not self.changes:
-            return values
-        merged = np.array(values)
+        if self.changes:
+            values = np.array(values)
         for expert, change in self.changes.items():
-            start, end = self._span(expert, first, count)
+            offset = expert * info.dimensions[1] if expert is not None else 0
+            start, end = max(first, offset), min(first + count, offset + info.dimensions[1])
             if start < end:
-                rows = slice(start - first, end - first)
-                offset = 0 if expert is None else expert * info.dimensions[1]
-                merged[rows] = _merged(merged[rows], change, start - offset, end - offset)
-        return _rounded(merged, info.type)
+                part = slice(start - first, end - first)
+                values[part] = self._changed(stored[part], change, start - offset, end - offset)
+        if not np.isfinite(values).all():
+            raise Fault(
+                FaultCode.MODEL_WEIGHTS_INVALID, f"{info.name} has numbers that are not finite."
+            )
+        return values
 
-    def _span(self, expert: int | None, first: int, count: int) -> tuple[int, int]:
-        if expert is None:
-            return first, first + count
-        rows = self.info.dimensions[1]
-        return max(first, expert * rows), min(first + count, (expert + 1) * rows)
+    def _changed(
+        self, stored: NDArray[np.uint8], change: Change, start: int, end: int
+    ) -> NDArray[np.float32]:
+        """Rows `start` to `end` of what the change is for."""
+        kind = self.info.type
+        if change.replacement is not None:
+            return rounded(change.replacement[start:end], kind)
+        assert change.a is not None
+        assert change.b is not None
+        b = change.b[start:end]
+        if change.factors is None:
+            return self.merge(stored, kind, a=change.a, b=b, scale=change.scale)
+        base = ggml.decode(stored, kind, column_count=self.info.column_count)
+        directed = base + (b @ change.a) * np.float32(change.scale)
+        return rounded(directed * change.factors[start:end], kind)
 
 
 def merge_plan(
@@ -79,6 +114,8 @@ def merge_plan(
     placements: Mapping[str, Placement],
     adapter: Adapter,
     weights: SafetensorsFile,
+    *,
+    merge: Merge,
 ) -> dict[str, MergedTensor]:
     """Returns every tensor of the base by name, with the adapter's changes where it has any.
 
@@ -103,7 +140,9 @@ def merge_plan(
     if not is_trained:
         raise Fault(FaultCode.EXPORT_ADAPTER_UNTRAINED)
     return {
-        info.name: MergedTensor(base=base, info=info, changes=changes.get(info.name, {}))
+        info.name: MergedTensor(
+            base=base, info=info, changes=changes.get(info.name, {}), merge=merge
+        )
         for info in base.header.tensors
     }
 
@@ -150,26 +189,3 @@ def _require_shape(target: str, found: tuple[int, ...], wanted: tuple[int, int])
             f"The adapter expects {target} with shape {list(found)}, the base has {list(wanted)}.",
             tensor=target,
         )
-
-
-def _merged(base: NDArray[np.float32], change: Change, start: int, end: int) -> NDArray[np.float32]:
-    if change.replacement is not None:
-        return change.replacement[start:end]
-    assert change.a is not None
-    assert change.b is not None
-    delta = (change.b[start:end] @ change.a) * np.float32(change.scale)
-    merged = base + delta
-    return merged if change.factors is None else merged * change.factors[start:end]
-
-
-def _rounded(rows: NDArray[np.float32], stored: TensorType) -> NDArray[np.float32]:
-    """What remains of the numbers once they have been stored in the base's type."""
-    if not np.isfinite(rows).all():
-        raise Fault(FaultCode.MODEL_WEIGHTS_INVALID, "A merged weight is not a finite number.")
-    match stored:
-        case TensorType.BF16:
-            return (to_bfloat16_bits(rows).astype(np.uint32) << 16).view(np.float32)
-        case TensorType.F16:
-            return ggml.to_float16(rows).astype(np.float32)
-        case _:
-            return rows

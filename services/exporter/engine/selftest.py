@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from exporter.domain.quantization import Quantization, TensorType
 from exporter.engine import ggml, writer
 from exporter.engine.base import prepare_base
+from exporter.engine.kernel.kernel import merge_slowly
 from exporter.engine.llama_model import LlamaModel
 from exporter.engine.merge import MergedTensor
 from exporter.engine.weights import GgufFile
@@ -78,7 +79,8 @@ def check_conversion(cache: Path, vendor: Path, *, llama_version: str) -> None:
         target = folder / "model.gguf"
         with GgufFile(base.gguf) as gguf:
             tensors = {
-                i.name: MergedTensor(base=gguf, info=i, changes={}) for i in gguf.header.tensors
+                i.name: MergedTensor(base=gguf, info=i, changes={}, merge=merge_slowly)
+                for i in gguf.header.tensors
             }
             plan = writer.plan_file(gguf.header, Quantization.Q4_K_M)
             writer.write_file(

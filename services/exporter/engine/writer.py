@@ -27,7 +27,7 @@ from lexicon.faults import Fault, FaultCode
 
 PARTIAL: Final = ".partial"
 # Large enough that threads seldom meet, small enough that a few blocks stay in the cache.
-BLOCK_ELEMENTS: Final = 1 << 20
+BLOCK_ELEMENTS: Final = 1 << 19
 # Encoded blocks that wait for their turn, per thread.
 WAITING_PER_THREAD: Final = 2
 # What must stay free beside the file itself.
@@ -202,8 +202,4 @@ def _encode_block(
     if not tensor.is_touched and wanted is tensor.info.type:
         return tensor.base.raw(tensor.info, first_row=first, row_count=count)
     rows = tensor.rows(first=first, count=count)
-    if not tensor.is_touched and not np.isfinite(rows).all():
-        raise Fault(
-            FaultCode.MODEL_WEIGHTS_INVALID, f"{tensor.info.name} has numbers that are not finite."
-        )
     return encode(rows, wanted)

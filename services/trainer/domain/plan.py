@@ -2,10 +2,12 @@
 
 import enum
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # Without a wish of the user a run leaves ten checkpoints behind: a lost node costs a tenth of it.
 CHECKPOINTS_PER_RUN = 10
+# A short run leaves fewer: storing them more often would cost more than the steps they save.
+CHECKPOINT_SECONDS_MIN = 5.0
 VALIDATIONS_PER_RUN = 10
 
 
@@ -172,9 +174,39 @@ def total_epochs(plan: TrainPlan, *, row_count: int) -> int:
     )
 
 
-def checkpoint_interval(plan: TrainPlan, *, steps: int) -> int:
-    """Steps between two checkpoints."""
-    return plan.checkpoint_every_steps or max(1, math.ceil(steps / CHECKPOINTS_PER_RUN))
+def checkpoint_due(
+    plan: TrainPlan, *, step: int, steps: int, last_step: int, seconds_since: float
+) -> bool:
+    """Whether a checkpoint follows optimizer step `step` (from 1) of `steps`.
+
+    Args:
+        last_step: step of the checkpoint before; where the attempt began, without one.
+        seconds_since: how long ago that was.
+    """
+    if step == steps:
+        return True
+    if plan.checkpoint_every_steps:
+        return step % plan.checkpoint_every_steps == 0
+    interval = math.ceil(steps / CHECKPOINTS_PER_RUN)
+    return step - last_step >= interval and seconds_since >= CHECKPOINT_SECONDS_MIN
+
+
+def essence(plan: TrainPlan) -> TrainPlan:
+    """The plan without what differs between two attempts of one run: places, and who they are."""
+    validation = plan.validation
+    if validation and validation.dataset:
+        validation = replace(validation, dataset=replace(validation.dataset, path=""))
+    return replace(
+        plan,
+        attempt=0,
+        fencing_epoch=0,
+        base=replace(plan.base, folder=""),
+        datasets=tuple(replace(dataset, path="") for dataset in plan.datasets),
+        validation=validation,
+        work_folder="",
+        log_path="",
+        checkpoint_folder=None,
+    )
 
 
 def validation_interval(validation: ValidationPlan, *, steps: int) -> int:

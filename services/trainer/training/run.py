@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from trainer.domain.card import model_card
 from trainer.domain.healing import Ladder
 from trainer.domain.plan import (
     TrainPlan,
-    ValidationPlan,
-    checkpoint_interval,
+    checkpoint_due,
+    essence,
     steps_per_epoch,
     total_epochs,
     total_steps,
@@ -73,20 +74,7 @@ def warn(channel: Channel, code: FaultCode, text: str) -> None:
 
 def fingerprint(plan: TrainPlan) -> str:
     """Hash of everything that shapes the result; attempts of one run share it."""
-    base = replace(plan.base, folder="", digest=plan.base.digest)
-    datasets = tuple(replace(dataset, path="") for dataset in plan.datasets)
-    bare = replace(
-        plan,
-        attempt=0,
-        fencing_epoch=0,
-        base=base,
-        datasets=datasets,
-        validation=_without_path(plan),
-        work_folder="",
-        log_path="",
-        checkpoint_folder=None,
-    )
-    return hashlib.sha256(msgspec.json.encode(bare)).hexdigest()
+    return hashlib.sha256(msgspec.json.encode(essence(plan))).hexdigest()
 
 
 def _base(
@@ -114,8 +102,8 @@ def _train(
     rows = desk.rows
     last: StepTaken | None = None
     steps = total_steps(plan, row_count=len(rows))
-    interval = checkpoint_interval(plan, steps=steps)
     timer = StepTimer()
+    last_step, last_time = state.step, time.monotonic()
     channel.send(StageBegan(stage="training"))
     channel.send(Started(from_step=state.step, total_steps=steps))
     while state.step < steps and not channel.finish.is_set():
@@ -132,8 +120,15 @@ def _train(
         validation.after_step(state, steps=steps, warn=lambda code, text: warn(channel, code, text))
         last = _told(state, figures, validation, timer, plan, row_count=len(rows))
         channel.send(last)
-        if state.step % interval == 0 or state.step == steps:
+        if checkpoint_due(
+            plan,
+            step=state.step,
+            steps=steps,
+            last_step=last_step,
+            seconds_since=time.monotonic() - last_time,
+        ):
             _write_checkpoint(state, plan, validation, channel)
+            last_step, last_time = state.step, time.monotonic()
         if validation.wants_stop:
             break
     if validation.promote_best(state):
@@ -276,12 +271,6 @@ def _tell_healed(channel: Channel, ladder: Ladder) -> None:
         f"Out of memory; the step is taken again with micro-batch {ladder.micro_batch_size} and "
         f"{ladder.accumulation_steps} accumulation steps",
     )
-
-
-def _without_path(plan: TrainPlan) -> ValidationPlan | None:
-    if plan.validation is None or plan.validation.dataset is None:
-        return plan.validation
-    return replace(plan.validation, dataset=replace(plan.validation.dataset, path=""))
 
 
 def _cores() -> int:

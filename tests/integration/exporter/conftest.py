@@ -7,7 +7,7 @@ import pytest
 
 from deploy.local import llama_build
 from exporter.engine.export import Engine
-from exporter.engine.kquant.encoder import Encoder
+from exporter.engine.kernel.kernel import Kernel
 from tests.integration.exporter.making import ANVIL, make_adapter, write_reference
 
 
@@ -29,7 +29,7 @@ def engine(vendor: Path, model_cache: Path) -> Engine:
         cache=model_cache / "gguf",
         vendor=vendor,
         thread_count=2,
-        encode=Encoder.prepare(model_cache / "gguf" / "kernels"),
+        kernel=Kernel.prepare(model_cache / "gguf" / "kernels"),
         llama_version="test",
     )
 

@@ -14,11 +14,23 @@ from safetensors.torch import load_file, save_file
 from exporter.domain.quantization import Quantization, TensorType
 from exporter.engine import ggml
 from exporter.engine.export import Engine, export
+from exporter.engine.kernel.kernel import Kernel
 from exporter.pipe import Export, Exported
 from lexicon.faults import Fault, FaultCode
 from tests.integration.exporter.making import ANVIL
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+
+
+class Damaged:
+    """A kernel that shifts the bytes of one type."""
+
+    def __init__(self, sound: Kernel) -> None:
+        self.merge = sound.merge
+
+    def encode(self, rows: NDArray[np.float32], kind: TensorType) -> NDArray[np.uint8]:
+        encoded = ggml.encode(rows, kind)
+        return np.roll(encoded, 1, axis=1) if kind is TensorType.Q4_K else encoded
 
 
 @pytest.fixture
@@ -87,14 +99,15 @@ def test_a_merge_into_another_base_is_refused(
 
 
 def test_a_corrupted_quantisation_is_refused(engine: Engine, adapter: Path, tmp_path: Path) -> None:
-    def damage(rows: NDArray[np.float32], kind: TensorType) -> NDArray[np.uint8]:
-        encoded = ggml.encode(rows, kind)
-        if kind is TensorType.Q4_K:
-            encoded = np.roll(encoded, 1, axis=1)
-        return encoded
-
     assert (
-        code_of(replace(engine, encode=damage), adapter, tmp_path)
+        code_of(
+            replace(
+                engine,
+                kernel=Damaged(engine.kernel),  # type: ignore[arg-type]
+            ),
+            adapter,
+            tmp_path,
+        )
         is FaultCode.EXPORT_QUANTIZATION_BROKEN
     )
 

@@ -67,13 +67,13 @@ def one_pass(
     with GgufFile(base.gguf) as gguf, SafetensorsFile(adapter / WEIGHTS_NAME) as weights:
         shapes = {name: span.shape for name, span in weights.tensors.items()}
         read = read_adapter(read_json(adapter / CONFIG_NAME), shapes)
-        tensors = merge_plan(gguf, base.placements(), read, weights)
+        tensors = merge_plan(gguf, base.placements(), read, weights, merge=engine.kernel.merge)
         plan = writer.plan_file(gguf.header, mix)
         writer.write_file(
             plan,
             tensors,
             target,
-            encode=engine.encode,
+            encode=engine.kernel.encode,
             thread_count=2,
             on_elements=lambda _count: None,
         )

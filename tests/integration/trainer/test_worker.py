@@ -204,7 +204,7 @@ async def test_finish_keeps_what_there_is(scheduler: FakeScheduler, tmp_path: Pa
     assert 5 <= complete.train.metrics.step < 100_000
 
 
-async def test_killed_child_fails_the_task_and_the_agent_goes_on(
+async def test_killed_child_fails_the_task_and_the_next_attempt_resumes(
     scheduler: FakeScheduler, tmp_path: Path
 ) -> None:
     task = a_task(scheduler.objects, max_steps=100_000)
@@ -217,14 +217,18 @@ async def test_killed_child_fails_the_task_and_the_agent_goes_on(
         assert scheduler.failed[0].fault.code == "RUNTIME_WORKER_LOST"
         assert scheduler.failed[0].fault.stage == fault_pb2.STAGE_TRAINING
         stored = scheduler.of_kind("checkpoint")[-1]
-        again = a_task(scheduler.objects, max_steps=stored.step + 3)
-        again.checkpoint_step = stored.step
+        task.checkpoint_step = stored.step
         for file in stored.files:
             path = tmp_path / "stored"
             path.write_bytes(scheduler.objects.files[f"/out/{file.path}"])
-            again.checkpoint.append(scheduler.objects.add(path, Path(file.path).name))
-        scheduler.queue.append(lease_of("l-2", RUN, again, attempt=2))
+            task.checkpoint.append(scheduler.objects.add(path, file.path))
+        scheduler.queue.append(lease_of("l-2", RUN, task, attempt=2))
+        while len(scheduler.of_kind("training_started")) < 2:
+            await asyncio.sleep(0.05)
+        scheduler.directive = work_service_pb2.DIRECTIVE_FINISH
         await ended(scheduler)
+    assert [began.from_step for began in scheduler.of_kind("training_started")] == [0, stored.step]
+    assert not scheduler.of_kind("warning")
     assert len(scheduler.completed) == 1
 
 

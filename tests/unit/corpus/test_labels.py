@@ -156,6 +156,17 @@ def test_only_responses_or_everything_is_learnt() -> None:
     assert learnt(everything) == CHATML.render(messages)
 
 
+def test_a_thought_that_the_template_drops_is_not_learnt_but_its_answer_is() -> None:
+    template = COMPILED["decides by what was said"]
+    messages = conversation("Q", "<think>\nhm\n</think>\n\nA1", "Q2", "</think>A2")
+    segments = template.segments(messages)
+    text = "".join(segment.text for segment in segments)
+    assert [text[start:end] for start, end in trained_spans(segments)] == [
+        "A1<|im_end|>",
+        "A2<|im_end|>",
+    ]
+
+
 def test_turns_that_are_context_are_not_learnt() -> None:
     messages = conversation("One", "Two", "Three", "Four")
     sample = ChatSample(messages=messages, trained_from=2)

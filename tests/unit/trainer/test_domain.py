@@ -1,6 +1,7 @@
 """The trainer's rules: schedule, time left, sound answers, healing, counts of steps."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -159,3 +160,47 @@ def test_card_names_run_base_and_numbers() -> None:
     assert "base_model: tunesmith/anvil-3m" in card
     assert "projects/local/runs/r-1" in card
     assert "| Last training loss | 0.2500 |" in card
+
+
+def test_attempts_of_one_run_have_the_same_essence() -> None:
+    """Else a retry would take the checkpoints of its own run for another's."""
+    first = a_plan()
+    second = replace(
+        first,
+        attempt=2,
+        fencing_epoch=9,
+        base=replace(first.base, folder="/elsewhere"),
+        datasets=(replace(first.datasets[0], path="/elsewhere.jsonl"),),
+        work_folder="/other",
+        log_path="/r-1.2.log",
+        checkpoint_folder="/resume",
+    )
+    assert plans.essence(first) == plans.essence(second)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"seed": 1}, {"adapter_rank": 5}, {"lr_peak": 1.0}, {"micro_batch_size": 3}]
+)
+def test_another_configuration_has_another_essence(changes: dict[str, int]) -> None:
+    assert plans.essence(a_plan(**changes)) != plans.essence(a_plan())
+
+
+def due(step: int, *, last: int, seconds: float, **changes: int) -> bool:
+    return plans.checkpoint_due(
+        a_plan(**changes), step=step, steps=100, last_step=last, seconds_since=seconds
+    )
+
+
+def test_checkpoints_come_every_tenth_of_the_run_but_not_every_second() -> None:
+    assert due(20, last=10, seconds=6.0)
+    assert not due(20, last=10, seconds=1.0)
+    assert not due(19, last=10, seconds=60.0)
+
+
+def test_the_last_step_is_always_kept() -> None:
+    assert due(100, last=99, seconds=0.0)
+
+
+def test_the_user_decides_how_often() -> None:
+    assert due(7, last=0, seconds=0.0, checkpoint_every_steps=7)
+    assert not due(8, last=7, seconds=60.0, checkpoint_every_steps=7)

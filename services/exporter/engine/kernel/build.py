@@ -1,6 +1,6 @@
 """Compiles the kernel for this processor and keeps it.
 
-`python -m exporter.engine.kquant.build FOLDER` does so ahead of need, for images.
+`python -m exporter.engine.kernel.build FOLDER` does so ahead of need, for images.
 """
 
 import argparse
@@ -14,7 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-SOURCES: Final = ("kquant.cc", "lanes.h")
+SOURCES: Final = ("kquant.cc", "merge.cc")
+HEADERS: Final = ("lanes.h",)
 # Contraction would round once where the reference rounds twice. The last two only allow loops over
 # lanes to become vector code; they change no result.
 FLAGS: Final = (
@@ -45,7 +46,7 @@ def kernel_library(folder: Path) -> Path:
     problems = []
     for compiler in _compilers():
         for architecture in _architectures():
-            target = folder / f"kquant-{_key(compiler, architecture)}.so"
+            target = folder / f"kernel-{_key(compiler, architecture)}.so"
             if target.is_file():
                 return target
             try:
@@ -62,7 +63,8 @@ def _compile(compiler: str, architecture: tuple[str, ...], target: Path) -> None
     here = Path(__file__).parent
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         made = Path(scratch) / target.name
-        command = [compiler, *FLAGS, *architecture, "-o", str(made), str(here / SOURCES[0])]
+        sources = [str(here / name) for name in SOURCES]
+        command = [compiler, *FLAGS, *architecture, "-o", str(made), *sources]
         done = subprocess.run(
             command,
             capture_output=True,
@@ -105,7 +107,7 @@ def _key(compiler: str, architecture: tuple[str, ...]) -> str:
     here = Path(__file__).parent
     stat = Path(compiler).resolve().stat()
     parts = [
-        *(here.joinpath(name).read_bytes() for name in SOURCES),
+        *(here.joinpath(name).read_bytes() for name in (*SOURCES, *HEADERS)),
         " ".join((*FLAGS, *architecture)).encode(),
         f"{Path(compiler).resolve()} {stat.st_size} {stat.st_mtime_ns}".encode(),
     ]
