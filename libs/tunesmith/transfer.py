@@ -173,6 +173,7 @@ def size_and_sha256(path: Path) -> tuple[int, str]:
         raise InputError(
             "DATASET_FILE_INVALID",
             f"The file {path} cannot be read: {error.strerror}.",
+            remedy="Give the path of a file that you may read.",
             metadata={"path": str(path)},
         ) from None
     return size_bytes, digest.hexdigest()

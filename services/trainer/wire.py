@@ -14,6 +14,7 @@ from trainer.domain.plan import (
     Method,
     Optimizer,
     Precision,
+    PreferencePlan,
     Schedule,
     TrainOn,
     TrainPlan,
@@ -26,6 +27,8 @@ from tunesmith.api.run.v1 import run_pb2, spec_pb2
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2
 
 NANOSECONDS = 1_000_000_000
+# Defaults of the preference objectives, as the contract promises them.
+BETA, SIMPO_BETA, SIMPO_GAMMA = 0.1, 2.0, 0.5
 
 _METHODS: Mapping[int, Method] = {
     spec_pb2.METHOD_UNSPECIFIED: Method.SFT,
@@ -144,6 +147,8 @@ def plan_from_lease(
         checkpoint_every_steps=training.checkpoint_every_steps,
         checkpoint_keep_count=training.checkpoint_keep_count,
         validation=_validation(task, validation_path),
+        preference=_preference(training),
+        preference=_preference(training),
         sample_prompts=tuple(task.sample_prompts),
         work_folder=str(work_folder),
         log_path=str(log_path),
@@ -221,9 +226,34 @@ def _validation(task: work_pb2.TrainTask, path: Path | None) -> ValidationPlan |
     )
 
 
+def _preference(training: spec_pb2.TrainingConfig) -> PreferencePlan | None:
+    if _METHODS[training.method] is Method.SFT:
+        return None
+    config = training.preference
+    return PreferencePlan(
+        beta=config.beta,
+        simpo_gamma=config.simpo_gamma,
+        desirable_weight=config.desirable_weight if config.HasField("desirable_weight") else None,
+        undesirable_weight=(
+            config.undesirable_weight if config.HasField("undesirable_weight") else None
+        ),
+    )
+
+
+def _preference(training: spec_pb2.TrainingConfig) -> PreferencePlan:
+    """What is left out takes the default of the contract."""
+    given = training.preference
+    beta = SIMPO_BETA if training.method == spec_pb2.METHOD_SIMPO else BETA
+    return PreferencePlan(
+        beta=given.beta if given.HasField("beta") else beta,
+        simpo_gamma=given.simpo_gamma if given.HasField("simpo_gamma") else SIMPO_GAMMA,
+        desirable_weight=given.desirable_weight,
+        undesirable_weight=given.undesirable_weight,
+    )
+
+
 def _require_supported(training: spec_pb2.TrainingConfig) -> None:
     refused = {
-        "this method": _METHODS[training.method] is not Method.SFT,
         "4-bit weights": training.load_in_4bit,
         "8-bit optimizers": _OPTIMIZERS[training.optimizer] is not Optimizer.ADAMW_TORCH,
         "fp8": _PRECISIONS[training.precision] is Precision.FP8,

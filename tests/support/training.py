@@ -1,5 +1,6 @@
 """Plans, rows and a tiny model for tests of the trainer; everything defaults to valid."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,9 @@ from trainer.domain.plan import (
     TrainPlan,
 )
 from trainer.training.attention import SEGMENTED
-from trainer.training.batches import IGNORED_LABEL, Row
+from trainer.training.batches import IGNORED_LABEL, Example, Row
+from trainer.training.loop import Course
+from trainer.training.objective import Supervised
 from trainer.training.rails import Arithmetic
 
 # Threads only wait for each other over matrices as small as these.
@@ -81,6 +84,7 @@ _PLAN = TrainPlan(
     checkpoint_every_steps=0,
     checkpoint_keep_count=1,
     validation=None,
+    preference=None,
     sample_prompts=("What color is a lemon?", "What does a baker do?", "What is a hammer for?"),
     work_folder="",
     log_path="",
@@ -93,6 +97,19 @@ def a_plan(**changes: Any) -> TrainPlan:
     inside = {key.removeprefix("adapter_"): changes.pop(key) for key in list(changes)
               if key.startswith("adapter_")}  # fmt: skip
     return replace(_PLAN, adapter=replace(_PLAN.adapter, **inside), **changes)
+
+
+def a_course(
+    examples: Sequence[Example], plan: TrainPlan | None = None, *, steps: int, **changes: Any
+) -> Course:
+    """Supervised training on `examples` in float32."""
+    settings: dict[str, Any] = {"objective": Supervised(), "arithmetic": FP32, **changes}
+    return Course(plan=plan or a_plan(), examples=examples, steps=steps, **settings)
+
+
+def some_examples(count: int, *, seed: int = 0, longest: int = 24) -> tuple[Example, ...]:
+    """Random examples of one row each."""
+    return tuple(Example(rows=(row,)) for row in some_rows(count, seed=seed, longest=longest))
 
 
 def some_rows(count: int, *, seed: int = 0, longest: int = 24) -> tuple[Row, ...]:

@@ -2,7 +2,8 @@
 
     python -m deploy.models.anvil.make --out DIR [--seconds N] [--seed S]
 
-Without `--seconds` a fixed number of steps is taken, so that the same weights are made again; with it, the learning-rate schedule is stretched over that many seconds instead.
+Without `--seconds` a fixed number of steps is taken, so that the same weights are made again; with
+it, the learning-rate schedule is stretched over that many seconds instead.
 Batch shapes: B chats, T tokens.
 """
 

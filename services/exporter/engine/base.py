@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from exporter.domain.layout import Placement, find_placement
 from exporter.domain.quantization import TensorType
+from exporter.engine.disk import disk_errors, reserve_disk, sync_folder
 from exporter.engine.weights import Checkpoint, GgufFile, read_json, to_bfloat16_bits, to_float32
-from exporter.engine.writer import disk_errors, reserve_disk, sync_folder
 from lexicon.faults import Fault, FaultCode
 
 # Changes whenever entries made before must not be used any more.

@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import os
 import re
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,10 +18,13 @@ from exporter.domain.gates import Figures
 from exporter.domain.gguf_format import Header, string_value
 from exporter.domain.quantization import Quantization, TensorType, parse_quantization
 from exporter.engine import proof, templates, writer
+from exporter.engine.archive import bundle_in_place
 from exporter.engine.base import BaseModel, prepare_base
+from exporter.engine.disk import disk_errors
 from exporter.engine.kernel.kernel import Kernel
 from exporter.engine.llama_model import LlamaModel
 from exporter.engine.merge import MergedTensor, merge_plan
+from exporter.engine.reuse import EncodedStore
 from exporter.engine.weights import GgufFile, SafetensorsFile, read_json
 from exporter.engine.writer import FilePlan
 from exporter.pipe import Export, Exported, ProofFigures
@@ -32,8 +33,6 @@ from lexicon.faults import Fault, FaultCode
 WEIGHTS_NAME: Final = "adapter_model.safetensors"
 CONFIG_NAME: Final = "adapter_config.json"
 PROOF_FORMAT: Final = 1
-# A fixed time in the archive: the same inputs give the same bytes, however often they are exported.
-ARCHIVE_TIME: Final = (2024, 1, 1, 0, 0, 0)
 
 OnProgress = Callable[[str, float], None]
 
@@ -83,7 +82,7 @@ def export(engine: Engine, job: Export, on_progress: OnProgress) -> Exported:
     with (
         GgufFile(base.gguf) as gguf,
         SafetensorsFile(adapter_folder / WEIGHTS_NAME) as weights,
-        writer.disk_errors(),
+        disk_errors(),
     ):
         adapter = _adapter(adapter_folder, weights)
         tensors = merge_plan(gguf, base.placements(), adapter, weights, merge=engine.kernel.merge)
@@ -92,7 +91,7 @@ def export(engine: Engine, job: Export, on_progress: OnProgress) -> Exported:
         plan = writer.plan_file(gguf.header, mix, metadata)
         model_path = target.parent / "model.gguf"
         with clock.step("merge"):
-            _write(engine, plan, tensors, model_path, on_progress)
+            _write(engine, base, plan, tensors, model_path, on_progress)
         with clock.step("proof"):
             on_progress("proof", 0.0)
             evidence = _prove(engine, base, tensors, model_path, mix, trained, adapter_folder)
@@ -138,6 +137,7 @@ def _adapter(folder: Path, weights: SafetensorsFile) -> Adapter:
 
 def _write(
     engine: Engine,
+    base: BaseModel,
     plan: FilePlan,
     tensors: Mapping[str, MergedTensor],
     path: Path,
@@ -157,6 +157,7 @@ def _write(
         encode=engine.kernel.encode,
         thread_count=engine.thread_count,
         on_elements=count,
+        store=EncodedStore(base.folder, version=engine.llama_version),
     )
 
 
@@ -265,7 +266,7 @@ def _behaviour(figures: Figures) -> dict[str, Any]:
 
 
 def _archive(target: Path, model_path: Path, facts: BundleFacts, report: dict[str, Any]) -> None:
-    """Writes the archive, stored without compression since quantised weights hardly compress."""
+    """Writes the archive; stored, since quantised weights hardly compress."""
     texts = {
         "Modelfile": bundle.modelfile(facts),
         "install.sh": bundle.install_sh(facts),
@@ -273,25 +274,7 @@ def _archive(target: Path, model_path: Path, facts: BundleFacts, report: dict[st
         "README.md": bundle.readme(facts),
         "export_proof.json": json.dumps(report, indent=2, ensure_ascii=False) + "\n",
     }
-    writer.reserve_disk(target.parent, model_path.stat().st_size)
-    partial = target.with_name(target.name + writer.PARTIAL)
-    with partial.open("wb") as out:
-        with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-            for name in bundle.ENTRIES:
-                entry = zipfile.ZipInfo(name, ARCHIVE_TIME)
-                # Unix rights in the upper half; install.sh must be executable where it is unpacked.
-                entry.external_attr = (0o100755 if name == "install.sh" else 0o100644) << 16
-                if name == "model.gguf":
-                    entry.file_size = model_path.stat().st_size
-                    with archive.open(entry, "w") as inside, model_path.open("rb") as model:
-                        while chunk := model.read(1 << 20):
-                            inside.write(chunk)
-                else:
-                    archive.writestr(entry, texts[name])
-        out.flush()
-        os.fsync(out.fileno())
-    partial.replace(target)
-    model_path.unlink()
+    bundle_in_place(model_path, target, texts, executables=frozenset({"install.sh"}))
 
 
 def _wire_figures(figures: Figures | None) -> ProofFigures:

@@ -4,13 +4,10 @@ The header is complete before the first number, as every size follows from the t
 bears its name only after the last byte is on the disk.
 """
 
-import errno
 import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,16 +19,15 @@ from exporter.domain import gguf_format
 from exporter.domain.gguf_format import Header, Metadata, TensorInfo
 from exporter.domain.quantization import QUANTIZATION_VERSION, Quantization, TensorType
 from exporter.domain.type_plan import ModelFacts, TensorShape, file_order, plan_types
+from exporter.engine.disk import PARTIAL, disk_errors, reserve_disk, sync_folder
 from exporter.engine.merge import MergedTensor
-from lexicon.faults import Fault, FaultCode
+from exporter.engine.reuse import EncodedStore
+from exporter.engine.weights import GgufFile
 
-PARTIAL: Final = ".partial"
 # Large enough that threads seldom meet, small enough that a few blocks stay in the cache.
 BLOCK_ELEMENTS: Final = 1 << 19
 # Encoded blocks that wait for their turn, per thread.
 WAITING_PER_THREAD: Final = 2
-# What must stay free beside the file itself.
-RESERVE_BYTES: Final = 64 << 20
 
 Encode = Callable[[NDArray[np.float32], TensorType], NDArray[np.uint8]]
 OnElements = Callable[[int], None]
@@ -101,19 +97,26 @@ def write_file(
     encode: Encode,
     thread_count: int,
     on_elements: OnElements,
+    store: EncodedStore | None = None,
 ) -> None:
     """Writes the file as `<target>.partial`, makes it durable and gives it its name.
 
+    Args:
+        on_elements: called with the number of elements as they are written.
+        store: encoded tensors of the base, used for those that the adapter does not touch.
     Raises:
         Fault: EXPORT_DISK_FULL, MODEL_WEIGHTS_INVALID for numbers that are not finite.
     """
     reserve_disk(target.parent, plan.size_bytes)
+    ready = _encoded_before(plan, tensors, store)
     partial = target.with_name(target.name + PARTIAL)
     with disk_errors(), partial.open("wb") as out, ThreadPoolExecutor(thread_count) as pool:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(out.fileno(), 0, plan.size_bytes)
         out.write(plan.header)
-        for info, encoded in _encoded(plan, tensors, encode, pool, thread_count):
+        for info, encoded in _encoded(
+            plan, tensors, ready, encode, pool, thread_count=thread_count
+        ):
             out.write(encoded.data)
             on_elements(encoded.shape[0] * info.column_count)
             if out.tell() == len(plan.header) + info.offset + info.size_bytes:
@@ -125,60 +128,58 @@ def write_file(
         os.fsync(out.fileno())
         partial.replace(target)
         sync_folder(target.parent)
+    if store is not None:
+        _keep_encoded(plan, tensors, target, store)
 
 
-def reserve_disk(folder: Path, size_bytes: int) -> None:
-    """Checks before any work that a file of that size fits.
-
-    Raises:
-        Fault: EXPORT_DISK_FULL.
-    """
-    free_bytes = shutil.disk_usage(folder).free
-    if free_bytes < size_bytes + RESERVE_BYTES:
-        raise Fault(
-            FaultCode.EXPORT_DISK_FULL,
-            f"The export needs {size_bytes + RESERVE_BYTES} bytes of disk, {free_bytes} are free.",
-            needed_bytes=size_bytes + RESERVE_BYTES,
-            free_bytes=free_bytes,
-        )
-
-
-@contextmanager
-def disk_errors() -> Iterator[None]:
-    """Turns a full disk into its code; other disk errors stay what they are."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-            raise
-        raise Fault(FaultCode.EXPORT_DISK_FULL) from error
+def _encoded_before(
+    plan: FilePlan, tensors: Mapping[str, MergedTensor], store: EncodedStore | None
+) -> dict[str, NDArray[np.uint8]]:
+    """Rows that need no encoding: untouched ones of the base's own type, or kept from before."""
+    ready: dict[str, NDArray[np.uint8]] = {}
+    for info in plan.tensors:
+        tensor = tensors[info.name]
+        if tensor.is_touched:
+            continue
+        if info.type is tensor.info.type:
+            ready[info.name] = tensor.base.raw(tensor.info, first_row=0, row_count=info.row_count)
+        elif store is not None and (found := store.find(info)) is not None:
+            ready[info.name] = found
+    return ready
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes a rename in this folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _keep_encoded(
+    plan: FilePlan, tensors: Mapping[str, MergedTensor], path: Path, store: EncodedStore
+) -> None:
+    with GgufFile(path) as file:
+        for info in plan.tensors:
+            tensor = tensors[info.name]
+            if not tensor.is_touched and info.type is not tensor.info.type:
+                store.keep(info, file.raw(info, first_row=0, row_count=info.row_count))
 
 
 def _encoded(
     plan: FilePlan,
     tensors: Mapping[str, MergedTensor],
+    ready: Mapping[str, NDArray[np.uint8]],
     encode: Encode,
     pool: ThreadPoolExecutor,
+    *,
     thread_count: int,
 ) -> Iterator[tuple[TensorInfo, NDArray[np.uint8]]]:
     """Yields encoded blocks in file order while later ones are made."""
     waiting: deque[tuple[TensorInfo, Future[NDArray[np.uint8]]]] = deque()
+    limit = thread_count * WAITING_PER_THREAD
+
+    def block(info: TensorInfo, first: int, count: int) -> NDArray[np.uint8]:
+        if info.name in ready:
+            return ready[info.name][first : first + count]
+        return encode(tensors[info.name].rows(first=first, count=count), info.type)
+
     try:
         for info, first, count in _blocks(plan):
-            tensor = tensors[info.name]
-            waiting.append(
-                (info, pool.submit(_encode_block, tensor, info.type, first, count, encode))
-            )
-            if len(waiting) >= thread_count * WAITING_PER_THREAD:
+            waiting.append((info, pool.submit(block, info, first, count)))
+            if len(waiting) >= limit:
                 done, future = waiting.popleft()
                 yield done, future.result()
         while waiting:
@@ -194,12 +195,3 @@ def _blocks(plan: FilePlan) -> Iterator[tuple[TensorInfo, int, int]]:
         rows = max(1, BLOCK_ELEMENTS // info.column_count)
         for first in range(0, info.row_count, rows):
             yield info, first, min(rows, info.row_count - first)
-
-
-def _encode_block(
-    tensor: MergedTensor, wanted: TensorType, first: int, count: int, encode: Encode
-) -> NDArray[np.uint8]:
-    if not tensor.is_touched and wanted is tensor.info.type:
-        return tensor.base.raw(tensor.info, first_row=first, row_count=count)
-    rows = tensor.rows(first=first, count=count)
-    return encode(rows, wanted)

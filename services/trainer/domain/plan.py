@@ -99,6 +99,16 @@ class AdapterPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PreferencePlan:
+    """Numbers of the preference objectives; a weight of 0 is to be chosen by balance."""
+
+    beta: float
+    simpo_gamma: float
+    desirable_weight: float
+    undesirable_weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationPlan:
     """When to validate, on which share of the rows, and when to stop early."""
 
@@ -107,6 +117,22 @@ class ValidationPlan:
     every_steps: int
     early_stop_patience: int
     early_stop_min_delta: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferencePlan:
+    """The constants of the methods that learn from preferences.
+
+    Attributes:
+        beta: strength of the preference.
+        simpo_gamma: the margin that SimPO wants; no other method reads it.
+        desirable_weight, undesirable_weight: weights of KTO's examples; None for by balance.
+    """
+
+    beta: float
+    simpo_gamma: float
+    desirable_weight: float | None
+    undesirable_weight: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +170,7 @@ class TrainPlan:
     checkpoint_every_steps: int
     checkpoint_keep_count: int
     validation: ValidationPlan | None
+    preference: PreferencePlan | None
     sample_prompts: tuple[str, ...]
     work_folder: str
     log_path: str
@@ -172,6 +199,27 @@ def total_epochs(plan: TrainPlan, *, row_count: int) -> int:
     return math.ceil(
         total_steps(plan, row_count=row_count) / steps_per_epoch(plan, row_count=row_count)
     )
+
+
+def verdict_weights(
+    preference: PreferencePlan, *, desirable_count: int, undesirable_count: int
+) -> tuple[float, float]:
+    """Weights of (desirable, undesirable) examples.
+
+    What is left to balance makes both kinds weigh the same in all: the rarer kind gets more than 1,
+    unless the other kind's weight was given. Without examples of both kinds there is no balance.
+
+    Source: Ethayarajh et al. 2024, arXiv:2402.01306, section 4.2: the weights times the counts of
+        the two kinds should be as 1:1 up to 4:3.
+    """
+    both = desirable_count and undesirable_count
+    ratio = undesirable_count / desirable_count if both else 1.0
+    desirable, undesirable = preference.desirable_weight, preference.undesirable_weight
+    if desirable is None:
+        desirable = max(1.0, ratio) if undesirable is None else undesirable * ratio
+    if undesirable is None:
+        undesirable = desirable / ratio
+    return desirable, undesirable
 
 
 def checkpoint_due(

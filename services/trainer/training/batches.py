@@ -1,9 +1,9 @@
-"""From encoded rows to micro-batches; which rows a step holds is a pure function of the seed.
+"""From encoded rows to micro-batches; what a step holds is a pure function of the seed.
 
 Shapes: B rows (1 when packed), T tokens of a row, N label positions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ IGNORED_LABEL = -100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One encoded example: token ids, and labels with -100 where nothing is learned."""
+    """Encoded text: token ids, and labels with -100 where nothing is learned."""
 
     ids: np.ndarray
     labels: np.ndarray
@@ -27,22 +27,84 @@ class Row:
         """Tokens that carry a label and have a token before them to predict them from."""
         return int((self.labels[1:] != IGNORED_LABEL).sum())
 
+    @property
+    def sequences(self) -> tuple["Row", ...]:
+        """What the model reads of it."""
+        return (self,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Two continuations of one prompt, the first preferred."""
+
+    chosen: Row
+    rejected: Row
+
+    @property
+    def sequences(self) -> tuple[Row, ...]:
+        """What the model reads of it."""
+        return (self.chosen, self.rejected)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A continuation that is desirable or not, and how much it weighs in the loss."""
+
+    completion: Row
+    desirable: bool
+    weight: float
+
+    @property
+    def sequences(self) -> tuple[Row, ...]:
+        """What the model reads of it."""
+        return (self.completion,)
+
+
+Example = Row | Pair | Judged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """What one draw from the data holds.
+
+    Attributes:
+        rows: the row; for a preference the chosen and the rejected one.
+        is_desirable: KTO's verdict on the row.
+        mismatched: for KTO the prompt with the completion of another example.
+    """
+
+    rows: tuple[Row, ...]
+    is_desirable: bool = True
+    mismatched: Row | None = None
+
+    @property
+    def trained_count(self) -> int:
+        """Trained tokens of all its rows."""
+        return sum(row.trained_count for row in self.rows)
+
+    @property
+    def token_count(self) -> int:
+        """Tokens of all its rows."""
+        return sum(len(row.ids) for row in self.rows)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """Some examples in the layout of one forward pass.
+    """Some rows in the layout of one forward pass.
 
     `ids_BT` and `positions_BT` are (1, T) when packed, (B, T) when padded. Positions begin at 0
-    with each example; that is how the model knows where one ends, and examples do not see each
-    other; `segment_lengths` says the same to attention that goes by segment, None when padded.
-    `at_N` are flat places whose next token is trained on, `targets_N` those next tokens.
+    with each row; that is how the model knows where one ends, and rows do not see each other;
+    `segment_lengths` says the same to attention that goes by segment, None when padded.
+    `at_N` are flat places whose next token is trained on, `targets_N` those next tokens, `row_N`
+    the number of the row they belong to.
     """
 
     ids_BT: torch.Tensor
     positions_BT: torch.Tensor
     at_N: torch.Tensor
     targets_N: torch.Tensor
-    example_count: int
+    row_N: torch.Tensor
+    row_count: int
     token_count: int
     segment_lengths: tuple[int, ...] | None
 
@@ -52,35 +114,45 @@ class MicroBatch:
         return self.ids_BT.numel()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How rows become a micro-batch, and where it lives."""
+
+    packing: bool
+    device: torch.device
+
+    def batch(self, rows: Sequence[Row]) -> MicroBatch:
+        """The rows as one micro-batch."""
+        return packed(rows, self.device) if self.packing else padded(rows, self.device)
+
+    def computed_token_count(self, rows: Sequence[Row]) -> int:
+        """Tokens that a forward pass over the rows computes, padding included."""
+        lengths = [len(row.ids) for row in rows]
+        return sum(lengths) if self.packing else max(lengths) * len(lengths)
+
+
 def step_indices(plan: TrainPlan, *, row_count: int, step: int) -> np.ndarray:
-    """Rows of optimizer step `step` (0-based): each pass is one seeded permutation of all rows."""
+    """Examples of optimizer step `step` (0-based): a pass is one seeded permutation of all."""
     per_epoch = steps_per_epoch(plan, row_count=row_count)
     order = shuffle_order(row_count, seed=plan.seed, epoch=step // per_epoch)
     begin = step % per_epoch * plan.effective_batch_size
     return order[begin : begin + plan.effective_batch_size]
 
 
-def micro_batches(
-    rows: Sequence[Row], *, micro_batch_size: int, packing: bool, device: torch.device
-) -> Iterator[MicroBatch]:
-    """The rows of one step in micro-batches of at most `micro_batch_size` examples."""
-    for begin in range(0, len(rows), micro_batch_size):
-        chosen = rows[begin : begin + micro_batch_size]
-        yield packed(chosen, device) if packing else padded(chosen, device)
-
-
-def packed(rows: Sequence[Row], device: torch.device) -> MicroBatch:
+def packed(examples: Sequence[Example], device: torch.device) -> MicroBatch:
     """All rows one after another: not a single token of padding."""
+    rows = sequences_of(examples)
     ids = np.concatenate([row.ids for row in rows])
     positions = np.concatenate([np.arange(len(row.ids)) for row in rows])
     # The last token of an example has nothing to predict: the next one belongs to a stranger.
     labels = np.concatenate([np.append(row.labels[1:], IGNORED_LABEL) for row in rows])
     lengths = tuple(len(row.ids) for row in rows)
-    return _micro_batch(ids[None], positions[None], labels, rows, device, lengths=lengths)
+    return _micro_batch(ids[None], positions[None], labels, examples, device, lengths=lengths)
 
 
-def padded(rows: Sequence[Row], device: torch.device) -> MicroBatch:
-    """One row an example, filled up at the end, where causal attention never looks back."""
+def padded(examples: Sequence[Example], device: torch.device) -> MicroBatch:
+    """Each row for itself, filled up at the end, where causal attention never looks back."""
+    rows = sequences_of(examples)
     longest = max(len(row.ids) for row in rows)
     ids = np.stack([np.pad(row.ids, (0, longest - len(row.ids))) for row in rows])
     positions = np.tile(np.arange(longest), (len(rows), 1))
@@ -90,25 +162,26 @@ def padded(rows: Sequence[Row], device: torch.device) -> MicroBatch:
             for row in rows
         ]
     )
-    return _micro_batch(ids, positions, labels.reshape(-1), rows, device, lengths=None)
+    return _micro_batch(ids, positions, labels.reshape(-1), examples, device, lengths=None)
 
 
 def _micro_batch(
     ids: np.ndarray,
     positions: np.ndarray,
     labels: np.ndarray,
-    rows: Sequence[Row],
+    examples: Sequence[Example],
     device: torch.device,
     *,
     lengths: tuple[int, ...] | None,
 ) -> MicroBatch:
     at = np.flatnonzero(labels != IGNORED_LABEL)
+    row_of_label = np.repeat(np.arange(len(rows)), [row.trained_count for row in rows])
     return MicroBatch(
         ids_BT=torch.from_numpy(ids.astype(np.int64)).to(device),
         positions_BT=torch.from_numpy(positions.astype(np.int64)).to(device),
         at_N=torch.from_numpy(at).to(device),
         targets_N=torch.from_numpy(labels[at].astype(np.int64)).to(device),
-        example_count=len(rows),
-        token_count=sum(len(row.ids) for row in rows),
+        examples=tuple(examples),
+        token_count=sum(len(row.ids) for row in sequences_of(examples)),
         segment_lengths=lengths,
     )

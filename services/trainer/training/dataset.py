@@ -1,6 +1,5 @@
 """The data of a run: every row encoded once, in memory, with tokenizer and template beside it."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -9,18 +8,14 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from corpus import chat
-from corpus.labels import TrainOn as CorpusTrainOn
-from corpus.labels import encode, encode_prompt
-from corpus.samples import ChatSample, Message, Role, TextSample, iterate_samples
-from corpus.shapes import Format
+from corpus.labels import encode_prompt
+from corpus.samples import Message, Role
 from lexicon.faults import Fault, FaultCode
-from trainer.domain.plan import Base, DatasetFile, TrainPlan
-from trainer.training.batches import Row
+from trainer.domain.plan import Base, TrainPlan
+from trainer.training.batches import Example
+from trainer.training.reading import Reader, Warn
 from trainer.training.speech import Prompt, end_tokens
 
-Warn = Callable[[FaultCode, str], None]
-# A warning names the first rows it is about; the count says how many there are.
-ROWS_NAMED_MAX = 10
 # Asked when the run names no prompts of its own.
 DEFAULT_PROMPTS = (
     "Hello! Who are you?",
@@ -34,12 +29,12 @@ class Desk:
     """Encoded rows, and what is needed to read and write them.
 
     Attributes:
-        rows: rows to train on.
-        validation_rows: rows of a validation dataset; empty without one.
+        examples: what is trained on.
+        validation_examples: those of a validation dataset; empty without one.
     """
 
-    rows: tuple[Row, ...]
-    validation_rows: tuple[Row, ...]
+    examples: tuple[Example, ...]
+    validation_examples: tuple[Example, ...]
     tokenizer: Tokenizer
     template: chat.ChatTemplate
     prompts: tuple[Prompt, ...]
@@ -58,8 +53,10 @@ class Desk:
             warn(FaultCode.MODEL_CHAT_TEMPLATE_MISSING, chat.fallback_warning(plan.base.model_id))
         given = plan.validation.dataset if plan.validation else None
         return cls(
-            rows=_encoded(plan, plan.datasets, tokenizer, template, warn),
-            validation_rows=_encoded(plan, [given], tokenizer, template, warn) if given else (),
+            examples=Reader(plan, tokenizer, template, warn).read(plan.datasets),
+            validation_examples=(
+                Reader(plan, tokenizer, template, warn).read([given]) if given else ()
+            ),
             tokenizer=tokenizer,
             template=template,
             prompts=tuple(
@@ -78,7 +75,8 @@ class Desk:
         """Tokens that end an answer."""
         added = self.tokenizer.get_added_tokens_decoder()
         special_ids = frozenset(index for index, token in added.items() if token.special)
-        return frozenset(end_tokens(model, [row.labels for row in self.rows[:1]], special_ids))
+        labels = [example.rows[0].labels for example in self.examples[:1]]
+        return frozenset(end_tokens(model, labels, special_ids))
 
 
 def load_tokenizer(base: Base) -> Tokenizer:
@@ -103,54 +101,6 @@ def load_tokenizer(base: Base) -> Tokenizer:
         ) from error
     else:
         return tokenizer
-
-
-def _encoded(
-    plan: TrainPlan,
-    datasets: Sequence[DatasetFile],
-    tokenizer: Tokenizer,
-    template: chat.ChatTemplate,
-    warn: Warn,
-) -> tuple[Row, ...]:
-    """All datasets one after another; rows without a trained token are left out and counted."""
-    rows: list[Row] = []
-    truncated: list[int] = []
-    silent: list[int] = []
-    for dataset in datasets:
-        for number, sample in iterate_samples(Path(dataset.path), Format(dataset.format)):
-            assert isinstance(sample, ChatSample | TextSample)
-            encoded = encode(
-                sample,
-                template,
-                tokenizer,
-                max_tokens=plan.max_sequence_tokens,
-                train_on=CorpusTrainOn(plan.train_on.value),
-            )
-            if encoded.truncated:
-                truncated.append(number)
-            if encoded.trained_token_count:
-                rows.append(Row(ids=encoded.input_ids, labels=encoded.labels))
-            else:
-                silent.append(number)
-    if truncated:
-        warn(
-            FaultCode.DATASET_ROW_INVALID,
-            f"{len(truncated)} rows are longer than {plan.max_sequence_tokens} tokens and were "
-            f"truncated: {_named(truncated)}",
-        )
-    if silent:
-        warn(
-            FaultCode.DATASET_NO_TRAINED_TOKENS,
-            f"{len(silent)} rows hold nothing to learn and were left out: {_named(silent)}",
-        )
-    if not rows:
-        raise Fault(FaultCode.DATASET_NO_TRAINED_TOKENS)
-    return tuple(rows)
-
-
-def _named(numbers: Sequence[int]) -> str:
-    shown = ", ".join(map(str, numbers[:ROWS_NAMED_MAX]))
-    return f"row {shown}" if len(numbers) <= ROWS_NAMED_MAX else f"row {shown}, …"
 
 
 def _asked(text: str) -> Message:

@@ -77,7 +77,7 @@ def test_loss_behind_a_frozen_head_equals_autograd() -> None:
     torch.manual_seed(0)
     hidden = torch.randn(2500, 16, requires_grad=True)
     head, targets = torch.randn(50, 16), torch.randint(50, (2500,))
-    ours = FrozenHeadLoss.apply(hidden, head, targets)  # type: ignore[no-untyped-call]
+    ours = FrozenHeadLoss.apply(hidden, head, targets).sum()  # type: ignore[no-untyped-call]
     (3 * ours).backward()
     found, hidden.grad = hidden.grad, None
     theirs = torch.nn.functional.cross_entropy(hidden @ head.T, targets, reduction="sum")

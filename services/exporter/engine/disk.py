@@ -1,0 +1,51 @@
+"""The disk: room checked before work, a full one told by its code, renames that last."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from lexicon.faults import Fault, FaultCode
+
+PARTIAL: Final = ".partial"
+# What must stay free beside the file itself.
+RESERVE_BYTES: Final = 64 << 20
+
+
+def reserve_disk(folder: Path, size_bytes: int) -> None:
+    """Checks before any work that a file of that size fits.
+
+    Raises:
+        Fault: EXPORT_DISK_FULL.
+    """
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < size_bytes + RESERVE_BYTES:
+        raise Fault(
+            FaultCode.EXPORT_DISK_FULL,
+            f"The export needs {size_bytes + RESERVE_BYTES} bytes of disk, {free_bytes} are free.",
+            needed_bytes=size_bytes + RESERVE_BYTES,
+            free_bytes=free_bytes,
+        )
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Turns a full disk into its code; other disk errors stay what they are."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise Fault(FaultCode.EXPORT_DISK_FULL) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename in this folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,202 @@
+"""What the methods that learn from preferences minimise.
+
+The log-probability of a continuation is the sum over its trained tokens. The reference of DPO and
+KTO is the base: the same model with its adapter switched off, so no second copy is in memory. Every
+loss is a sum over examples, to be divided by all of the step's: how a step is cut into
+micro-batches does not change it.
+
+Shapes: N trained tokens, S sequences of a micro-batch, B examples of a micro-batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import logsigmoid
+
+from trainer.domain.plan import Method, TrainPlan
+from trainer.training.batches import (
+    IGNORED_LABEL,
+    Example,
+    Judged,
+    MicroBatch,
+    Row,
+    micro_batches,
+    sequences_of,
+)
+from trainer.training.objective import token_losses
+from trainer.training.rails import Arithmetic
+
+# Below this a mean log-probability counts as certainty, whose odds would be infinite.
+LOGPROB_MAX = -float(np.finfo(np.float32).eps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """A method with its constants; see `PreferencePlan`."""
+
+    method: Method
+    beta: float
+    gamma: float
+    max_sequence_tokens: int
+
+
+def goal_of(plan: TrainPlan) -> Goal | None:
+    """What the plan wants of preferences; None for SFT, which learns single tokens."""
+    if plan.method is Method.SFT:
+        return None
+    assert plan.preference is not None, "a plan of a preference method has its constants"
+    return Goal(
+        method=plan.method,
+        beta=plan.preference.beta,
+        gamma=plan.preference.simpo_gamma,
+        max_sequence_tokens=plan.max_sequence_tokens,
+    )
+
+
+def summed_loss(
+    model: Any, batch: MicroBatch, goal: Goal, *, reference_point: float
+) -> torch.Tensor:
+    """The loss summed over the examples of a micro-batch.
+
+    Args:
+        reference_point: what `reference_point` said of all examples of the step; only KTO reads it.
+    """
+    match goal.method:
+        case Method.DPO:
+            return dpo_losses(log_ratios(model, batch), beta=goal.beta).sum()
+        case Method.ORPO:
+            return orpo_losses(_mean_logprobs(model, batch), beta=goal.beta).sum()
+        case Method.SIMPO:
+            means_S = _mean_logprobs(model, batch)
+            return simpo_losses(means_S, beta=goal.beta, gamma=goal.gamma).sum()
+        case Method.KTO:
+            return kto_losses(
+                log_ratios(model, batch), batch.examples, beta=goal.beta, point=reference_point
+            ).sum()
+        case Method.SFT:
+            raise AssertionError("SFT has no preferences")
+
+
+def dpo_losses(ratios_S: torch.Tensor, *, beta: float) -> torch.Tensor:
+    """-log sigmoid(beta (r_chosen - r_rejected)) of each pair, (B,).
+
+    Args:
+        ratios_S: log-ratios of policy and reference, chosen and rejected in turn.
+    Source: Rafailov et al. 2023, arXiv:2305.18290, equation 7.
+    """
+    return -logsigmoid(beta * (ratios_S[0::2] - ratios_S[1::2]))
+
+
+def orpo_losses(means_S: torch.Tensor, *, beta: float) -> torch.Tensor:
+    """NLL of the chosen continuation and beta times the log of the odds ratio, of each pair, (B,).
+
+    Args:
+        means_S: mean log-probability of a token, chosen and rejected in turn.
+    Source: Hong et al. 2024, arXiv:2403.07691, equations 4 to 7; beta is their lambda.
+    """
+    certain_S = means_S.clamp(max=LOGPROB_MAX)
+    log_odds_S = certain_S - torch.log(-torch.expm1(certain_S))
+    return -means_S[0::2] - beta * logsigmoid(log_odds_S[0::2] - log_odds_S[1::2])
+
+
+def simpo_losses(means_S: torch.Tensor, *, beta: float, gamma: float) -> torch.Tensor:
+    """-log sigmoid(beta (mean_chosen - mean_rejected) - gamma) of each pair, (B,).
+
+    Args:
+        means_S: mean log-probability of a token, chosen and rejected in turn.
+    Source: Meng et al. 2024, arXiv:2405.14734, equation 6.
+    """
+    return -logsigmoid(beta * (means_S[0::2] - means_S[1::2]) - gamma)
+
+
+def kto_losses(
+    ratios_B: torch.Tensor, examples: Sequence[Example], *, beta: float, point: float
+) -> torch.Tensor:
+    """weight (1 - sigmoid(±beta (ratio - point))) of each example, plus when desirable, (B,).
+
+    Source: Ethayarajh et al. 2024, arXiv:2402.01306, equation 8.
+    """
+    judged = [example for example in examples if isinstance(example, Judged)]
+    signs_B = ratios_B.new_tensor([1.0 if example.desirable else -1.0 for example in judged])
+    weights_B = ratios_B.new_tensor([example.weight for example in judged])
+    return weights_B * (1 - torch.sigmoid(signs_B * beta * (ratios_B - point)))
+
+
+def reference_point(
+    model: Any,
+    examples: Sequence[Example],
+    goal: Goal | None,
+    arithmetic: Arithmetic,
+    *,
+    micro_batch_size: int,
+    packing: bool,
+) -> float:
+    """KTO's estimate of how far the policy is from the reference, in nats, at least 0.
+
+    It is the mean log-ratio over prompts with the answers of other examples, and no gradient goes
+    through it. It is taken over all examples of a step, not over a micro-batch: else the loss would
+    depend on how the step is cut. 0 for other methods, and where there is no other example.
+
+    Source: Ethayarajh et al. 2024, arXiv:2402.01306, section 4.2.
+    """
+    if goal is None or goal.method is not Method.KTO or len(examples) < 2:
+        return 0.0
+    strangers = mismatched(sequences_of(examples), max_tokens=goal.max_sequence_tokens)
+    total = 0.0
+    for batch in micro_batches(
+        strangers, micro_batch_size=micro_batch_size, packing=packing, device=arithmetic.device
+    ):
+        with _judging(model), arithmetic.context():
+            total += log_ratios(model, batch).sum().item()
+    return max(0.0, total / len(strangers))
+
+
+def mismatched(rows: Sequence[Row], *, max_tokens: int) -> list[Row]:
+    """Every prompt with the next row's continuation, the last with the first's."""
+    starts = [1 + int((row.labels[1:] != IGNORED_LABEL).argmax()) for row in rows]
+    strangers = []
+    for index, row in enumerate(rows):
+        other, start = rows[(index + 1) % len(rows)], starts[(index + 1) % len(rows)]
+        prompt = row.ids[: starts[index]]
+        ids = np.concatenate([prompt, other.ids[start:]])
+        labels = np.concatenate([np.full_like(prompt, IGNORED_LABEL), other.labels[start:]])
+        strangers.append(Row(ids=ids[:max_tokens], labels=labels[:max_tokens]))
+    return strangers
+
+
+def log_ratios(model: Any, batch: MicroBatch) -> torch.Tensor:
+    """log policy - log reference of each sequence, (S,); the gradient is the policy's alone."""
+    # The reference comes first: switching the adapter off takes its weights' gradient from them,
+    # which must not happen between the policy's forward and backward pass.
+    with _judging(model), model.disable_adapter():
+        reference_S = _logprobs(model, batch)
+    return _logprobs(model, batch) - reference_S
+
+
+def _logprobs(model: Any, batch: MicroBatch) -> torch.Tensor:
+    """Log-probability of each sequence's trained tokens, (S,)."""
+    counts = [row.trained_count for row in sequences_of(batch.examples)]
+    return torch.stack([-part.sum() for part in token_losses(model, batch).split(counts)])
+
+
+def _mean_logprobs(model: Any, batch: MicroBatch) -> torch.Tensor:
+    """Mean log-probability of each sequence's trained tokens, (S,)."""
+    logprobs_S = _logprobs(model, batch)
+    counts = [row.trained_count for row in sequences_of(batch.examples)]
+    return logprobs_S / logprobs_S.new_tensor(counts)
+
+
+@contextmanager
+def _judging(model: Any) -> Iterator[None]:
+    """No gradient and no dropout; the mode before comes back whatever happens."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
