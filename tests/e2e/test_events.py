@@ -21,7 +21,7 @@ BUF = str(Path(sys.executable).with_name("buf"))
 
 
 def test_a_subscriber_hears_every_event_once_and_in_sequence(taught: Taught) -> None:
-    """000-27"""
+    """Written with nothing but nats-py and the published protos: no gap, nothing twice."""
     heard = taught.heard.of(taught.run.name)
     assert [event.sequence for event in heard] == list(range(1, len(heard) + 1))
     assert len({event.event_id for event in heard}) == len(heard)
@@ -45,7 +45,7 @@ def test_subjects_and_message_ids_follow_the_contract(taught: Taught) -> None:
 
 
 def test_states_come_in_the_usual_order(taught: Taught) -> None:
-    """001-09, 004-01"""
+    """001-09, 004-01, 004-02, 004-03, 004-04, 004-05: nine stages, each once and in order."""
     states: list[run_pb2.RunState] = []
     stages: list[fault_pb2.Stage] = []
     for event in taught.told:
