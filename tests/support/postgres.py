@@ -25,7 +25,9 @@ async def empty(url: str) -> None:
     try:
         await connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            "WHERE datname = current_database() AND pid <> pg_backend_pid() "
+            # An autovacuum worker is not ours to end; it yields to the drop by itself.
+            "AND backend_type = 'client backend'"
         )
         rows = await connection.fetch(
             "SELECT quote_ident(nspname) AS name FROM pg_namespace "
