@@ -7,9 +7,10 @@ rows. Every dimension a hostile file could grow in has a cap that is named here.
 import csv
 import enum
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, TextIO
 
 import msgspec
 
@@ -26,6 +27,7 @@ READ_BYTES = 1 << 18
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PARQUET_MAGIC = b"PAR1"
+_BLANK = re.compile(r"[ \t\r\n]*")
 
 # Columns by which rows are recognised; others ride along unread.
 KNOWN_COLUMNS = frozenset(
@@ -137,48 +139,82 @@ def _json_array(path: Path) -> Iterator[dict[str, Any]]:
     """Elements of one top-level array, decoded one at a time from a sliding window of text."""
     decoder = json.JSONDecoder(parse_constant=_refuse_constant)
     with path.open("r", encoding="utf-8-sig") as file:
+        window = _Window(file)
         try:
-            window = file.read(READ_BYTES).lstrip().removeprefix("[")
+            window.take("[")
             number = 0
-            while True:
-                window = window.lstrip()
-                if number and window.startswith(","):
-                    window = window[1:].lstrip()
-                if not window:
-                    window = file.read(READ_BYTES)
-                    if not window:
-                        raise _file_fault("the JSON array does not end")
-                    continue
-                if window.startswith("]"):
-                    return
+            while not window.take("]"):
+                if number and not window.take(","):
+                    what = "the JSON array does not end" if not window.peek() else ""
+                    raise _file_fault(what or f"there is no comma after row {number}")
                 number += 1
-                element, window = _next_element(file, decoder, window, number)
-                yield _as_object(element, number)
+                yield _as_object(_next_element(window, decoder, number), number)
+            if window.peek():
+                raise _file_fault(f"there is text after the JSON array of {number} rows")
         except UnicodeDecodeError as error:
             raise _file_fault("the text is not UTF-8") from error
 
 
-def _next_element(
-    file: Any, decoder: json.JSONDecoder, window: str, number: int
-) -> tuple[object, str]:
-    """The element at the start of the window and the rest; reads on, doubling, while it is cut."""
+class _Window:
+    """The part of a text file around the place of reading.
+
+    What lies behind is dropped only when more is read, so that many small elements behind a large
+    one do not each copy what is left.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self.text = ""
+        self.position = 0
+        self._file = file
+
+    def extend(self) -> bool:
+        """Reads on, doubling what lies ahead; False at the end of the file."""
+        ahead = self.text[self.position :]
+        more = self._file.read(max(READ_BYTES, len(ahead)))
+        self.text, self.position = ahead + more, 0
+        return bool(more)
+
+    def peek(self) -> str:
+        """The next character that is not blank; empty at the end of the file."""
+        while True:
+            blank = _BLANK.match(self.text, self.position)
+            assert blank is not None
+            self.position = blank.end()
+            if self.position < len(self.text):
+                return self.text[self.position]
+            if not self.extend():
+                return ""
+
+    def take(self, character: str) -> bool:
+        """Steps over the next character when it is this one."""
+        if self.peek() != character:
+            return False
+        self.position += 1
+        return True
+
+
+def _next_element(window: _Window, decoder: json.JSONDecoder, number: int) -> object:
+    """The element at the window's place; reads on while it is cut."""
+    if not window.peek():
+        raise _file_fault("the JSON array does not end")
     while True:
         try:
-            element, end = decoder.raw_decode(window)
+            element, end = decoder.raw_decode(window.text, window.position)
+            if end - window.position > MAX_ROW_BYTES:
+                _refuse_row(number, f"is longer than {MAX_ROW_BYTES >> 20} MiB")
             # A number at the very end of the window may go on in the next one.
-            if end < len(window):
-                return element, window[end:]
+            if end < len(window.text):
+                window.position = end
+                return element
             error_text = "is cut off"
         except RecursionError:
             _refuse_row(number, "is nested too deeply")
         except ValueError as error:
             error_text = f"is not valid JSON: {error}"
-        if len(window) > MAX_ROW_BYTES:
+        if len(window.text) - window.position > MAX_ROW_BYTES:
             _refuse_row(number, f"is not valid JSON or longer than {MAX_ROW_BYTES >> 20} MiB")
-        more = file.read(max(READ_BYTES, len(window)))
-        if not more:
+        if not window.extend():
             _refuse_row(number, error_text)
-        window += more
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -231,7 +267,9 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _plain_lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in _text_lines(path):
+    for number, line in enumerate(_text_lines(path), start=1):
+        if "\0" in line:
+            raise _file_fault(f"line {number} holds a zero byte; it is not a text")
         if line.strip():
             yield {"text": line.rstrip("\r\n")}
 

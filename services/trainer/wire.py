@@ -27,8 +27,6 @@ from tunesmith.api.run.v1 import run_pb2, spec_pb2
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2
 
 NANOSECONDS = 1_000_000_000
-# Defaults of the preference objectives, as the contract promises them.
-BETA, SIMPO_BETA, SIMPO_GAMMA = 0.1, 2.0, 0.5
 
 _METHODS: Mapping[int, Method] = {
     spec_pb2.METHOD_UNSPECIFIED: Method.SFT,
@@ -148,7 +146,6 @@ def plan_from_lease(
         checkpoint_keep_count=training.checkpoint_keep_count,
         validation=_validation(task, validation_path),
         preference=_preference(training),
-        preference=_preference(training),
         sample_prompts=tuple(task.sample_prompts),
         work_folder=str(work_folder),
         log_path=str(log_path),
@@ -237,18 +234,6 @@ def _preference(training: spec_pb2.TrainingConfig) -> PreferencePlan | None:
         undesirable_weight=(
             config.undesirable_weight if config.HasField("undesirable_weight") else None
         ),
-    )
-
-
-def _preference(training: spec_pb2.TrainingConfig) -> PreferencePlan:
-    """What is left out takes the default of the contract."""
-    given = training.preference
-    beta = SIMPO_BETA if training.method == spec_pb2.METHOD_SIMPO else BETA
-    return PreferencePlan(
-        beta=given.beta if given.HasField("beta") else beta,
-        simpo_gamma=given.simpo_gamma if given.HasField("simpo_gamma") else SIMPO_GAMMA,
-        desirable_weight=given.desirable_weight,
-        undesirable_weight=given.undesirable_weight,
     )
 
 

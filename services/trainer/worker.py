@@ -4,6 +4,7 @@ The agent holds the node token and the signed URLs; the child gets local paths a
 """
 
 import asyncio
+import errno
 import hashlib
 import shutil
 from collections.abc import Sequence
@@ -113,8 +114,7 @@ class Trainer:
             await session.fail(_with_stage(fault, task.stage))
         except Exception as error:
             log.exception("lease_failed", run=session.lease.run)
-            kind = type(error).__name__
-            await session.fail(Fault(FaultCode.INTERNAL_UNEXPECTED, stage=task.stage, kind=kind))
+            await session.fail(_with_stage(unforeseen(error), task.stage))
 
     async def _train(self, task: "_Task") -> None:
         session = task.session
@@ -220,12 +220,12 @@ class Trainer:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         base = await self._fetch_base(task.base)
         datasets = [
-            (await transfer.download([dataset.file], folder / "datasets" / str(index)))[0]
+            await _fetch_dataset(dataset, folder / "datasets" / str(index))
             for index, dataset in enumerate(task.datasets)
         ]
         validation = None
         if task.HasField("validation"):
-            validation = (await transfer.download([task.validation.file], folder / "validation"))[0]
+            validation = await _fetch_dataset(task.validation, folder / "validation")
         checkpoint = None
         if task.checkpoint:
             paths = await transfer.download(task.checkpoint, folder / "resume")
@@ -242,7 +242,8 @@ class Trainer:
             hub = ModelHub(
                 self._config.model_hub_url, self._config.model_cache, base.hub_token or None
             )
-            folder = await hub.fetch(base.model_id, base.revision, patterns=MODEL_PATTERNS)
+            revision = base.revision or "main"
+            folder = await hub.fetch(base.model_id, revision, patterns=MODEL_PATTERNS)
             digest = f"{base.model_id}@{base.revision}"
         else:
             digest = _digest(base.files)
@@ -281,6 +282,31 @@ class _Task:
         """Tell the scheduler that a stage began."""
         self.stage = stage
         self.session.report(wire.stage_report(stage.value))
+
+
+def unforeseen(error: Exception) -> Fault:
+    """What a run is told of an error that nothing else caught; a full disk can strike anywhere."""
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return Fault(FaultCode.STORAGE_FULL, "The node's disk is full.")
+    return Fault(FaultCode.INTERNAL_UNEXPECTED, kind=type(error).__name__)
+
+
+async def _fetch_dataset(dataset: work_pb2.DatasetInput, folder: Path) -> Path:
+    """The local file of a dataset.
+
+    Raises:
+        Fault: DATASET_DELETED when its file is gone, and what a download may raise.
+    """
+    try:
+        return (await transfer.download([dataset.file], folder))[0]
+    except Fault as fault:
+        if fault.code is not FaultCode.STORAGE_OBJECT_NOT_FOUND:
+            raise
+        raise Fault(
+            FaultCode.DATASET_DELETED,
+            f"{dataset.name} was deleted after the run was submitted.",
+            dataset=dataset.name,
+        ) from fault
 
 
 def _with_stage(fault: Fault, stage: Stage) -> Fault:

@@ -130,7 +130,7 @@ def train(mode: OutOfMemoryAt) -> tuple[list[float], OutOfMemoryAt]:
 @contextmanager
 def phases(mode: OutOfMemoryAt, state: loop.TrainState) -> Iterator[None]:
     """Tell `mode` which part of a step runs, by the calls that begin it."""
-    originals = (loop.summed_loss, torch.Tensor.backward, loop.update, loop.mean_loss)
+    originals = (loop.batch_loss, torch.Tensor.backward, loop.update, loop.mean_loss)
 
     def within(phase: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def marked(*args: Any, **named: Any) -> Any:
@@ -142,14 +142,14 @@ def phases(mode: OutOfMemoryAt, state: loop.TrainState) -> Iterator[None]:
 
         return marked
 
-    loop.summed_loss = within("forward", originals[0])
+    loop.batch_loss = within("forward", originals[0])
     torch.Tensor.backward = within("backward", originals[1])  # type: ignore[method-assign]
     loop.update = within("update", originals[2])
     loop.mean_loss = within("validation", originals[3])
     try:
         yield
     finally:
-        loop.summed_loss, loop.update, loop.mean_loss = originals[0], originals[2], originals[3]
+        loop.batch_loss, loop.update, loop.mean_loss = originals[0], originals[2], originals[3]
         torch.Tensor.backward = originals[1]  # type: ignore[method-assign]
 
 
@@ -166,12 +166,13 @@ def sampling(points: int) -> tuple[int, int]:
         arithmetic=FP32,
     )
     counting = OutOfMemoryAt("", 10**9)
-    with counting:
-        clean = ask_both(speaker, desk.prompts)
-    wrong, chosen = 0, spread(counting.count, points)
-    for operation in chosen:
-        with OutOfMemoryAt("", operation):
-            wrong += ask_both(speaker, desk.prompts) != clean
+    with rails.speaking(model):
+        with counting:
+            clean = ask_both(speaker, desk.prompts)
+        wrong, chosen = 0, spread(counting.count, points)
+        for operation in chosen:
+            with OutOfMemoryAt("", operation):
+                wrong += ask_both(speaker, desk.prompts) != clean
     say(f"sampling: {counting.count} operations, wrong {wrong}")
     return len(chosen), wrong
 

@@ -1,6 +1,5 @@
 """Plans, rows and a tiny model for tests of the trainer; everything defaults to valid."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,14 +16,13 @@ from trainer.domain.plan import (
     Method,
     Optimizer,
     Precision,
+    PreferencePlan,
     Schedule,
     TrainOn,
     TrainPlan,
 )
 from trainer.training.attention import SEGMENTED
-from trainer.training.batches import IGNORED_LABEL, Example, Row
-from trainer.training.loop import Course
-from trainer.training.objective import Supervised
+from trainer.training.batches import IGNORED_LABEL, Judged, Pair, Row
 from trainer.training.rails import Arithmetic
 
 # Threads only wait for each other over matrices as small as these.
@@ -99,17 +97,15 @@ def a_plan(**changes: Any) -> TrainPlan:
     return replace(_PLAN, adapter=replace(_PLAN.adapter, **inside), **changes)
 
 
-def a_course(
-    examples: Sequence[Example], plan: TrainPlan | None = None, *, steps: int, **changes: Any
-) -> Course:
-    """Supervised training on `examples` in float32."""
-    settings: dict[str, Any] = {"objective": Supervised(), "arithmetic": FP32, **changes}
-    return Course(plan=plan or a_plan(), examples=examples, steps=steps, **settings)
-
-
-def some_examples(count: int, *, seed: int = 0, longest: int = 24) -> tuple[Example, ...]:
-    """Random examples of one row each."""
-    return tuple(Example(rows=(row,)) for row in some_rows(count, seed=seed, longest=longest))
+def a_preference_plan(method: Method, **changes: Any) -> TrainPlan:
+    """A valid plan of a method that learns from preferences, with the contract's constants."""
+    preference = PreferencePlan(
+        beta=2.0 if method is Method.SIMPO else 0.1,
+        simpo_gamma=0.5,
+        desirable_weight=None,
+        undesirable_weight=None,
+    )
+    return a_plan(method=method, **{"preference": preference, **changes})
 
 
 def some_rows(count: int, *, seed: int = 0, longest: int = 24) -> tuple[Row, ...]:
@@ -122,6 +118,34 @@ def some_rows(count: int, *, seed: int = 0, longest: int = 24) -> tuple[Row, ...
         labels[: len(ids) // 3] = IGNORED_LABEL
         rows.append(Row(ids=ids, labels=labels))
     return tuple(rows)
+
+
+def some_pairs(count: int, *, seed: int = 0) -> tuple[Pair, ...]:
+    """Random prompts, each with two random continuations of different lengths."""
+    rng = np.random.default_rng(seed)
+    pairs = []
+    for _ in range(count):
+        prompt = _some_ids(rng, 2, 9)
+        chosen, rejected = (_continued(prompt, _some_ids(rng, 1, 12)) for _ in range(2))
+        pairs.append(Pair(chosen=chosen, rejected=rejected))
+    return tuple(pairs)
+
+
+def some_verdicts(count: int, *, seed: int = 1) -> tuple[Judged, ...]:
+    """Random prompts with a random continuation; every fourth is not desirable and weighs twice.
+
+    The desirable ones share a quarter of the vocabulary: what is learnt of one reaches the others,
+    as it does in a language.
+    """
+    rng = np.random.default_rng(seed)
+    examples = []
+    for index in range(count):
+        desirable = index % 4 != 0
+        prompt, words = _some_ids(rng, 2, 9), _some_ids(rng, 2, 12)
+        completion = _continued(prompt, words % (TINY_VOCABULARY // 4) if desirable else words)
+        weight = 1.0 if desirable else 2.0
+        examples.append(Judged(completion=completion, desirable=desirable, weight=weight))
+    return tuple(examples)
 
 
 def a_tiny_model(seed: int = 0, *, attention: str = SEGMENTED) -> Any:
@@ -140,3 +164,12 @@ def a_tiny_model(seed: int = 0, *, attention: str = SEGMENTED) -> Any:
     model: Any = LlamaForCausalLM(config)
     model.set_attn_implementation(attention)
     return model.requires_grad_(False)
+
+
+def _some_ids(rng: np.random.Generator, shortest: int, longest: int) -> np.ndarray:
+    return rng.integers(0, TINY_VOCABULARY, rng.integers(shortest, longest)).astype(np.int32)
+
+
+def _continued(prompt: np.ndarray, words: np.ndarray) -> Row:
+    labels = np.concatenate([np.full_like(prompt, IGNORED_LABEL), words])
+    return Row(ids=np.concatenate([prompt, words]), labels=labels)

@@ -316,8 +316,13 @@ def _watch(client: Client, name: str, *, after: int) -> None:
         for event in events:
             output.print_json_line(event)
     else:
-        for _ in follow(events, name=name, screen=output.console()):
-            pass
+        try:
+            for _ in follow(events, name=name, screen=output.console()):
+                pass
+        except KeyboardInterrupt:
+            again = f"The run goes on: tunesmith run watch {output.last_part(name)}"
+            output.error_console().print(again, style="dim")
+            raise
     run = client.runs.get(name)
     if not settings().as_json:
         show_run(run, output.console(), is_brief=True)

@@ -99,16 +99,6 @@ class AdapterPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PreferencePlan:
-    """Numbers of the preference objectives; a weight of 0 is to be chosen by balance."""
-
-    beta: float
-    simpo_gamma: float
-    desirable_weight: float
-    undesirable_weight: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationPlan:
     """When to validate, on which share of the rows, and when to stop early."""
 

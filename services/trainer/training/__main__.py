@@ -1,5 +1,6 @@
 """The training child: `python -m trainer.training FD` with the socket to the agent as FD."""
 
+import errno
 import gc
 import logging
 import os
@@ -17,6 +18,8 @@ from trainer.training.rails import WarmBase, cpu_has_bf16_matrix_units
 from trainer.training.run import train_run
 
 log = logging.getLogger("trainer.training")
+# How the libraries in other languages word it.
+NO_SPACE = os.strerror(errno.ENOSPC)
 
 
 def main() -> None:
@@ -53,6 +56,8 @@ def _log_to(path: str) -> None:
 def _as_fault(error: Exception) -> Fault:
     if is_out_of_memory(error):
         return Fault(FaultCode.RUNTIME_GPU_OOM, str(error).splitlines()[0])
+    if getattr(error, "errno", None) == errno.ENOSPC or NO_SPACE in str(error):
+        return Fault(FaultCode.STORAGE_FULL, "The node's disk is full.")
     if isinstance(error, RuntimeError):
         return Fault(
             FaultCode.RUNTIME_TRAINING_FAILED, f"Training failed: {str(error).splitlines()[0]:.300}"

@@ -3,7 +3,7 @@
 Shapes: B rows (1 when packed), T tokens of a row, N label positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ IGNORED_LABEL = -100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """Encoded text: token ids, and labels with -100 where nothing is learned."""
+    """One encoded example: token ids, and labels with -100 where nothing is learned."""
 
     ids: np.ndarray
     labels: np.ndarray
@@ -64,47 +64,20 @@ Example = Row | Pair | Judged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Example:
-    """What one draw from the data holds.
-
-    Attributes:
-        rows: the row; for a preference the chosen and the rejected one.
-        is_desirable: KTO's verdict on the row.
-        mismatched: for KTO the prompt with the completion of another example.
-    """
-
-    rows: tuple[Row, ...]
-    is_desirable: bool = True
-    mismatched: Row | None = None
-
-    @property
-    def trained_count(self) -> int:
-        """Trained tokens of all its rows."""
-        return sum(row.trained_count for row in self.rows)
-
-    @property
-    def token_count(self) -> int:
-        """Tokens of all its rows."""
-        return sum(len(row.ids) for row in self.rows)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """Some rows in the layout of one forward pass.
+    """Some examples in the layout of one forward pass.
 
     `ids_BT` and `positions_BT` are (1, T) when packed, (B, T) when padded. Positions begin at 0
-    with each row; that is how the model knows where one ends, and rows do not see each other;
-    `segment_lengths` says the same to attention that goes by segment, None when padded.
-    `at_N` are flat places whose next token is trained on, `targets_N` those next tokens, `row_N`
-    the number of the row they belong to.
+    with each example; that is how the model knows where one ends, and examples do not see each
+    other; `segment_lengths` says the same to attention that goes by segment, None when padded.
+    `at_N` are flat places whose next token is trained on, `targets_N` those next tokens.
     """
 
     ids_BT: torch.Tensor
     positions_BT: torch.Tensor
     at_N: torch.Tensor
     targets_N: torch.Tensor
-    row_N: torch.Tensor
-    row_count: int
+    examples: tuple[Example, ...]
     token_count: int
     segment_lengths: tuple[int, ...] | None
 
@@ -114,29 +87,21 @@ class MicroBatch:
         return self.ids_BT.numel()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """How rows become a micro-batch, and where it lives."""
-
-    packing: bool
-    device: torch.device
-
-    def batch(self, rows: Sequence[Row]) -> MicroBatch:
-        """The rows as one micro-batch."""
-        return packed(rows, self.device) if self.packing else padded(rows, self.device)
-
-    def computed_token_count(self, rows: Sequence[Row]) -> int:
-        """Tokens that a forward pass over the rows computes, padding included."""
-        lengths = [len(row.ids) for row in rows]
-        return sum(lengths) if self.packing else max(lengths) * len(lengths)
-
-
 def step_indices(plan: TrainPlan, *, row_count: int, step: int) -> np.ndarray:
     """Examples of optimizer step `step` (0-based): a pass is one seeded permutation of all."""
     per_epoch = steps_per_epoch(plan, row_count=row_count)
     order = shuffle_order(row_count, seed=plan.seed, epoch=step // per_epoch)
     begin = step % per_epoch * plan.effective_batch_size
     return order[begin : begin + plan.effective_batch_size]
+
+
+def micro_batches(
+    examples: Sequence[Example], *, micro_batch_size: int, packing: bool, device: torch.device
+) -> Iterator[MicroBatch]:
+    """The examples of one step in micro-batches of at most `micro_batch_size` examples."""
+    for begin in range(0, len(examples), micro_batch_size):
+        chosen = examples[begin : begin + micro_batch_size]
+        yield packed(chosen, device) if packing else padded(chosen, device)
 
 
 def packed(examples: Sequence[Example], device: torch.device) -> MicroBatch:
@@ -165,6 +130,11 @@ def padded(examples: Sequence[Example], device: torch.device) -> MicroBatch:
     return _micro_batch(ids, positions, labels.reshape(-1), examples, device, lengths=None)
 
 
+def sequences_of(examples: Sequence[Example]) -> list[Row]:
+    """What the model reads of the examples, in their order."""
+    return [row for example in examples for row in example.sequences]
+
+
 def _micro_batch(
     ids: np.ndarray,
     positions: np.ndarray,
@@ -175,7 +145,6 @@ def _micro_batch(
     lengths: tuple[int, ...] | None,
 ) -> MicroBatch:
     at = np.flatnonzero(labels != IGNORED_LABEL)
-    row_of_label = np.repeat(np.arange(len(rows)), [row.trained_count for row in rows])
     return MicroBatch(
         ids_BT=torch.from_numpy(ids.astype(np.int64)).to(device),
         positions_BT=torch.from_numpy(positions.astype(np.int64)).to(device),

@@ -1,6 +1,7 @@
 """The data of a run: every row encoded once, in memory, with tokenizer and template beside it."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -8,14 +9,27 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from corpus import chat
-from corpus.labels import encode_prompt
-from corpus.samples import Message, Role
+from corpus.labels import Encoded, encode, encode_kto, encode_preference, encode_prompt
+from corpus.labels import TrainOn as CorpusTrainOn
+from corpus.samples import (
+    ChatSample,
+    KtoSample,
+    Message,
+    PreferenceSample,
+    Role,
+    Sample,
+    TextSample,
+    iterate_samples,
+)
+from corpus.shapes import Format
 from lexicon.faults import Fault, FaultCode
-from trainer.domain.plan import Base, TrainPlan
-from trainer.training.batches import Example
-from trainer.training.reading import Reader, Warn
+from trainer.domain.plan import Base, DatasetFile, Method, TrainPlan, verdict_weights
+from trainer.training.batches import Example, Judged, Pair, Row
 from trainer.training.speech import Prompt, end_tokens
 
+Warn = Callable[[FaultCode, str], None]
+# A warning names the first rows it is about; the count says how many there are.
+ROWS_NAMED_MAX = 10
 # Asked when the run names no prompts of its own.
 DEFAULT_PROMPTS = (
     "Hello! Who are you?",
@@ -29,12 +43,12 @@ class Desk:
     """Encoded rows, and what is needed to read and write them.
 
     Attributes:
-        examples: what is trained on.
-        validation_examples: those of a validation dataset; empty without one.
+        rows: rows to train on, as the method sees them.
+        validation_rows: rows of a validation dataset; empty without one.
     """
 
-    examples: tuple[Example, ...]
-    validation_examples: tuple[Example, ...]
+    rows: tuple[Example, ...]
+    validation_rows: tuple[Example, ...]
     tokenizer: Tokenizer
     template: chat.ChatTemplate
     prompts: tuple[Prompt, ...]
@@ -45,18 +59,20 @@ class Desk:
 
         Raises:
             Fault: the DATASET_ codes of `corpus`, DATASET_NO_TRAINED_TOKENS,
-                MODEL_TOKENIZER_NOT_FOUND, MODEL_CHAT_TEMPLATE_INVALID.
+                MODEL_TOKENIZER_NOT_FOUND, MODEL_CHAT_TEMPLATE_INVALID, CONFIG_INVALID_SETTING when
+                the method does not learn from rows like these.
         """
         tokenizer = load_tokenizer(plan.base)
         template = chat.load(Path(plan.base.folder))
         if template.is_fallback:
             warn(FaultCode.MODEL_CHAT_TEMPLATE_MISSING, chat.fallback_warning(plan.base.model_id))
         given = plan.validation.dataset if plan.validation else None
+        rows = _encoded(plan, plan.datasets, tokenizer, template, warn)
+        held = _encoded(plan, [given], tokenizer, template, warn) if given else ()
+        weights = _weights(plan, rows)
         return cls(
-            examples=Reader(plan, tokenizer, template, warn).read(plan.datasets),
-            validation_examples=(
-                Reader(plan, tokenizer, template, warn).read([given]) if given else ()
-            ),
+            rows=_weighted(rows, weights),
+            validation_rows=_weighted(held, weights),
             tokenizer=tokenizer,
             template=template,
             prompts=tuple(
@@ -75,7 +91,7 @@ class Desk:
         """Tokens that end an answer."""
         added = self.tokenizer.get_added_tokens_decoder()
         special_ids = frozenset(index for index, token in added.items() if token.special)
-        labels = [example.rows[0].labels for example in self.examples[:1]]
+        labels = [row.sequences[0].labels for row in self.rows[:1]]
         return frozenset(end_tokens(model, labels, special_ids))
 
 
@@ -101,6 +117,97 @@ def load_tokenizer(base: Base) -> Tokenizer:
         ) from error
     else:
         return tokenizer
+
+
+def _encoded(
+    plan: TrainPlan,
+    datasets: Sequence[DatasetFile],
+    tokenizer: Tokenizer,
+    template: chat.ChatTemplate,
+    warn: Warn,
+) -> tuple[Example, ...]:
+    """All datasets one after another; rows without a trained token are left out and counted."""
+    rows: list[Example] = []
+    truncated: list[int] = []
+    silent: list[int] = []
+    for dataset in datasets:
+        for number, sample in iterate_samples(Path(dataset.path), Format(dataset.format)):
+            row, parts = _example(sample, plan, template, tokenizer)
+            if any(part.truncated for part in parts):
+                truncated.append(number)
+            if all(part.trained_token_count for part in parts):
+                rows.append(row)
+            else:
+                silent.append(number)
+    if truncated:
+        warn(
+            FaultCode.DATASET_ROW_INVALID,
+            f"{len(truncated)} rows are longer than {plan.max_sequence_tokens} tokens and were "
+            f"truncated: {_named(truncated)}",
+        )
+    if silent:
+        warn(
+            FaultCode.DATASET_NO_TRAINED_TOKENS,
+            f"{len(silent)} rows hold nothing to learn and were left out: {_named(silent)}",
+        )
+    if not rows:
+        raise Fault(FaultCode.DATASET_NO_TRAINED_TOKENS)
+    return tuple(rows)
+
+
+def _example(
+    sample: Sample, plan: TrainPlan, template: chat.ChatTemplate, tokenizer: Tokenizer
+) -> tuple[Example, tuple[Encoded, ...]]:
+    """What the method learns from a row, and the encoded texts in it."""
+    limit = plan.max_sequence_tokens
+    match sample, plan.method:
+        case ChatSample() | TextSample(), Method.SFT:
+            train_on = CorpusTrainOn(plan.train_on.value)
+            one = encode(sample, template, tokenizer, max_tokens=limit, train_on=train_on)
+            return _row(one), (one,)
+        case PreferenceSample(), Method.DPO | Method.ORPO | Method.SIMPO:
+            two = encode_preference(sample, template, tokenizer, max_tokens=limit)
+            pair = Pair(chosen=_row(two.chosen), rejected=_row(two.rejected))
+            return pair, (two.chosen, two.rejected)
+        case KtoSample(), Method.KTO:
+            text = encode_kto(sample, template, tokenizer, max_tokens=limit).completion
+            return Judged(completion=_row(text), desirable=sample.desirable, weight=1.0), (text,)
+        case _:
+            raise Fault(
+                FaultCode.CONFIG_INVALID_SETTING,
+                f"Method {plan.method.upper()} does not learn from rows like these",
+                method=plan.method.value,
+            )
+
+
+def _row(encoded: Encoded) -> Row:
+    return Row(ids=encoded.input_ids, labels=encoded.labels)
+
+
+def _weights(plan: TrainPlan, rows: Sequence[Example]) -> tuple[float, float]:
+    """Weights of (desirable, undesirable) rows; no other method than KTO has such."""
+    if plan.preference is None:
+        return (1.0, 1.0)
+    verdicts = [row.desirable for row in rows if isinstance(row, Judged)]
+    count = sum(verdicts)
+    return verdict_weights(
+        plan.preference, desirable_count=count, undesirable_count=len(verdicts) - count
+    )
+
+
+def _weighted(rows: Sequence[Example], weights: tuple[float, float]) -> tuple[Example, ...]:
+    desirable, undesirable = weights
+    return tuple(
+        replace(row, weight=desirable if row.desirable else undesirable)
+        if isinstance(row, Judged)
+        else row
+        for row in rows
+    )
+
+
+def _named(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:ROWS_NAMED_MAX]))
+    return f"row {shown}" if len(numbers) <= ROWS_NAMED_MAX else f"row {shown}, …"
 
 
 def _asked(text: str) -> Message:

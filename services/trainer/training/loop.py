@@ -4,11 +4,11 @@ The state of a run is the trainable weights, the optimizer's moments, and the st
 is a function of plan and step: the learning rate, which rows the step holds and in which order,
 and the random numbers of dropout. So a resumed run is the same run.
 
-The loss of a step is divided by what the whole step holds, never by what a micro-batch holds.
+Shapes: B rows, T tokens, N trained tokens, V vocabulary.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,31 +18,25 @@ from lexicon.faults import Fault, FaultCode
 from trainer.domain.healing import Ladder
 from trainer.domain.plan import TrainPlan
 from trainer.domain.schedule import learning_rate
-from trainer.training.batches import Example, Layout, step_indices
+from trainer.training import preference
+from trainer.training.batches import (
+    Example,
+    MicroBatch,
+    micro_batches,
+    sequences_of,
+    step_indices,
+)
 from trainer.training.memory import is_out_of_memory, release_memory
-from trainer.training.objective import Objective, Shared
+from trainer.training.objective import summed_loss
+from trainer.training.preference import Goal
 from trainer.training.rails import Arithmetic
 
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPSILON = 1e-8
 # Seeds of neighbouring steps must not overlap with those of neighbouring runs.
 STEP_SEED_STRIDE = 1_000_003
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Course:
-    """What a run trains on and how; it never changes while the run trains."""
-
-    plan: TrainPlan
-    examples: Sequence[Example]
-    objective: Objective
-    arithmetic: Arithmetic
-    steps: int
-
-    @property
-    def layout(self) -> Layout:
-        """How rows become micro-batches."""
-        return Layout(packing=self.plan.packing, device=self.arithmetic.device)
+# torch takes a signed number of 64 bits; a user's seed may be as large as that by itself.
+SEED_COUNT = 1 << 63
 
 
 @dataclass(slots=True, kw_only=True)
@@ -96,19 +90,23 @@ def begin(model: Any, plan: TrainPlan) -> TrainState:
 
 
 def take_step(
-    state: TrainState, course: Course, *, healed: Callable[[Ladder], None]
+    state: TrainState,
+    rows: Sequence[Example],
+    plan: TrainPlan,
+    arithmetic: Arithmetic,
+    *,
+    steps: int,
+    healed: Callable[[Ladder], None],
 ) -> StepFigures:
     """Take optimizer step `state.step`, as often as memory makes necessary.
 
     Raises:
         Fault: RUNTIME_GPU_OOM when healing is exhausted, RUNTIME_LOSS_NOT_FINITE.
     """
-    plan, examples = course.plan, course.examples
-    indices = step_indices(plan, row_count=len(examples), step=state.step)
-    chosen = [examples[index] for index in indices]
+    chosen = [rows[i] for i in step_indices(plan, row_count=len(rows), step=state.step)]
     while True:
         try:
-            figures = _try_step(state, course, chosen)
+            figures = _try_step(state, chosen, plan, arithmetic, steps=steps)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -121,25 +119,43 @@ def take_step(
         healed(state.ladder)
 
 
-def _try_step(state: TrainState, course: Course, examples: Sequence[Example]) -> StepFigures:
-    plan, layout = course.plan, course.layout
+def _try_step(
+    state: TrainState,
+    rows: Sequence[Example],
+    plan: TrainPlan,
+    arithmetic: Arithmetic,
+    *,
+    steps: int,
+) -> StepFigures:
     began = time.perf_counter()
-    torch.manual_seed(plan.seed * STEP_SEED_STRIDE + state.step)
-    with course.arithmetic.context():
-        shared = course.objective.prepare(state.model, examples, layout)
+    torch.manual_seed((plan.seed * STEP_SEED_STRIDE + state.step) % SEED_COUNT)
+    sequences, goal = sequences_of(rows), preference.goal_of(plan)
+    divisor = _divisor(rows, goal)
+    point = preference.reference_point(
+        state.model,
+        rows,
+        goal,
+        arithmetic,
+        micro_batch_size=state.ladder.micro_batch_size,
+        packing=plan.packing,
+    )
     loss_sum, computed_count = 0.0, 0
-    for micro in cut(examples, state.ladder.micro_batch_size):
-        with course.arithmetic.context():
-            loss = course.objective.loss(state.model, micro, shared, layout)
-        loss.backward()
+    for batch in micro_batches(
+        rows,
+        micro_batch_size=state.ladder.micro_batch_size,
+        packing=plan.packing,
+        device=arithmetic.device,
+    ):
+        with arithmetic.context():
+            loss = batch_loss(state.model, batch, goal, reference_point=point)
+        (loss / divisor).backward()
         loss_sum += loss.item()
-        rows = [row for example in micro for row in example.rows]
-        computed_count += layout.computed_token_count(rows)
+        computed_count += batch.computed_token_count
     grad_norm = clip(state, max_norm=plan.max_grad_norm)
-    _require_finite(loss_sum, grad_norm, step=state.step)
+    _require_finite(loss_sum / divisor, grad_norm, step=state.step)
     lr = learning_rate(
         state.step,
-        steps=course.steps,
+        steps=steps,
         lr_peak=plan.lr_peak,
         warmup_ratio=plan.warmup_ratio,
         schedule=plan.schedule,
@@ -147,54 +163,65 @@ def _try_step(state: TrainState, course: Course, examples: Sequence[Example]) ->
     update(state, lr=lr)
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
-    trained_count = sum(example.trained_count for example in examples)
+    trained_count = sum(row.trained_count for row in sequences)
     state.trained_token_count += trained_count
     return StepFigures(
-        loss=loss_sum,
+        loss=loss_sum / divisor,
         learning_rate=lr,
         grad_norm=grad_norm,
-        token_count=sum(example.token_count for example in examples),
+        token_count=sum(len(row.ids) for row in sequences),
         computed_token_count=computed_count,
         trained_token_count=trained_count,
         seconds=time.perf_counter() - began,
     )
 
 
-def mean_loss(model: Any, examples: Sequence[Example], course: Course, *, ladder: Ladder) -> float:
-    """The objective over all of `examples`; train mode is back whatever happens.
+def mean_loss(
+    model: Any,
+    rows: Sequence[Example],
+    arithmetic: Arithmetic,
+    *,
+    ladder: Ladder,
+    packing: bool,
+    goal: Goal | None = None,
+) -> float:
+    """Mean loss over all trained tokens of `rows`, or over all examples where there is a goal.
+
+    Train mode is back whatever happens.
 
     Raises:
-        Fault: RUNTIME_GPU_OOM when there is no memory for a single example.
+        Fault: RUNTIME_GPU_OOM when there is no memory for a single row.
     """
     loss_sum, done_count = 0.0, 0
-    shared: Shared | None = None
     model.eval()
     try:
-        while done_count < len(examples):
-            micro = examples[done_count : done_count + ladder.micro_batch_size]
-            try:
-                with torch.no_grad(), course.arithmetic.context():
-                    shared = shared or course.objective.prepare(model, examples, course.layout)
-                    loss = course.objective.loss(model, micro, shared, course.layout).item()
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            else:
-                loss_sum += loss
-                done_count += len(micro)
-                ladder = ladder.after_success()
-                continue
-            release_memory()
-            ladder = ladder.after_out_of_memory(allowed=True)
+        point, ladder = _healed(
+            lambda size: preference.reference_point(
+                model, rows, goal, arithmetic, micro_batch_size=size, packing=packing
+            ),
+            ladder,
+        )
+
+        def portion(size: int) -> float:
+            chosen = rows[done_count : done_count + size]
+            return _loss_of(model, chosen, arithmetic, goal, reference_point=point, packing=packing)
+
+        while done_count < len(rows):
+            loss, ladder = _healed(portion, ladder)
+            loss_sum += loss
+            done_count += ladder.micro_batch_size
     finally:
         model.train()
-    return loss_sum
+    return loss_sum / _divisor(rows, goal)
 
 
-def cut(examples: Sequence[Example], micro_batch_size: int) -> Iterator[Sequence[Example]]:
-    """The examples of one step in micro-batches."""
-    for begin in range(0, len(examples), micro_batch_size):
-        yield examples[begin : begin + micro_batch_size]
+def batch_loss(
+    model: Any, batch: MicroBatch, goal: Goal | None, *, reference_point: float
+) -> torch.Tensor:
+    """The summed loss of a micro-batch, by whichever method."""
+    if goal is None:
+        return summed_loss(model, batch)
+    return preference.summed_loss(model, batch, goal, reference_point=reference_point)
 
 
 def clip(state: TrainState, *, max_norm: float) -> float:
@@ -252,6 +279,44 @@ def free_memory(state: TrainState) -> None:
     """Give back what the failed forward or backward pass left behind."""
     state.optimizer.zero_grad(set_to_none=True)
     release_memory()
+
+
+def _divisor(rows: Sequence[Example], goal: Goal | None) -> int:
+    """What a summed loss is divided by: trained tokens, or examples where there is a goal."""
+    if goal is not None:
+        return len(rows)
+    return max(1, sum(row.trained_count for row in sequences_of(rows)))
+
+
+def _healed(work: Callable[[int], float], ladder: Ladder) -> tuple[float, Ladder]:
+    """What `work` gives with the largest micro-batch that there is memory for, and its rung."""
+    while True:
+        try:
+            return work(ladder.micro_batch_size), ladder.after_success()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        release_memory()
+        ladder = ladder.after_out_of_memory(allowed=True)
+
+
+def _loss_of(
+    model: Any,
+    rows: Sequence[Example],
+    arithmetic: Arithmetic,
+    goal: Goal | None,
+    *,
+    reference_point: float,
+    packing: bool,
+) -> float:
+    with torch.no_grad(), arithmetic.context():
+        batches = micro_batches(
+            rows, micro_batch_size=len(rows), packing=packing, device=arithmetic.device
+        )
+        return sum(
+            batch_loss(model, batch, goal, reference_point=reference_point).item()
+            for batch in batches
+        )
 
 
 def _require_finite(loss: float, grad_norm: float, *, step: int) -> None:

@@ -1,18 +1,14 @@
-"""What is minimised: the interface of all objectives, and supervised fine-tuning.
+"""The loss of a micro-batch, computed only where something is learned.
 
-The loss of a step is a sum over its examples, divided by numbers that the whole step shares; so it
-does not depend on how the step is cut into micro-batches.
 Shapes: T tokens of the row, N trained tokens, E size of the hidden state, V vocabulary.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.nn import functional
 
-from trainer.training.batches import Example, Layout, MicroBatch
+from trainer.training.batches import MicroBatch
 
 # Rows of logits that are in memory at once. 1024 x 150 000 x 4 bytes are 0.6 GB.
 CHUNK_TOKENS = 1024
@@ -20,82 +16,32 @@ CHUNK_TOKENS = 1024
 LOGIT_BENDING_FIELDS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shared:
-    """Numbers of a whole step that every micro-batch of it needs.
-
-    Attributes:
-        example_count: examples of the step.
-        trained_count: trained tokens of the step; of the chosen rows alone for ORPO.
-        divergence: KTO's estimate of how far the policy is from the reference, in nats.
-    """
-
-    example_count: int
-    trained_count: int
-    divergence: float = 0.0
-
-
-class Objective(Protocol):
-    """What a method minimises."""
-
-    def prepare(self, model: Any, examples: Sequence[Example], layout: Layout) -> Shared:
-        """What the micro-batches of a step share."""
-
-    def loss(
-        self, model: Any, examples: Sequence[Example], shared: Shared, layout: Layout
-    ) -> torch.Tensor:
-        """The share of the step's loss that these examples have."""
-
-
-class Supervised:
-    """Cross-entropy of the trained tokens, summed, divided by all trained tokens of the step."""
-
-    def prepare(self, model: Any, examples: Sequence[Example], layout: Layout) -> Shared:
-        """Count."""
-        trained_count = sum(example.trained_count for example in examples)
-        return Shared(example_count=len(examples), trained_count=max(1, trained_count))
-
-    def loss(
-        self, model: Any, examples: Sequence[Example], shared: Shared, layout: Layout
-    ) -> torch.Tensor:
-        """The share of these examples."""
-        rows = [row for example in examples for row in example.rows]
-        return summed_loss(model, layout.batch(rows)) / shared.trained_count
-
-
 def summed_loss(model: Any, batch: MicroBatch) -> torch.Tensor:
-    """Cross-entropy summed over the trained tokens of a micro-batch."""
-    causal = _causal(model)
-    if has_plain_head(causal):
-        loss: torch.Tensor = FrozenHeadLoss.apply(  # type: ignore[no-untyped-call]
-            label_states(causal, batch), causal.get_output_embeddings().weight, batch.targets_N
+    """Cross-entropy summed over the trained tokens; divided by the step's count by the caller."""
+    return token_losses(model, batch).sum()
+
+
+def token_losses(model: Any, batch: MicroBatch) -> torch.Tensor:
+    """Cross-entropy of each trained token, (N,), in the order of the sequences."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if _has_plain_head(causal):
+        hidden_TE = _backbone(causal)(
+            input_ids=batch.ids_BT,
+            position_ids=batch.positions_BT,
+            use_cache=False,
+            **_layout(batch),
+        ).last_hidden_state.flatten(0, 1)
+        head = causal.get_output_embeddings()
+        losses: torch.Tensor = FrozenHeadLoss.apply(  # type: ignore[no-untyped-call]
+            hidden_TE[batch.at_N], head.weight, batch.targets_N
         )
-        return loss
-    return functional.cross_entropy(label_logits(model, batch), batch.targets_N, reduction="sum")
-
-
-def label_states(causal: Any, batch: MicroBatch) -> torch.Tensor:
-    """Hidden states (N, E) before the head, where the next token is trained on."""
-    hidden_BTE = causal.base_model(
-        input_ids=batch.ids_BT,
-        position_ids=batch.positions_BT,
-        use_cache=False,
-        **_segments(batch),
-    ).last_hidden_state
-    states: torch.Tensor = hidden_BTE.flatten(0, 1)[batch.at_N]
-    return states
-
-
-def label_logits(model: Any, batch: MicroBatch) -> torch.Tensor:
-    """Logits (N, V) in float32, where the next token is trained on."""
-    causal = _causal(model)
-    if has_plain_head(causal):
-        return causal.get_output_embeddings()(label_states(causal, batch)).float()  # type: ignore[no-any-return]
-    logits_BTV = model(
-        input_ids=batch.ids_BT, position_ids=batch.positions_BT, use_cache=False, **_segments(batch)
-    ).logits
-    logits: torch.Tensor = logits_BTV.flatten(0, 1)[batch.at_N].float()
-    return logits
+        return losses
+    logits_TV = model(
+        input_ids=batch.ids_BT, position_ids=batch.positions_BT, use_cache=False, **_layout(batch)
+    ).logits.flatten(0, 1)
+    return functional.cross_entropy(
+        logits_TV[batch.at_N].float(), batch.targets_N, reduction="none"
+    )
 
 
 class FrozenHeadLoss(torch.autograd.Function):
@@ -133,21 +79,21 @@ class FrozenHeadLoss(torch.autograd.Function):
         return gradient_NE * upstream[0][:, None].to(gradient_NE.dtype), None, None
 
 
-def has_plain_head(causal: Any) -> bool:
+def _has_plain_head(causal: Any) -> bool:
     """Whether the logits are nothing but a frozen matrix times the hidden state."""
     head, config = causal.get_output_embeddings(), causal.config.get_text_config()
     return (
         type(head) is torch.nn.Linear
         and getattr(head, "bias", None) is None
         and not head.weight.requires_grad
-        and causal.base_model is not causal
+        and _backbone(causal) is not causal
         and not any(getattr(config, name, None) for name in LOGIT_BENDING_FIELDS)
     )
 
 
-def _causal(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+def _backbone(causal: Any) -> Any:
+    return causal.base_model
 
 
-def _segments(batch: MicroBatch) -> dict[str, Any]:
+def _layout(batch: MicroBatch) -> dict[str, Any]:
     return {"segment_lengths": batch.segment_lengths} if batch.segment_lengths else {}

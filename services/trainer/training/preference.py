@@ -156,12 +156,12 @@ def reference_point(
 
 
 def mismatched(rows: Sequence[Row], *, max_tokens: int) -> list[Row]:
-    """Every prompt with the next row's continuation, the last with the first's."""
+    """Every prompt with a continuation of another prompt, that of the next row that has one."""
     starts = [1 + int((row.labels[1:] != IGNORED_LABEL).argmax()) for row in rows]
+    prompts = [row.ids[:start] for row, start in zip(rows, starts, strict=True)]
     strangers = []
-    for index, row in enumerate(rows):
-        other, start = rows[(index + 1) % len(rows)], starts[(index + 1) % len(rows)]
-        prompt = row.ids[: starts[index]]
+    for prompt, place in zip(prompts, _strangers([p.tobytes() for p in prompts]), strict=True):
+        other, start = rows[place], starts[place]
         ids = np.concatenate([prompt, other.ids[start:]])
         labels = np.concatenate([np.full_like(prompt, IGNORED_LABEL), other.labels[start:]])
         strangers.append(Row(ids=ids[:max_tokens], labels=labels[:max_tokens]))
@@ -200,3 +200,15 @@ def _judging(model: Any) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
+
+
+def _strangers(prompts: Sequence[bytes]) -> list[int]:
+    """For each prompt the next place, around the end, with another one; else the next place."""
+    count, is_same = len(prompts), len(set(prompts)) == 1
+    places = [0] * count
+    # Backwards and twice around: what follows the last prompt is known in the second round.
+    for step in reversed(range(2 * count)):
+        here, after = step % count, (step + 1) % count
+        differs = is_same or prompts[after] != prompts[here]
+        places[here] = after if differs else places[after]
+    return places

@@ -36,7 +36,6 @@ from trainer.training import checkpoint, loop, rails, speech
 from trainer.training.adapter import require_changed, write_adapter
 from trainer.training.channel import Channel
 from trainer.training.dataset import Desk
-from trainer.training.preference import balanced, objective_for
 from trainer.training.memory import is_out_of_memory, peak_bytes
 from trainer.training.validation import BEST_PREFIX, Validation, split
 
@@ -98,17 +97,11 @@ def _train(
     """Take all steps that are left; the figures of the last one, None when none was left."""
     adapted.train()
     state = loop.begin(adapted, plan)
-    desk, validation = split(plan, desk)
+    desk, validation = split(plan, desk, arithmetic)
     _resume(state, plan, validation, channel)
+    rows = desk.rows
     last: StepTaken | None = None
-    steps = total_steps(plan, row_count=len(desk.examples))
-    course = loop.Course(
-        plan=plan,
-        examples=desk.examples,
-        objective=objective_for(plan.method, balanced(plan.preference, desk.examples)),
-        arithmetic=arithmetic,
-        steps=steps,
-    )
+    steps = total_steps(plan, row_count=len(rows))
     timer = StepTimer()
     last_step, last_time = state.step, time.monotonic()
     channel.send(StageBegan(stage="training"))
@@ -116,10 +109,43 @@ def _train(
     while state.step < steps and not channel.finish.is_set():
         channel.running.wait()
         figures = loop.take_step(
-            state, course, healed=lambda ladder: _tell_healed(channel, ladder)
+            state,
+            rows,
+            plan,
+            arithmetic,
+            steps=steps,
+            healed=lambda ladder: _tell_healed(channel, ladder),
         )
         timer.add(figures.seconds)
-        validation.after_step(state, course, warn=lambda code, text: warn(channel, code, text))
+        validation.after_step(state, steps=steps, warn=lambda code, text: warn(channel, code, text))
+        last = _told(state, figures, validation, timer, plan, row_count=len(rows))
+        channel.send(last)
+        if checkpoint_due(
+            plan,
+            step=state.step,
+            steps=steps,
+            last_step=last_step,
+            seconds_since=time.monotonic() - last_time,
+        ):
+            _write_checkpoint(state, plan, validation, channel)
+            last_step, last_time = state.step, time.monotonic()
+        if validation.wants_stop:
+            break
+    if validation.promote_best(state):
+        log.info("the best validation's weights were promoted")
+    return last
+
+
+def _resume(
+    state: loop.TrainState, plan: TrainPlan, validation: Validation, channel: Channel
+) -> None:
+    """Continue from the plan's checkpoint; one that is not whole costs its steps, not the run."""
+    if plan.checkpoint_folder is None:
+        return
+    try:
+        progress, tensors = checkpoint.read(
+            Path(plan.checkpoint_folder), run=plan.run, fingerprint=fingerprint(plan)
+        )
         loop.restore(state, {k: v for k, v in tensors.items() if not k.startswith(BEST_PREFIX)})
     except Fault as fault:
         warn(channel, fault.code, f"{fault.message}; training begins anew")
@@ -161,15 +187,17 @@ def _told(
     figures: loop.StepFigures,
     validation: Validation,
     timer: StepTimer,
-    course: loop.Course,
+    plan: TrainPlan,
+    *,
+    row_count: int,
 ) -> StepTaken:
-    steps, row_count = course.steps, len(course.examples)
-    per_epoch = steps_per_epoch(course.plan, row_count=row_count)
+    steps = total_steps(plan, row_count=row_count)
+    per_epoch = steps_per_epoch(plan, row_count=row_count)
     return StepTaken(
         step=state.step,
         total_steps=steps,
         epoch=(state.step - 1) // per_epoch + 1,
-        total_epochs=total_epochs(course.plan, row_count=row_count),
+        total_epochs=total_epochs(plan, row_count=row_count),
         loss=figures.loss,
         learning_rate=figures.learning_rate,
         grad_norm=figures.grad_norm,

@@ -11,6 +11,8 @@ from trainer.training import loop
 from trainer.training.batches import Example
 from trainer.training.checkpoint import Progress
 from trainer.training.dataset import Desk, Warn
+from trainer.training.preference import Goal, goal_of
+from trainer.training.rails import Arithmetic
 
 BEST_PREFIX = "best/"
 
@@ -24,7 +26,10 @@ class Validation:
     """
 
     plan: ValidationPlan | None
-    examples: tuple[Example, ...]
+    rows: tuple[Example, ...]
+    arithmetic: Arithmetic
+    packing: bool
+    goal: Goal | None = None
     latest_loss: float | None = None
     best_loss: float | None = None
     without_gain_count: int = 0
@@ -36,15 +41,22 @@ class Validation:
         patience = self.plan.early_stop_patience if self.plan else 0
         return 0 < patience <= self.without_gain_count
 
-    def after_step(self, state: loop.TrainState, course: loop.Course, *, warn: Warn) -> None:
+    def after_step(self, state: loop.TrainState, *, steps: int, warn: Warn) -> None:
         """Validate when it is time to; an out-of-memory costs this validation and no more."""
-        if self.plan is None or not self.examples:
+        if self.plan is None or not self.rows:
             return
-        interval = validation_interval(self.plan, steps=course.steps)
-        if state.step % interval and state.step != course.steps:
+        interval = validation_interval(self.plan, steps=steps)
+        if state.step % interval and state.step != steps:
             return
         try:
-            loss = loop.mean_loss(state.model, self.examples, course, ladder=state.ladder)
+            loss = loop.mean_loss(
+                state.model,
+                self.rows,
+                self.arithmetic,
+                ladder=state.ladder,
+                packing=self.packing,
+                goal=self.goal,
+            )
         except Fault as fault:
             loop.free_memory(state)
             warn(fault.code, f"No memory for the validation at step {state.step}")
@@ -86,16 +98,21 @@ class Validation:
             self.without_gain_count += 1
 
 
-def split(plan: TrainPlan, desk: Desk) -> tuple[Desk, Validation]:
-    """The desk with the examples to train on alone, and the validation on the others."""
-    nothing = Validation(plan=plan.validation, examples=())
+def split(plan: TrainPlan, desk: Desk, arithmetic: Arithmetic) -> tuple[Desk, Validation]:
+    """The desk with the rows to train on alone, and the validation on the others."""
+    nothing = Validation(
+        plan=plan.validation,
+        rows=(),
+        arithmetic=arithmetic,
+        packing=plan.packing,
+        goal=goal_of(plan),
+    )
     if plan.validation is None:
         return desk, nothing
-    if desk.validation_examples:
-        return desk, replace(nothing, examples=desk.validation_examples)
-    every = desk.examples
-    train, held = holdout_split(len(every), ratio=plan.validation.holdout_ratio, seed=plan.seed)
+    if desk.validation_rows:
+        return desk, replace(nothing, rows=desk.validation_rows)
+    train, held = holdout_split(len(desk.rows), ratio=plan.validation.holdout_ratio, seed=plan.seed)
     return (
-        replace(desk, examples=tuple(every[index] for index in train)),
-        replace(nothing, examples=tuple(every[index] for index in held)),
+        replace(desk, rows=tuple(desk.rows[i] for i in train)),
+        replace(nothing, rows=tuple(desk.rows[i] for i in held)),
     )

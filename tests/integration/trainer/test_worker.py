@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from chassis.client import connect
 from chassis.leasing import Worker
 from deploy.models.anvil.grammar import HOME, held_out
+from tests.support.modelhub_server import ModelHubServer, Repo
 from tests.support.work import FakeScheduler, ObjectServer, lease_of, running
 from trainer import node
 from trainer.config import Config
@@ -85,7 +86,9 @@ def a_task(objects: ObjectServer, *, max_steps: int, **training: Any) -> work_pb
 
 
 @asynccontextmanager
-async def a_trainer(scheduler: FakeScheduler, folder: Path) -> AsyncIterator[Trainer]:
+async def a_trainer(
+    scheduler: FakeScheduler, folder: Path, *, hub_url: str = "http://127.0.0.1:9"
+) -> AsyncIterator[Trainer]:
     """A trainer that works off the scheduler's queue."""
     async with running(scheduler) as address:
         config = Config(
@@ -94,6 +97,7 @@ async def a_trainer(scheduler: FakeScheduler, folder: Path) -> AsyncIterator[Tra
             node_name="n-1",
             work_dir=folder / "work",
             model_cache=folder / "cache",
+            model_hub_url=hub_url,
         )
         trainer = Trainer(config)
         channel = connect(address, token=lambda: "t")
@@ -258,6 +262,47 @@ async def test_bad_data_ends_with_its_code_and_stage(
         await ended(scheduler)
     assert scheduler.failed[0].fault.code == "DATASET_NO_TRAINED_TOKENS"
     assert scheduler.failed[0].fault.stage == fault_pb2.STAGE_INITIALIZATION
+
+
+async def test_base_comes_from_the_hub_with_the_users_token(
+    scheduler: FakeScheduler, tmp_path: Path
+) -> None:
+    """004-02"""
+    task = a_task(scheduler.objects, max_steps=2)
+    with ModelHubServer(repos={"someone/llama": Repo.of_folder(HOME / "weights")}) as hub:
+        task.base.CopyFrom(
+            work_pb2.BaseModelInput(
+                base_model="https://hub/someone/llama",
+                model_id="someone/llama",
+                revision=hub.repos["someone/llama"].sha,
+            )
+        )
+        scheduler.queue.append(lease_of("l-1", RUN, task))
+        async with a_trainer(scheduler, tmp_path, hub_url=hub.url):
+            await ended(scheduler)
+    assert not scheduler.failed
+    config = json.loads(scheduler.objects.files["/out/adapter/adapter_config.json"])
+    assert config["base_model_name_or_path"] == "https://hub/someone/llama"
+
+
+async def test_gated_base_ends_with_its_code_in_data_download(
+    scheduler: FakeScheduler, tmp_path: Path
+) -> None:
+    """002-07"""
+    task = a_task(scheduler.objects, max_steps=2)
+    repo = Repo.of_folder(HOME / "weights")
+    with ModelHubServer(repos={"someone/llama": repo}) as hub:
+        hub.fail("someone/llama", 403)
+        task.base.CopyFrom(
+            work_pb2.BaseModelInput(
+                base_model="someone/llama", model_id="someone/llama", revision=repo.sha
+            )
+        )
+        scheduler.queue.append(lease_of("l-1", RUN, task))
+        async with a_trainer(scheduler, tmp_path, hub_url=hub.url):
+            await ended(scheduler)
+    assert scheduler.failed[0].fault.code == "DEP_MODEL_LOAD_FAILED"
+    assert scheduler.failed[0].fault.stage == fault_pb2.STAGE_DATA_DOWNLOAD
 
 
 def _training_child() -> psutil.Process:

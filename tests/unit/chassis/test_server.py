@@ -2,14 +2,18 @@
 
 import asyncio
 import functools
+import mmap
+import re
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 from google.rpc import error_details_pb2
+from grpc._cython import cygrpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
@@ -342,3 +346,19 @@ async def _listed(channel: grpc.aio.Channel, *, metadata: Any) -> list[str] | No
     except grpc.aio.AioRpcError as error:
         assert error.code() is grpc.StatusCode.UNAUTHENTICATED  # noqa: PT017
     return None
+
+
+def test_every_channel_option_in_the_code_is_one_that_grpc_knows() -> None:
+    """A misspelt one is ignored in silence: once, idle connections were cut off for their pings."""
+    root = Path(__file__).parents[3]
+    sources = [*root.glob("libs/**/*.py"), *root.glob("services/**/*.py")]
+    named = {
+        name
+        for source in sources
+        if not source.is_relative_to(root / "libs/tunesmith/api")
+        for name in re.findall(rb'"(grpc\.[a-z0-9_.]+)",? ', source.read_bytes())
+    }
+    assert len(named) > 10
+    with open(cygrpc.__file__, "rb") as binary:
+        known = mmap.mmap(binary.fileno(), 0, access=mmap.ACCESS_READ)
+        assert [name for name in named if known.find(name + b"\0") < 0] == []

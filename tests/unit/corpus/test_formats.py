@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,50 @@ def test_a_hostile_array_element_is_refused_with_its_number(tmp_path: Path) -> N
     for element in ("NaN", '{"text": ' + "[" * 100_000, '{"text": "a"'):
         path.write_text(f'[{{"text": "fine"}}, {element}')
         assert refusal(path).metadata["row"] == "2"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"text": "a"}] and more',
+        '[{"text": "a"}][{"text": "b"}]',
+        '[{"text": "a"} {"text": "b"}]',
+        '[{"text": "a"},]',
+        '[{"text": "a"},',
+        '[,{"text": "a"}]',
+        "[",
+    ],
+)
+def test_rows_are_never_lost_behind_a_json_array_that_is_not_one(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(text)
+    assert refusal(path).code in {FaultCode.DATASET_FILE_INVALID, FaultCode.DATASET_ROW_INVALID}
+
+
+def test_small_rows_behind_a_large_one_do_not_each_copy_the_rest(tmp_path: Path) -> None:
+    """Attack 18: with copies this file costs a terabyte of memory traffic."""
+    path = tmp_path / "data.json"
+    large = json.dumps({"text": "a" * (rows.MAX_ROW_BYTES - 100)})
+    path.write_text(f"[{large}" + "," + ",".join(["{}"] * 100_000) + "]")
+    began = time.process_time()
+    assert sum(1 for _ in iterate_rows(path)) == 100_001
+    assert time.process_time() - began < 2
+
+
+def test_an_array_row_has_the_same_cap_as_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "MAX_ROW_BYTES", 1000)
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([{"text": "a" * 2000}]))
+    assert refusal(path).code is FaultCode.DATASET_ROW_INVALID
+
+
+def test_a_program_is_not_a_text(tmp_path: Path) -> None:
+    """Attack 1: bytes that happen to be UTF-8 and are no text."""
+    path = tmp_path / "data.bin"
+    path.write_bytes(b"\x7fELF" + bytes(100))
+    assert refusal(path).code is FaultCode.DATASET_FILE_INVALID
 
 
 def test_an_endless_line_is_refused_without_reading_it(

@@ -1,0 +1,132 @@
+"""The agent's parts with fakes of session and child: thermal guard, archive, the child's world."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lexicon.faults import FaultCode
+from trainer.bundle import write_zip
+from trainer.child import child_environment
+from trainer.domain.temperature import COOLING_TEXT, Action, Limits, Thermostat
+from trainer.pipe import Pause, Resume, decode_from_child, decode_to_child, encode
+from trainer.pipe import StageBegan as Began
+from trainer.thermal import ThermalGuard, limits
+from tunesmith.api.run.v1 import spec_pb2
+
+
+class FakeSession:
+    """Keeps what is reported."""
+
+    def __init__(self) -> None:
+        self.reports: list[Any] = []
+        self.temperature_celsius: float | None = None
+
+    def report(self, report: Any) -> None:
+        self.reports.append(report)
+
+    def of_kind(self, kind: str) -> list[Any]:
+        return [getattr(r, kind) for r in self.reports if r.WhichOneof("report") == kind]
+
+
+class FakeChild:
+    """Keeps what is sent, and whether it was ended."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+        self.killed = False
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    async def kill(self) -> None:
+        self.killed = True
+
+
+def a_guard(*readings: float | None) -> tuple[ThermalGuard, FakeSession, FakeChild]:
+    session, child, given = FakeSession(), FakeChild(), iter(readings)
+    guard = ThermalGuard(
+        session,  # type: ignore[arg-type]
+        child,  # type: ignore[arg-type]
+        Thermostat(limits=Limits()),
+        lambda: next(given),
+    )
+    return guard, session, child
+
+
+async def test_hot_gpu_pauses_training_and_the_clock_and_both_go_on_when_it_has_cooled() -> None:
+    """002-14, 002-15, A7"""
+    guard, session, child = a_guard(91.0, 79.0)
+    assert [await guard.run_once(), await guard.run_once()] == [Action.PAUSE, Action.RESUME]
+    assert child.sent == [Pause(), Resume()]
+    assert [clock.paused for clock in session.of_kind("clock_paused")] == [True, False]
+    (warning,) = session.of_kind("warning")
+    assert warning.code == "RUNTIME_GPU_TEMPERATURE_CRITICAL"
+    assert warning.message == COOLING_TEXT == "Waiting for GPU to cool…"
+
+
+async def test_gpu_that_is_too_hot_ends_the_child() -> None:
+    """A14"""
+    guard, _, child = a_guard(96.0)
+    assert await guard.run_once() is Action.ABORT
+    assert child.killed
+    assert guard.fault is not None
+    assert guard.fault.code is FaultCode.RUNTIME_GPU_TEMPERATURE_CRITICAL
+
+
+async def test_heartbeats_carry_the_temperature() -> None:
+    guard, session, _ = a_guard(55.5)
+    await guard.run_once()
+    assert session.temperature_celsius == 55.5
+
+
+async def test_machine_without_a_reading_is_left_alone() -> None:
+    guard, session, child = a_guard(None)
+    assert await guard.run_once() is Action.NONE
+    assert not session.reports
+    assert not child.sent
+
+
+def test_limits_of_a_run_win_over_the_defaults() -> None:
+    """002-15"""
+    training = spec_pb2.TrainingConfig()
+    training.temperature.pause_celsius = 70
+    assert limits(training) == Limits(pause_celsius=70)
+
+
+def test_same_files_give_the_same_archive(tmp_path: Path) -> None:
+    for name in ("b.safetensors", "a.json"):
+        (tmp_path / name).write_text(name)
+    files = [tmp_path / "b.safetensors", tmp_path / "a.json"]
+    for target in ("one.zip", "two.zip"):
+        write_zip(files, tmp_path / target)
+    assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
+    assert zipfile.ZipFile(tmp_path / "one.zip").namelist() == ["a.json", "b.safetensors"]
+
+
+def test_child_gets_a_short_list_of_harmless_names() -> None:
+    given = {
+        "PATH": "/bin",
+        "TUNESMITH_NODE_TOKEN": "secret",
+        "HF_TOKEN": "hf_secret",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "OTEL_EXPORTER_OTLP_HEADERS": "authorization=secret",
+        "OMP_NUM_THREADS": "2",
+    }
+    environment = child_environment(given)
+    assert environment["PATH"] == "/bin"
+    assert environment["OMP_NUM_THREADS"] == "2"
+    assert not [value for value in environment.values() if "secret" in value]
+    assert environment["HF_HUB_OFFLINE"] == "1"
+
+
+@pytest.mark.parametrize("message", [Pause(), Resume()])
+def test_what_the_agent_says_is_one_line_and_read_back(message: Any) -> None:
+    line = encode(message)
+    assert line.count(b"\n") == 1
+    assert decode_to_child(line) == message
+
+
+def test_what_the_child_says_is_read_back() -> None:
+    assert decode_from_child(encode(Began(stage="saving"))) == Began(stage="saving")
