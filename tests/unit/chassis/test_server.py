@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 import pytest
 from google.rpc import error_details_pb2
-from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the core names its options only here
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # has no stubs
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
