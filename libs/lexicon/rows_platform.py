@@ -122,7 +122,8 @@ ROWS: Mapping[FaultCode, FaultRow] = {
         retry=Retry.SAME,
         grpc_status="RESOURCE_EXHAUSTED",
         meaning="The disk or the object store is full.",
-        remedy="Free space on the disk that the message names; the same request then succeeds.",
+        remedy="Free space where the node or the object store keeps its files; then the same "
+        "request succeeds.",
         symptoms=("`OSError: [Errno 28] No space left on device`",),
     ),
     FaultCode.STORAGE_KEY_INVALID: _storage(

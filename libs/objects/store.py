@@ -163,7 +163,14 @@ class ObjectStore:
         manifest = await self._manifest(key)
         if manifest is None:
             return
-        await self._write_manifest(key, _DELETED, replace=True)
+        try:
+            await self._write_manifest(key, _DELETED, replace=True)
+        except Fault as fault:
+            if fault.code is not FaultCode.STORAGE_FULL:
+                raise
+            # A full disk has no room for the marker either: the bytes make room for it.
+            await self._remove(manifest.data)
+            await self._write_manifest(key, _DELETED, replace=True)
         await self._remove(manifest.data)
 
     async def keys(self, folder: str) -> list[str]:

@@ -303,12 +303,12 @@ class AsyncBilling:
         return await self._client.run(billing.verify_run(self._project, run))
 
     async def quote(self, spec: spec_pb2.RunSpec) -> billing_pb2.Quote:
-        """The price of a spec. Nothing is created.
+        """The price of a spec; rights need not be attested for it. Nothing is created.
 
         Raises:
             TunesmithError: the spec would be refused.
         """
-        return (await AsyncRuns(self._client).check(spec)).quote
+        return (await AsyncRuns(self._client).check(billing.as_question(spec))).quote
 
 
 class AsyncNodes:

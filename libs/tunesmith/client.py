@@ -23,6 +23,7 @@ from tunesmith.transfer import (
     Download,
     Upload,
     chunks,
+    may_pass,
     timeouts,
     trust,
     upload_refused,
@@ -198,7 +199,7 @@ class Client:
                 else:
                     if answer.is_success:
                         return
-                    if not answer.is_server_error:
+                    if not may_pass(answer.status_code):
                         raise upload_refused(answer.status_code, answer.headers)
                     reason = f"HTTP {answer.status_code}"
                 time.sleep(self.retry.delay(number))

@@ -292,12 +292,12 @@ class Billing:
         return self._client.run(billing.verify_run(self._project, run))
 
     def quote(self, spec: spec_pb2.RunSpec) -> billing_pb2.Quote:
-        """The price of a spec. Nothing is created.
+        """The price of a spec; rights need not be attested for it. Nothing is created.
 
         Raises:
             TunesmithError: the spec would be refused.
         """
-        return Runs(self._client).check(spec).quote
+        return Runs(self._client).check(billing.as_question(spec)).quote
 
 
 class Nodes:

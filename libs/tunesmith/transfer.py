@@ -188,6 +188,13 @@ def _unwritable(path: Path, error: OSError) -> LimitError:
     )
 
 
+def may_pass(status: int) -> bool:
+    """Whether a PUT answered like this may succeed when it is tried again soon."""
+    return (
+        status >= httpx.codes.INTERNAL_SERVER_ERROR and status != httpx.codes.INSUFFICIENT_STORAGE
+    )
+
+
 def upload_refused(status: int, headers: Mapping[str, str]) -> TunesmithError:
     """The exception for a PUT that was answered with an error that will not pass."""
     kind = LimitError if status == httpx.codes.INSUFFICIENT_STORAGE else InputError

@@ -75,6 +75,11 @@ class Child:
         """Whether the process runs."""
         return self._process.returncode is None
 
+    @property
+    def process_id(self) -> int:
+        """The process, whose id is also that of its group."""
+        return self._process.pid
+
     @classmethod
     async def start(cls, *, log_path: Path, cache: Path, vendor: Path, thread_count: int) -> Self:
         """Start a child; it loads its libraries while nobody waits for it."""

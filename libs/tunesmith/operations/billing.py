@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tunesmith.api.billing.v1 import billing_pb2, billing_service_pb2
+from tunesmith.api.run.v1 import spec_pb2
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2
 from tunesmith.operations.steps import PAGE_SIZE, call, full_name, pages
 from tunesmith.transport import Operation
@@ -50,6 +51,15 @@ def verify_run(project: str, run: str) -> Operation[billing_service_pb2.VerifyRu
     request = billing_service_pb2.VerifyRunRequest(run=full_name(project, "runs", run))
     response = billing_service_pb2.VerifyRunResponse
     return (yield from call(BILLING_SERVICE, "VerifyRun", request, response))
+
+
+def as_question(spec: spec_pb2.RunSpec) -> spec_pb2.RunSpec:
+    """The spec as it is shown to ask for its price, which is known before rights are attested."""
+    question = spec_pb2.RunSpec()
+    question.CopyFrom(spec)
+    question.attestations.dataset_rights = True
+    question.attestations.model_license = True
+    return question
 
 
 def list_nodes() -> Operation[list[work_pb2.Node]]:

@@ -17,8 +17,10 @@ _LORA_KEY: Final = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector|lora_embedding_A|lora_embedding_B)"
     r"(?:\.weight)?$"
 )
-# Patterns of module names are only ever dotted names with alternatives; anything else is not ours.
-_PLAIN_PATTERN: Final = re.compile(r"[\w.|^$\\]*$")
+# Patterns of module names are dotted names with alternatives and a wildcard or two, without groups:
+# such a pattern cannot take long on a name, whoever wrote it.
+_PLAIN_PATTERN: Final = re.compile(r"[\w.|^$\\*]*")
+_MAX_WILDCARDS: Final = 3
 
 MAX_RANK: Final = 4096
 
@@ -28,23 +30,30 @@ class MatrixDelta:
     """The change of one matrix W (out, in): scale · B (out, rank) · A (rank, in).
 
     `a`, `b` and `magnitude` are tensor names of the adapter file; `magnitude` is set for DoRA.
-    An embedding's factors are stored transposed.
+    An embedding's factors are stored transposed. `is_parameter` says that a bare parameter was
+    adapted rather than a linear layer.
     """
 
-    target: str
+    module: str
     a: str
     b: str
     rank: int
     scale: float
     magnitude: str | None = None
     is_embedding: bool = False
+    is_parameter: bool = False
+
+    @property
+    def target(self) -> str:
+        """The tensor of the checkpoint."""
+        return f"{self.module}.weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
     """All changes of an adapter; `replacements` are tensors trained whole (`modules_to_save`)."""
 
-    base_model: str
+    config: Mapping[str, Any]
     deltas: tuple[MatrixDelta, ...]
     replacements: Mapping[str, str]
 
@@ -70,7 +79,7 @@ def read_adapter(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
         else:
             replacements[bare.replace(".modules_to_save.default.", ".")] = name
     return Adapter(
-        base_model=str(config.get("base_model_name_or_path") or ""),
+        config=config,
         deltas=tuple(
             _delta(config, module, found, shapes) for module, found in sorted(parts.items())
         ),
@@ -86,7 +95,7 @@ def scale_of(config: Mapping[str, Any], module: str, *, rank: int) -> float:
     """
     alpha = config.get("lora_alpha")
     for pattern, value in dict(config.get("alpha_pattern") or {}).items():
-        if not _PLAIN_PATTERN.fullmatch(pattern):
+        if not _PLAIN_PATTERN.fullmatch(pattern) or pattern.count("*") > _MAX_WILDCARDS:
             _invalid("alpha_pattern is no list of module names")
         if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module):
             alpha = value
@@ -116,13 +125,18 @@ def _delta(
     ):
         _invalid(f"the factors of {module} do not fit each other")
     return MatrixDelta(
-        target=f"{module}.weight",
+        module=module,
         a=a,
         b=b,
         rank=a_shape[0],
         scale=scale_of(config, module, rank=a_shape[0]),
         magnitude=found.get("lora_magnitude_vector"),
         is_embedding=is_embedding,
+        is_parameter=any(
+            f"{module}.weight".endswith(f".{name}")
+            for name in config.get("target_parameters") or ()
+            if isinstance(name, str)
+        ),
     )
 
 

@@ -208,6 +208,11 @@ def uint32_value(key: str, value: int) -> Metadata:
     return Metadata(key=key, kind=ValueKind.UINT32, encoded=_U32.pack(value))
 
 
+def bool_value(key: str, value: bool) -> Metadata:
+    """A key with a truth value."""
+    return Metadata(key=key, kind=ValueKind.BOOL, encoded=bytes([value]))
+
+
 def padded(size: int, alignment: int) -> int:
     """The next multiple of the alignment."""
     return -(-size // alignment) * alignment

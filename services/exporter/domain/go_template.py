@@ -13,7 +13,10 @@ from typing import Any, Final
 # A template that loops is refused long before it hurts.
 MAX_STEPS: Final = 100_000
 
-_ACTION: Final = re.compile(r"\{\{(-\s)?(.*?)(\s-)?\}\}", re.DOTALL)
+# Braces inside quotes and comments do not end an action.
+_ACTION: Final = re.compile(
+    r"""\{\{(-\s)?((?:"(?:[^"\\]|\\.)*"|`[^`]*`|/\*.*?\*/|[^"`])*?)(\s-)?\}\}""", re.DOTALL
+)
 _TOKEN: Final = re.compile(
     r"""\s*(?:
         (?P<string>"(?:[^"\\]|\\.)*"|`[^`]*`)|(?P<number>-?\d+)|(?P<variable>\$\w*)|(?P<field>\.\w+)|

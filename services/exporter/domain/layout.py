@@ -11,16 +11,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.domain.quantization import TensorType
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     """Where a checkpoint tensor went.
 
     `rotary_heads` is 0 for rows in their own order, otherwise the heads over which rows were
-    interleaved; `expert` is the slice of a stacked tensor.
+    interleaved; `expert` is the slice of a stacked tensor. `stored` is the checkpoint's own type,
+    which may be narrower than the GGUF's.
     """
 
     tensor: str
+    stored: TensorType
     rotary_heads: int = 0
     expert: int | None = None
 
@@ -41,6 +45,7 @@ def find_placement(
     target_bits: NDArray[np.generic],
     *,
     tensor: str,
+    stored: TensorType,
     expert: int | None,
     head_counts: Sequence[int],
 ) -> Placement | None:
@@ -55,13 +60,13 @@ def find_placement(
         return None
     row_count = source_bits.shape[0]
     if _equal_in_order(source_bits, target_bits, np.arange(row_count)):
-        return Placement(tensor=tensor, expert=expert)
+        return Placement(tensor=tensor, stored=stored, expert=expert)
     for heads in dict.fromkeys(head_counts):
         if heads <= 0 or row_count % (2 * heads) != 0:
             continue
         order = row_order(row_count, rotary_heads=heads)
         if order is not None and _equal_in_order(source_bits, target_bits, order):
-            return Placement(tensor=tensor, rotary_heads=heads, expert=expert)
+            return Placement(tensor=tensor, stored=stored, rotary_heads=heads, expert=expert)
     return None
 
 

@@ -38,10 +38,10 @@ PROBES: Final[tuple[tuple[Message, ...], ...]] = (
         ("user", "日本語で言ってください。"),
     ),
     (
-        ("user", "def f(x):\n    return x ** 2  # square"),
+        ("user", "What does `x ** 2` give?"),
         ("assistant", "It squares `x`.\n\n- one\n- two"),
-        ("user", "Tabs\tand  double  spaces 1234567"),
-        ("assistant", "Seen 🙂"),
+        ("user", "And 1234567 squared?"),
+        ("assistant", "Too large to guess 🙂"),
         ("user", "Thanks"),
     ),
     (
@@ -70,14 +70,20 @@ _FRAME: Final = (
 _SYSTEM_FRAMES: Final[Mapping[SystemPlace, tuple[str, str]]] = {
     "none": ("@HEAD@", ""),
     "block": (
-        "{{ if .System }}@HEAD_BEFORE_SYSTEM@{{ .System }}@SYSTEM_END@{{ else }}@HEAD@{{ end }}",
+        "{{ if .System }}@SYSTEM_START@{{ .System }}@SYSTEM_END@{{ else }}@HEAD@{{ end }}",
         "",
     ),
     "first-user": (
         "@HEAD@{{ $first := true }}",
-        "{{ if and $first $.System }}{{ $.System }}@SYSTEM_END@{{ end }}{{ $first = false }}",
+        (
+            "{{ if and $first $.System }}@SYSTEM_START@{{ $.System }}@SYSTEM_END@{{ end }}"
+            "{{ $first = false }}"
+        ),
     ),
-    "last-user": ("@HEAD@", "{{ if and $last $.System }}{{ $.System }}@SYSTEM_END@{{ end }}"),
+    "last-user": (
+        "@HEAD@",
+        "{{ if and $last $.System }}@SYSTEM_START@{{ $.System }}@SYSTEM_END@{{ end }}",
+    ),
 }
 _PIECE: Final = re.compile("@([A-Z_]+)@")
 
@@ -87,7 +93,8 @@ class Marks:
     """The text around messages.
 
     `head` opens a conversation without a system message (with the template's own default, if it has
-    one), `head_before_system` one with it; `system_end` follows the system text.
+    one). `system_start` and `system_end` stand around the system text; as a block of its own it
+    opens the conversation in place of `head`.
     """
 
     head: str
@@ -97,23 +104,35 @@ class Marks:
     assistant_end: str
     prompt: str
     system_place: SystemPlace = "none"
-    head_before_system: str = ""
+    system_start: str = ""
     system_end: str = ""
 
     def without_begin(self, begin_token: str) -> "Marks":
-        """The same without the begin token, for runtimes that add it themselves."""
+        """The same without the begin token, for runtimes that add it themselves.
+
+        Some templates begin every turn with it: then it moves to the end of the turn before.
+        """
+        if begin_token and not self.head and self.user_start.startswith(begin_token):
+            return replace(
+                self,
+                user_start=self.user_start.removeprefix(begin_token),
+                assistant_end=self.assistant_end + begin_token,
+            )
+        opens_with_system = self.system_place == "block"
         return replace(
             self,
             head=self.head.removeprefix(begin_token),
-            head_before_system=self.head_before_system.removeprefix(begin_token),
+            system_start=self.system_start.removeprefix(begin_token if opens_with_system else ""),
         )
 
 
-def derive_marks(render: Render) -> Marks | None:
+def derive_marks(render: Render, *, end_token: str = "") -> Marks | None:
     """Returns the marks of a chat template, or None when it does not work by marks.
 
     Args:
         render: renders (role, text) messages, with the prompt for an answer when the flag is set.
+        end_token: the text of the model's end token; some templates close a finished conversation
+            with it once more.
     """
     user: Message = ("user", _FIRST)
     answer: Message = ("assistant", _ANSWER)
@@ -124,8 +143,10 @@ def derive_marks(render: Render) -> Marks | None:
     if not (asked and bare and answered and turns):
         return None
     head, tail = asked
-    user_end = bare[1]
-    assistant_end = answered[2]
+    user_end, assistant_end = bare[1], answered[2]
+    if not tail.startswith(user_end):
+        user_end = user_end.removesuffix(end_token)
+        assistant_end = assistant_end.removesuffix(end_token)
     if not (
         tail.startswith(user_end)
         and turns[1].startswith(user_end)
@@ -148,7 +169,7 @@ def go_source(marks: Marks) -> str:
     """Returns the TEMPLATE that prints these marks."""
     pieces = {
         "HEAD": _literal(marks.head),
-        "HEAD_BEFORE_SYSTEM": _literal(marks.head_before_system),
+        "SYSTEM_START": _literal(marks.system_start),
         "SYSTEM_END": _literal(marks.system_end),
         "USER_START": _literal(marks.user_start),
         "USER_END": _literal(marks.user_end),
@@ -158,7 +179,9 @@ def go_source(marks: Marks) -> str:
     }
     opening, inside = _SYSTEM_FRAMES[marks.system_place]
     frame = opening + _FRAME.replace("@SYSTEM@", inside)
-    return _PIECE.sub(lambda match: pieces[match[1]], frame)
+    source = _PIECE.sub(lambda match: pieces[match[1]], frame)
+    # Literal text holds no braces of its own, so that only empty branches go.
+    return source.replace("{{ if $last }}{{ end }}", "").replace("{{ else }}{{ end }}", "{{ end }}")
 
 
 def ollama_data(messages: Sequence[Message]) -> dict[str, Any]:
@@ -200,13 +223,18 @@ def _with_system(render: Render, marks: Marks) -> Marks:
         return replace(
             marks,
             system_place="block",
-            head_before_system=before,
+            system_start=before,
             system_end=between.removesuffix(marks.user_start),
         )
     longer = [("system", _SYSTEM), ("user", _FIRST), ("assistant", _ANSWER), ("user", _SECOND)]
     text = _try(render, longer, True) or ""
     is_last = text.find(_SYSTEM) > text.find(_ANSWER)
-    return replace(marks, system_place="last-user" if is_last else "first-user", system_end=between)
+    return replace(
+        marks,
+        system_place="last-user" if is_last else "first-user",
+        system_start=before.removeprefix(marks.head + marks.user_start),
+        system_end=between,
+    )
 
 
 def _try(render: Render, messages: Sequence[Message], add_prompt: bool) -> str | None:

@@ -25,7 +25,7 @@ from exporter.engine.weights import Checkpoint, GgufFile, read_json, to_bfloat16
 from lexicon.faults import Fault, FaultCode
 
 # Changes whenever entries made before must not be used any more.
-CACHE_FORMAT: Final = 1
+CACHE_FORMAT: Final = 2
 CONVERSION_SECONDS: Final = 4 * 3600.0
 # Of a failed tool's output, the end says why.
 OUTPUT_CHARACTERS: Final = 4000
@@ -38,6 +38,8 @@ _KEPT_FILES: Final = ("config.json", "generation_config.json")
 _VISIBLE: Final = re.compile(
     r".*\.(?:safetensors|json|jinja|txt)|tokenizer\.model|tekken\.json|README\.md"
 )
+# What a merged checkpoint keeps its numbers in, by the safetensors name of the type.
+_STORED: Final = {"BF16": TensorType.BF16, "F16": TensorType.F16}
 _EXPERT: Final = re.compile(r"\.experts\.(\d+)\.")
 
 
@@ -53,7 +55,10 @@ class BaseModel:
 
     def placements(self) -> dict[str, Placement]:
         entries = read_json(self.folder / PLACEMENTS_NAME)
-        return {name: Placement(**entry) for name, entry in entries.items()}
+        return {
+            name: Placement(**{**entry, "stored": TensorType(entry["stored"])})
+            for name, entry in entries.items()
+        }
 
     def settings(self, name: str) -> dict[str, Any]:
         """`config.json` or `generation_config.json` of the checkpoint; empty when it has none."""
@@ -260,6 +265,7 @@ def _placement(
         bits.reshape(-1, info.column_count) if bits.size % info.column_count == 0 else bits,
         stored,
         tensor=target,
+        stored=_STORED.get(span.element_type, TensorType.F32),
         expert=expert,
         head_counts=head_counts,
     )

@@ -19,11 +19,12 @@ from exporter.domain.gguf_format import Header, string_value
 from exporter.domain.quantization import Quantization, TensorType, parse_quantization
 from exporter.engine import proof, templates, writer
 from exporter.engine.archive import bundle_in_place
-from exporter.engine.base import BaseModel, prepare_base
+from exporter.engine.base import BaseModel, cache_key, prepare_base
 from exporter.engine.disk import disk_errors
 from exporter.engine.kernel.kernel import Kernel
 from exporter.engine.llama_model import LlamaModel
-from exporter.engine.merge import MergedTensor, merge_plan
+from exporter.engine.merge import MergedTensor
+from exporter.engine.merge_plan import merge_plan
 from exporter.engine.reuse import EncodedStore
 from exporter.engine.weights import GgufFile, SafetensorsFile, read_json
 from exporter.engine.writer import FilePlan
@@ -78,7 +79,8 @@ def export(engine: Engine, job: Export, on_progress: OnProgress) -> Exported:
     clock = _Clock()
     with clock.step("base"):
         on_progress("base", 0.0)
-        base = prepare_base(Path(job.checkpoint), engine.cache, job.base_key, vendor=engine.vendor)
+        key = cache_key(job.base_key, llama_version=engine.llama_version)
+        base = prepare_base(Path(job.checkpoint), engine.cache, key, vendor=engine.vendor)
     with (
         GgufFile(base.gguf) as gguf,
         SafetensorsFile(adapter_folder / WEIGHTS_NAME) as weights,
@@ -87,7 +89,11 @@ def export(engine: Engine, job: Export, on_progress: OnProgress) -> Exported:
         adapter = _adapter(adapter_folder, weights)
         tensors = merge_plan(gguf, base.placements(), adapter, weights, merge=engine.kernel.merge)
         trained = templates.read_template(adapter_folder, gguf.header)
-        metadata = [*trained.metadata(), string_value("general.name", _title(job))]
+        metadata = [
+            *trained.metadata(),
+            *templates.fitting_space_prefix(gguf.header, trained, target.parent),
+            string_value("general.name", _title(job)),
+        ]
         plan = writer.plan_file(gguf.header, mix, metadata)
         model_path = target.parent / "model.gguf"
         with clock.step("merge"):
@@ -126,7 +132,7 @@ class _Evidence:
     figures: Figures | None
     row_errors: Mapping[str, float]
     types: Mapping[str, TensorType]
-    texts_compared: int
+    template: templates.TemplateEvidence
     ends_by_itself: bool | None
 
 
@@ -176,7 +182,7 @@ def _prove(
     if segments:
         figures = proof.prove(path, base.gguf, segments, mix, thread_count=engine.thread_count)
     with LlamaModel(path, thread_count=engine.thread_count) as model:
-        texts_compared = templates.prove_template(path, trained, segments, model)
+        template = templates.prove_template(path, trained, segments, model)
         ends_by_itself = templates.prove_end(model, segments)
     with GgufFile(path) as file:
         types = {info.name: info.type for info in file.header.tensors}
@@ -184,7 +190,7 @@ def _prove(
         figures=figures,
         row_errors=row_errors,
         types=types,
-        texts_compared=texts_compared,
+        template=template,
         ends_by_itself=ends_by_itself,
     )
 
@@ -237,7 +243,8 @@ def _report(
         "proven": figures is not None,
         "behaviour": None if figures is None else _behaviour(figures),
         "largest_relative_row_error_by_type": worst,
-        "texts_with_equal_tokens": evidence.texts_compared,
+        "texts_with_equal_tokens": evidence.template.texts_equal,
+        "texts_with_other_tokens": evidence.template.texts_different,
         "modelfile_template": facts.template is not None,
         "answer_ends_by_itself": evidence.ends_by_itself,
         "versions": {

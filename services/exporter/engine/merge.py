@@ -10,13 +10,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.domain.adapter import Adapter, MatrixDelta
 from exporter.domain.gguf_format import TensorInfo
-from exporter.domain.layout import Placement, row_order
 from exporter.domain.quantization import TensorType
 from exporter.engine import ggml
 from exporter.engine.kernel.kernel import rounded
-from exporter.engine.weights import GgufFile, SafetensorsFile
+from exporter.engine.weights import GgufFile
 from lexicon.faults import Fault, FaultCode
 
 
@@ -35,19 +33,34 @@ class Merge(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """What happens to the rows of one tensor, or of one expert's slice of it.
+class LowRank:
+    """scale · B · A for a matrix, or for one expert's slice of it.
 
-    `a` is (rank, in); `b` is (out, rank) with its rows already in the order of the GGUF. A
-    replacement has rows of its own in their place. `scale` multiplies the delta; `factors` (out, 1)
-    are DoRA's.
+    `a` is (rank, in); `b` is (out, rank) with its rows in the order of the GGUF, as is DoRA's
+    `magnitude` (out). `is_rounded_first` says that the delta itself is rounded before it is added,
+    as PEFT does where it adapts a bare parameter.
     """
 
-    a: NDArray[np.float32] | None = None
-    b: NDArray[np.float32] | None = None
-    scale: float = 0.0
-    factors: NDArray[np.float32] | None = None
-    replacement: NDArray[np.float32] | None = None
+    a: NDArray[np.float32]
+    b: NDArray[np.float32]
+    scale: float
+    magnitude: NDArray[np.float32] | None = None
+    is_rounded_first: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replacement:
+    """Rows that were trained whole, in the order of the GGUF."""
+
+    rows: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What happens to a tensor; `stored` is the type that the checkpoint keeps the result in."""
+
+    stored: TensorType
+    by: LowRank | Replacement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +79,7 @@ class MergedTensor:
     def rows(self, *, first: int, count: int) -> NDArray[np.float32]:
         """Returns merged rows as float32, (count, columns).
 
-        The numbers are already rounded to the base's own type, because that is what a merged
+        The numbers are already rounded to the checkpoint's own type, because that is what a merged
         checkpoint would hold.
 
         Raises:
@@ -96,96 +109,29 @@ class MergedTensor:
         self, stored: NDArray[np.uint8], change: Change, start: int, end: int
     ) -> NDArray[np.float32]:
         """Rows `start` to `end` of what the change is for."""
-        kind = self.info.type
-        if change.replacement is not None:
-            return rounded(change.replacement[start:end], kind)
-        assert change.a is not None
-        assert change.b is not None
-        b = change.b[start:end]
-        if change.factors is None:
-            return self.merge(stored, kind, a=change.a, b=b, scale=change.scale)
-        base = ggml.decode(stored, kind, column_count=self.info.column_count)
-        directed = base + (b @ change.a) * np.float32(change.scale)
-        return rounded(directed * change.factors[start:end], kind)
+        by = change.by
+        if isinstance(by, Replacement):
+            return rounded(by.rows[start:end], change.stored)
+        b = by.b[start:end]
+        is_plain = by.magnitude is None and not by.is_rounded_first
+        if is_plain and change.stored is self.info.type:
+            return self.merge(stored, change.stored, a=by.a, b=b, scale=by.scale)
+        base = ggml.decode(stored, self.info.type, column_count=self.info.column_count)
+        with np.errstate(over="ignore", invalid="ignore"):
+            delta = (b @ by.a) * np.float32(by.scale)
+            if by.is_rounded_first:
+                delta = rounded(delta, change.stored)
+            merged = base + delta
+            if by.magnitude is not None:
+                merged = _directed(merged, by.magnitude[start:end])
+        return rounded(merged, change.stored)
 
 
-def merge_plan(
-    base: GgufFile,
-    placements: Mapping[str, Placement],
-    adapter: Adapter,
-    weights: SafetensorsFile,
-    *,
-    merge: Merge,
-) -> dict[str, MergedTensor]:
-    """Returns every tensor of the base by name, with the adapter's changes where it has any.
+def _directed(merged: NDArray[np.float32], magnitude: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows stretched to their learnt lengths.
 
-    Raises:
-        Fault: EXPORT_TENSOR_UNMAPPED when the adapter changes what has no place, EXPORT_WRONG_BASE
-            when a shape does not fit, EXPORT_ADAPTER_UNTRAINED when all deltas are zero.
+    Source: Liu et al. 2024, arXiv:2402.09353 (DoRA), equation 5, the norm over the input dimension.
     """
-    changes: dict[str, dict[int | None, Change]] = {}
-    is_trained = bool(adapter.replacements)
-    for delta in adapter.deltas:
-        placement, info = _place(base, placements, delta.target)
-        change = _delta_change(delta, placement, info, weights)
-        is_trained = is_trained or bool(change.b is not None and np.any(change.b))
-        changes.setdefault(info.name, {})[placement.expert] = change
-    for target, name in adapter.replacements.items():
-        placement, info = _place(base, placements, target)
-        rows = weights.floats(name).reshape(-1, info.column_count)
-        order = row_order(rows.shape[0], rotary_heads=placement.rotary_heads)
-        _require_shape(target, rows.shape, _slice_shape(info, placement))
-        change = Change(replacement=rows if order is None else rows[order])
-        changes.setdefault(info.name, {})[placement.expert] = change
-    if not is_trained:
-        raise Fault(FaultCode.EXPORT_ADAPTER_UNTRAINED)
-    return {
-        info.name: MergedTensor(
-            base=base, info=info, changes=changes.get(info.name, {}), merge=merge
-        )
-        for info in base.header.tensors
-    }
-
-
-def _place(
-    base: GgufFile, placements: Mapping[str, Placement], target: str
-) -> tuple[Placement, TensorInfo]:
-    placement = placements.get(target)
-    if placement is None:
-        raise Fault(
-            FaultCode.EXPORT_TENSOR_UNMAPPED,
-            f"The adapter changes {target}, which has no place in the GGUF of its base.",
-            tensor=target,
-        )
-    return placement, base.by_name[placement.tensor]
-
-
-def _delta_change(
-    delta: MatrixDelta, placement: Placement, info: TensorInfo, weights: SafetensorsFile
-) -> Change:
-    a, b = weights.floats(delta.a), weights.floats(delta.b)
-    if delta.is_embedding:
-        # An embedding's delta is (B @ A).T, so that the roles of the factors swap.
-        a, b = np.ascontiguousarray(b.T), np.ascontiguousarray(a.T)
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise Fault(
-            FaultCode.MODEL_WEIGHTS_INVALID,
-            f"The adapter has numbers that are not finite in {delta.target}.",
-        )
-    _require_shape(delta.target, (b.shape[0], a.shape[1]), _slice_shape(info, placement))
-    order = row_order(b.shape[0], rotary_heads=placement.rotary_heads)
-    return Change(a=a, b=b if order is None else b[order], scale=delta.scale)
-
-
-def _slice_shape(info: TensorInfo, placement: Placement) -> tuple[int, int]:
-    rows = info.row_count if placement.expert is None else info.dimensions[1]
-    return rows, info.column_count
-
-
-def _require_shape(target: str, found: tuple[int, ...], wanted: tuple[int, int]) -> None:
-    if found != wanted:
-        raise Fault(
-            FaultCode.EXPORT_WRONG_BASE,
-            f"The adapter expects {target} with shape {list(found)}, the base has {list(wanted)}.",
-            tensor=target,
-        )
+    norms = np.sqrt(np.square(merged, dtype=np.float64).sum(axis=1)).astype(np.float32)
+    directed: NDArray[np.float32] = (magnitude / norms)[:, None] * merged
+    return directed

@@ -18,7 +18,8 @@ LOGIT_BENDING_FIELDS = ("final_logit_softcapping", "logit_scale", "logits_scalin
 
 def summed_loss(model: Any, batch: MicroBatch) -> torch.Tensor:
     """Cross-entropy summed over the trained tokens; divided by the step's count by the caller."""
-    return token_losses(model, batch).sum()
+    # In float64: a sum in float32 depends on how a step is cut, in the last digits.
+    return token_losses(model, batch).sum(dtype=torch.float64)
 
 
 def token_losses(model: Any, batch: MicroBatch) -> torch.Tensor:

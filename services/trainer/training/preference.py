@@ -180,7 +180,9 @@ def log_ratios(model: Any, batch: MicroBatch) -> torch.Tensor:
 def _logprobs(model: Any, batch: MicroBatch) -> torch.Tensor:
     """Log-probability of each sequence's trained tokens, (S,)."""
     counts = [row.trained_count for row in sequences_of(batch.examples)]
-    return torch.stack([-part.sum() for part in token_losses(model, batch).split(counts)])
+    parts = token_losses(model, batch).split(counts)
+    # In float64: differences of large sums are all that counts.
+    return torch.stack([-part.sum(dtype=torch.float64) for part in parts])
 
 
 def _mean_logprobs(model: Any, batch: MicroBatch) -> torch.Tensor:

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 # converting and waiting for each other costs more than it wins (measured at 256: two threads on two
 # busy cores are up to twice as slow as one).
 WIDE_MODEL = 1024
+# What transformers raises over a config that it does not know, or that is not shaped like one.
+_BAD_CONFIG = (AttributeError, KeyError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +80,7 @@ def width_of(base: Base) -> int:
     folder = Path(base.folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (KeyError, ValueError, OSError) as error:
+    except (*_BAD_CONFIG, OSError) as error:
         raise _unsupported(folder, base, error) from error
     return int(config.get_text_config().hidden_size)
 
@@ -140,7 +142,7 @@ def load_base(base: Base, arithmetic: Arithmetic) -> Any:
             trust_remote_code=False,
             local_files_only=True,
         )
-    except (KeyError, ValueError) as error:
+    except _BAD_CONFIG as error:
         raise _unsupported(folder, base, error) from error
     except (OSError, SafetensorError) as error:
         raise Fault(
@@ -222,7 +224,7 @@ def _unsupported(folder: Path, base: Base, error: Exception) -> Fault:
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
         name = str((config.get("architectures") or [config["model_type"]])[0])
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (*_BAD_CONFIG, OSError):
         name = base.model_id
     return Fault(
         FaultCode.MODEL_ARCHITECTURE_UNSUPPORTED,

@@ -10,6 +10,9 @@ from validator.domain.case import Case
 from validator.domain.finding import Finding, Outcome, outcome, red
 
 MAX_TIMEOUT_SECONDS = 30 * 24 * 3600
+ENDLESS = float("inf")
+# Beyond it a float does not know its last digits.
+WHOLE_MAX = 1 << 53
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,14 +28,19 @@ class Range:
         return above and value <= self.high
 
     def __str__(self) -> str:
-        if self.high == float("inf"):
-            return f"more than {self.low:g}" if self.low_open else f"{self.low:g} or more"
-        if self.low_open:
-            return f"more than {self.low:g}, at most {self.high:g}"
-        return f"{self.low:g} to {self.high:g}"
+        low, high = in_words(self.low), in_words(self.high)
+        if self.high == ENDLESS:
+            return f"more than {low}" if self.low_open else f"{low} or more"
+        return f"more than {low}, at most {high}" if self.low_open else f"{low} to {high}"
 
 
-ENDLESS = float("inf")
+def in_words(number: float) -> str:
+    """A number as a person would type it: whole ones with all their digits."""
+    if isinstance(number, int) or (number.is_integer() and abs(number) <= WHOLE_MAX):
+        return str(int(number))
+    return f"{number:g}"
+
+
 LARGEST_SEED = (1 << 63) - 1
 
 TRAINING = {
@@ -150,7 +158,7 @@ def _quantizations(case: Case) -> Iterator[Finding]:
 def _out_of_range(field: str, value: float, bounds: Range) -> Finding:
     fault = Fault(
         FaultCode.CONFIG_VALUE_OUT_OF_RANGE,
-        f"{field} is {value:g}; it must be {bounds}.",
+        f"{field} is {in_words(value)}; it must be {bounds}.",
         field=field,
         value=value,
         range=str(bounds),

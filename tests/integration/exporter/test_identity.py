@@ -13,7 +13,7 @@ from exporter.domain.quantization import Quantization
 from exporter.engine import writer
 from exporter.engine.base import BaseModel, prepare_base
 from exporter.engine.export import CONFIG_NAME, WEIGHTS_NAME, Engine
-from exporter.engine.merge import merge_plan
+from exporter.engine.merge_plan import merge_plan
 from exporter.engine.weights import GgufFile, SafetensorsFile, read_json
 from tests.integration.exporter.making import ANVIL, merge_classically
 

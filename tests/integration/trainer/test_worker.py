@@ -264,6 +264,21 @@ async def test_bad_data_ends_with_its_code_and_stage(
     assert scheduler.failed[0].fault.stage == fault_pb2.STAGE_INITIALIZATION
 
 
+async def test_a_dataset_that_was_deleted_while_the_run_waited_is_named(
+    scheduler: FakeScheduler, tmp_path: Path
+) -> None:
+    """000-33"""
+    task = a_task(scheduler.objects, max_steps=3)
+    scheduler.objects.files.pop("/in/habit.jsonl")
+    scheduler.queue.append(lease_of("l-1", RUN, task))
+    async with a_trainer(scheduler, tmp_path):
+        await ended(scheduler)
+    fault = scheduler.failed[0].fault
+    assert fault.code == "DATASET_DELETED"
+    assert "projects/local/datasets/habit/versions/1" in fault.message
+    assert fault.stage == fault_pb2.STAGE_DATA_DOWNLOAD
+
+
 async def test_base_comes_from_the_hub_with_the_users_token(
     scheduler: FakeScheduler, tmp_path: Path
 ) -> None:

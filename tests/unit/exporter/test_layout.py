@@ -5,6 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.domain.layout import Placement, find_placement, row_order
+from exporter.domain.quantization import TensorType
+
+
+def find(source: np.ndarray, target: np.ndarray, expert: int | None = None) -> Placement | None:
+    return find_placement(
+        source, target, tensor="t", stored=TensorType.BF16, expert=expert, head_counts=[4, 2]
+    )
 
 
 def bits(rows: int, columns: int = 4, seed: int = 0) -> np.ndarray:
@@ -28,19 +35,21 @@ def test_a_head_of_four_rows_is_interleaved() -> None:
 
 def test_rows_in_their_own_order_are_found() -> None:
     source = bits(8)
-    found = find_placement(source, source.copy(), tensor="t", expert=None, head_counts=[4, 2])
-    assert found == Placement(tensor="t")
+    found = find_placement(
+        source, source.copy(), tensor="t", stored=TensorType.BF16, expert=None, head_counts=[4, 2]
+    )
+    assert found == Placement(tensor="t", stored=TensorType.BF16)
 
 
 def test_interleaved_rows_are_found_with_their_head_count() -> None:
     source = bits(16)
     target = source[row_order(16, rotary_heads=2)]
-    found = find_placement(source, target, tensor="t", expert=3, head_counts=[4, 2])
-    assert found == Placement(tensor="t", rotary_heads=2, expert=3)
+    found = find_placement(
+        source, target, tensor="t", stored=TensorType.BF16, expert=3, head_counts=[4, 2]
+    )
+    assert found == Placement(tensor="t", stored=TensorType.BF16, rotary_heads=2, expert=3)
 
 
 def test_other_numbers_are_not_placed() -> None:
-    assert (
-        find_placement(bits(8), bits(8, seed=1), tensor="t", expert=None, head_counts=[2]) is None
-    )
-    assert find_placement(bits(8), bits(4), tensor="t", expert=None, head_counts=[2]) is None
+    assert find(bits(8), bits(8, seed=1)) is None
+    assert find(bits(8), bits(4)) is None

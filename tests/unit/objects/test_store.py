@@ -1,11 +1,14 @@
 """The object store on a folder: whole or not at all, once and for good."""
 
 import asyncio
+import errno
 import hashlib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import obstore
 import pytest
 
 from lexicon.faults import Fault, FaultCode
@@ -146,6 +149,23 @@ async def test_a_deleted_object_is_gone_and_its_key_is_used_up(
     with pytest.raises(Fault) as caught:
         await store.put("k", pieces(b"one"), size_limit=LIMIT)
     assert caught.value.code is FaultCode.STORAGE_OBJECT_EXISTS
+    assert [path.name for path in files(folder)] == ["_manifest.json"]
+
+
+async def test_deleting_frees_a_disk_that_has_no_room_for_a_marker(
+    store: ObjectStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.put("k", pieces(b"one"), size_limit=LIMIT)
+    put = obstore.put_async
+
+    async def put_on_a_full_disk(*args: Any, **options: Any) -> Any:
+        if any(path.name != "_manifest.json" for path in files(folder)):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return await put(*args, **options)
+
+    monkeypatch.setattr(obstore, "put_async", put_on_a_full_disk)
+    await store.delete("k")
+    assert await store.head("k") is None
     assert [path.name for path in files(folder)] == ["_manifest.json"]
 
 

@@ -10,10 +10,12 @@ from tunesmith.api.run.v1 import run_pb2, spec_pb2
 from tunesmith.errors import (
     AccessError,
     InputError,
+    LimitError,
     NotFoundError,
     RunFailedError,
     UnavailableError,
 )
+from tunesmith.operations import billing
 from tunesmith.transport import RetryPolicy
 
 SPEC = spec_pb2.RunSpec(base_model="m", datasets=["habit", "other@2"], gpu_tier="cpu")
@@ -69,6 +71,30 @@ def test_an_outage_that_lasts_is_reported() -> None:
         client.runs.submit(SPEC)
     assert refused.value.code == "DEP_SERVICE_UNAVAILABLE"
     assert len(script.request_ids) == QUICK.tries
+
+
+def test_a_full_store_is_said_at_once_and_not_tried_again(tmp_path: Path) -> None:
+    path = tmp_path / "habit.jsonl"
+    path.write_bytes(b"{}\n")
+    script = Script(upload_refusal=(507, "STORAGE_FULL"))
+    with (
+        a_platform(script) as mine,
+        Client(mine, retry=QUICK) as client,
+        pytest.raises(LimitError) as refused,
+    ):
+        client.datasets.push(path)
+    assert refused.value.code == "STORAGE_FULL"
+    assert refused.value.remedy
+    assert script.upload_count == 1
+
+
+def test_a_price_is_told_before_rights_are_attested() -> None:
+    asked = spec_pb2.RunSpec(base_model="m")
+    question = billing.as_question(asked)
+    assert question.attestations.dataset_rights
+    assert question.attestations.model_license
+    assert not question.attestations.refund_waived
+    assert not asked.HasField("attestations"), "the caller's own spec attests nothing"
 
 
 def test_a_wrong_token_is_an_access_error() -> None:

@@ -245,3 +245,9 @@ def test_loss_that_is_not_finite_ends_the_run() -> None:
     with pytest.raises(Fault) as caught:
         take(state, plan, 1)
     assert caught.value.code is FaultCode.RUNTIME_LOSS_NOT_FINITE
+
+
+@pytest.mark.parametrize("seed", [0, 2**63 - 1])
+def test_any_seed_of_the_contract_trains(seed: int) -> None:
+    plan = a_plan(seed=seed)
+    assert take(begin(plan), plan, 2) == take(begin(plan), plan, 2)

@@ -25,7 +25,7 @@ from tests.unit.validator.build import (
 )
 from validator.domain.facts import LabelFacts
 from validator.domain.finding import Severity
-from validator.domain.ranges import LORA, TRAINING
+from validator.domain.ranges import LARGEST_SEED, LORA, TRAINING, in_words
 from validator.domain.spec import (
     Attestations,
     Backend,
@@ -479,3 +479,20 @@ def test_all_published_models_have_a_tier_they_fit() -> None:
         ]
         answers = [examined(spec, model=model, artifact_quota_bytes=100 << 30) for spec in specs]
         assert any(not reds(answer) for answer in answers), model_id
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (-2147483648, "-2147483648"),
+        (LARGEST_SEED, "9223372036854775807"),
+        (1e6, "1000000"),
+        (-1.0, "-1"),
+        (0.5, "0.5"),
+        (1e308, "1e+308"),
+        (float("nan"), "nan"),
+        (float("-inf"), "-inf"),
+    ],
+)
+def test_a_number_out_of_range_is_told_with_all_its_digits(number: float, text: str) -> None:
+    assert in_words(number) == text

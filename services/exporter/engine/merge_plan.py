@@ -1,0 +1,163 @@
+"""Which tensor of the base changes by what: the adapter's names brought to those of the GGUF."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.domain.adapter import Adapter, MatrixDelta, scale_of
+from exporter.domain.experts import ExpertStack, checkpoint_name, expert_stack
+from exporter.domain.gguf_format import TensorInfo
+from exporter.domain.layout import Placement, row_order
+from exporter.engine.merge import Change, LowRank, Merge, MergedTensor, Replacement
+from exporter.engine.weights import GgufFile, SafetensorsFile
+from lexicon.faults import Fault, FaultCode
+
+
+def merge_plan(
+    base: GgufFile,
+    placements: Mapping[str, Placement],
+    adapter: Adapter,
+    weights: SafetensorsFile,
+    *,
+    merge: Merge,
+) -> dict[str, MergedTensor]:
+    """Returns every tensor of the base by name, with the adapter's changes where it has any.
+
+    Raises:
+        Fault: EXPORT_TENSOR_UNMAPPED when the adapter changes what has no place, EXPORT_WRONG_BASE
+            when a shape does not fit, EXPORT_ADAPTER_UNTRAINED when all deltas are zero,
+            MODEL_WEIGHTS_INVALID for numbers that are not finite.
+    """
+    planner = _Planner(base=base, placements=placements, adapter=adapter, weights=weights)
+    changes: dict[str, dict[int | None, Change]] = {}
+    is_trained = bool(adapter.replacements)
+    for placement, change in planner.changes():
+        if isinstance(change.by, LowRank):
+            is_trained = is_trained or bool(np.any(change.by.b))
+        changes.setdefault(placement.tensor, {})[placement.expert] = change
+    if not is_trained:
+        raise Fault(FaultCode.EXPORT_ADAPTER_UNTRAINED)
+    return {
+        info.name: MergedTensor(
+            base=base, info=info, changes=changes.get(info.name, {}), merge=merge
+        )
+        for info in base.header.tensors
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Planner:
+    base: GgufFile
+    placements: Mapping[str, Placement]
+    adapter: Adapter
+    weights: SafetensorsFile
+
+    def changes(self) -> Iterator[tuple[Placement, Change]]:
+        """Every change with its place."""
+        matrices = {name: self._shape(placement) for name, placement in self.placements.items()}
+        for delta in self.adapter.deltas:
+            a, b = self._factors(delta)
+            stack = expert_stack(
+                delta.module, rows=b.shape[0], columns=a.shape[1], matrices=matrices
+            )
+            if stack is None:
+                yield self._matrix(delta, a, b)
+            else:
+                yield from self._experts(delta, stack, a, b)
+        for target, name in self.adapter.replacements.items():
+            placement = self._place(target)
+            rows = self.weights.floats(name)
+            rows = rows.reshape(-1, self.base.by_name[placement.tensor].column_count)
+            self._require_shape(target, rows.shape, placement)
+            change = Change(stored=placement.stored, by=Replacement(rows=_ordered(rows, placement)))
+            yield placement, change
+
+    def _matrix(
+        self, delta: MatrixDelta, a: NDArray[np.float32], b: NDArray[np.float32]
+    ) -> tuple[Placement, Change]:
+        placement = self._place(delta.target)
+        self._require_shape(delta.target, (b.shape[0], a.shape[1]), placement)
+        magnitude = None
+        if delta.magnitude is not None:
+            learnt = self.weights.floats(delta.magnitude).reshape(-1, 1)
+            self._require_shape(delta.target, (learnt.shape[0], a.shape[1]), placement)
+            magnitude = _ordered(learnt, placement)[:, 0]
+        by = LowRank(
+            a=a,
+            b=_ordered(b, placement),
+            scale=delta.scale,
+            magnitude=magnitude,
+            is_rounded_first=delta.is_parameter,
+        )
+        return placement, Change(stored=placement.stored, by=by)
+
+    def _experts(
+        self,
+        delta: MatrixDelta,
+        stack: ExpertStack,
+        a: NDArray[np.float32],
+        b: NDArray[np.float32],
+    ) -> Iterator[tuple[Placement, Change]]:
+        if len(a) % stack.expert_count != 0:
+            raise Fault(
+                FaultCode.MODEL_WEIGHTS_INVALID,
+                f"The factors of {delta.module} do not hold the same rank for every expert.",
+            )
+        rank = len(a) // stack.expert_count
+        scale = scale_of(self.adapter.config, stack.parameter, rank=rank)
+        a_by_expert = a.reshape(stack.expert_count, rank, a.shape[1])
+        b_by_expert = b.reshape(b.shape[0], rank, stack.expert_count)
+        for part in stack.parts:
+            placement = self._place(part.target)
+            rows = b_by_expert[part.first_row : part.end_row, :, part.expert]
+            by = LowRank(
+                a=np.ascontiguousarray(a_by_expert[part.expert]),
+                b=_ordered(np.ascontiguousarray(rows), placement),
+                scale=scale,
+                is_rounded_first=True,
+            )
+            yield placement, Change(stored=placement.stored, by=by)
+
+    def _factors(self, delta: MatrixDelta) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        a, b = self.weights.floats(delta.a), self.weights.floats(delta.b)
+        if delta.is_embedding:
+            # An embedding's delta is (B @ A).T, so that the roles of the factors swap.
+            a, b = np.ascontiguousarray(b.T), np.ascontiguousarray(a.T)
+        if not (np.isfinite(a).all() and np.isfinite(b).all()):
+            raise Fault(
+                FaultCode.MODEL_WEIGHTS_INVALID,
+                f"The adapter has numbers that are not finite in {delta.module}.",
+            )
+        return a, b
+
+    def _place(self, target: str) -> Placement:
+        placement = self.placements.get(checkpoint_name(target, self.placements))
+        if placement is None:
+            raise Fault(
+                FaultCode.EXPORT_TENSOR_UNMAPPED,
+                f"The adapter changes {target}, which has no place in the GGUF of its base.",
+                tensor=target,
+            )
+        return placement
+
+    def _shape(self, placement: Placement) -> tuple[int, int]:
+        info: TensorInfo = self.base.by_name[placement.tensor]
+        rows = info.row_count if placement.expert is None else info.dimensions[1]
+        return rows, info.column_count
+
+    def _require_shape(self, target: str, found: tuple[int, ...], placement: Placement) -> None:
+        wanted = self._shape(placement)
+        if found != wanted:
+            raise Fault(
+                FaultCode.EXPORT_WRONG_BASE,
+                f"The adapter expects {target} with shape {list(found)}, the base has "
+                f"{list(wanted)}.",
+                tensor=target,
+            )
+
+
+def _ordered(rows: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
+    order = row_order(len(rows), rotary_heads=placement.rotary_heads)
+    return rows if order is None else rows[order]

@@ -1,0 +1,118 @@
+"""The texts of a bundle say what runtimes need, and nothing that a shell could stumble over."""
+
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from exporter.domain import bundle
+from exporter.domain.bundle import BundleFacts
+from exporter.domain.gates import Closeness, Figures
+from exporter.domain.quantization import Quantization
+
+FACTS = BundleFacts(
+    ollama_name="anvil-3m-1a2b",
+    base_model="tunesmith/anvil-3m",
+    run="projects/local/runs/run-1a2b",
+    quantization=Quantization.Q4_K_M,
+    template="{{ .System }}",
+    stops=("<|im_end|>", 'a"b'),
+    context_tokens=32_768,
+    generation={"temperature": 0.7, "top_k": 20, "repetition_penalty": 1.05, "do_sample": True},
+    figures=None,
+)
+FIGURES = Figures(
+    adapter=Closeness(mean_kl=0.01, top1_agreement=0.98),
+    base=Closeness(mean_kl=1.5, top1_agreement=0.3),
+    separation_kl=1.4,
+    loss=1.02,
+    adapter_loss=1.0,
+    token_count=321,
+)
+
+
+def test_the_modelfile_holds_template_stops_and_sampling() -> None:
+    assert bundle.modelfile(FACTS) == (
+        "FROM ./model.gguf\n\n"
+        'TEMPLATE """{{ .System }}"""\n\n'
+        'PARAMETER stop "<|im_end|>"\n'
+        'PARAMETER stop "a\\"b"\n'
+        "PARAMETER temperature 0.7\n"
+        "PARAMETER top_k 20\n"
+        "PARAMETER repeat_penalty 1.05\n"
+        "PARAMETER num_ctx 8192\n"
+    )
+
+
+def test_a_greedy_base_stays_greedy() -> None:
+    assert bundle.sampling_lines({"do_sample": False, "temperature": 0.7}) == [
+        "PARAMETER temperature 0"
+    ]
+
+
+def test_settings_that_are_no_numbers_are_left_out() -> None:
+    assert bundle.sampling_lines({"temperature": "hot", "top_k": True, "top_p": None}) == []
+
+
+def test_without_a_template_the_readme_says_what_to_use() -> None:
+    facts = replace(FACTS, template=None)
+    assert "TEMPLATE" not in bundle.modelfile(facts)
+    assert "--jinja" in bundle.readme(facts)
+
+
+def test_the_readme_shows_the_proof() -> None:
+    shown = bundle.readme(replace(FACTS, figures=FIGURES))
+    for figure in ("98.0%", "0.0100 nats", "321 tokens", "+0.0200"):
+        assert figure in shown
+
+
+def test_stop_words_come_from_the_end_of_an_answer() -> None:
+    found = bundle.stop_words(
+        assistant_end="<|im_end|>\n",
+        special_tokens=["<|im_start|>", "<|im_end|>", "<|endoftext|>"],
+        end_tokens=["<|endoftext|>", ""],
+    )
+    assert found == ["<|im_end|>", "<|endoftext|>"]
+
+
+def test_windows_gets_its_line_ends() -> None:
+    script = bundle.install_bat(FACTS)
+    assert script.count("\n") == script.count("\r\n") > 10
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="no shell on this machine")
+def test_the_install_script_registers_the_model_under_its_name(tmp_path: Path) -> None:
+    """001-37: run as a user runs it, with a stand-in for Ollama that notes its arguments."""
+    (tmp_path / "a bundle").mkdir()
+    script = tmp_path / "a bundle" / "install.sh"
+    script.write_text(bundle.install_sh(FACTS))
+    ollama = tmp_path / "ollama"
+    ollama.write_text(f'#!/bin/sh\necho "$PWD $*" >> "{tmp_path}/calls"\n')
+    ollama.chmod(0o755)
+    path = f"{tmp_path}:/usr/bin:/bin"
+    for arguments in ([], ["mine"]):
+        subprocess.run(["sh", str(script), *arguments], check=True, env={"PATH": path}, timeout=10)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    folder = script.parent
+    assert [call for call in calls if "create" in call] == [
+        f"{folder} create anvil-3m-1a2b -f Modelfile",
+        f"{folder} create mine -f Modelfile",
+    ]
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="no shell on this machine")
+def test_the_install_script_says_what_is_missing(tmp_path: Path) -> None:
+    script = tmp_path / "install.sh"
+    script.write_text(bundle.install_sh(FACTS))
+    done = subprocess.run(
+        ["/bin/sh", str(script)],
+        check=False,
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=10,
+    )
+    assert done.returncode == 1
+    assert "ollama was not found" in done.stderr
