@@ -7,7 +7,7 @@ told to fail in the ways that networks fail.
 import asyncio
 import hashlib
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -44,6 +44,7 @@ class Script:
         watch_breaks: after which sequence numbers a stream breaks off.
         watch_gaps: sequence numbers that are left out once.
         download_cuts: so many downloads end in the middle.
+        upload_refusal: HTTP status and code with which every upload is refused.
         ends_as: state in which the run ends.
     """
 
@@ -52,12 +53,14 @@ class Script:
     watch_breaks: set[int] = field(default_factory=set)
     watch_gaps: set[int] = field(default_factory=set)
     download_cuts: int = 0
+    upload_refusal: tuple[int, str] | None = None
     ends_as: run_pb2.RunState = run_pb2.RUN_STATE_COMPLETED
     request_ids: list[str] = field(default_factory=list)
     submitted: dict[str, run_service_pb2.SubmitRunRequest] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
     uploads: dict[str, bytes] = field(default_factory=dict)
     ranges: list[str] = field(default_factory=list)
+    upload_count: int = 0
 
 
 def money(amount_micros: int) -> billing_pb2.Money:
@@ -325,6 +328,11 @@ class _Files(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.script.upload_refusal:
+            status, code = self.script.upload_refusal
+            self.script.upload_count += 1
+            self._head(status, 0, {"x-tunesmith-code": code})
+            return
         self.script.uploads[self.path.rpartition("/")[2]] = body
         self._head(200, 0)
 
@@ -344,8 +352,10 @@ class _Files(BaseHTTPRequestHandler):
     def log_message(self, *_args: Any) -> None:
         """Say nothing."""
 
-    def _head(self, status: int, size_bytes: int) -> None:
+    def _head(self, status: int, size_bytes: int, headers: Mapping[str, str] | None = None) -> None:
         self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(size_bytes))
         self.end_headers()
 
