@@ -17,8 +17,10 @@ from tunesmith.client import Client
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 STEPS = 120
-# The middle of the training: some checkpoints are behind it, half of the steps before it.
+# The middle of the training.
 KILL_AT_STEP = 40
+# Often enough that a checkpoint is stored long before the end, also where steps are fast.
+CHECKPOINT_EVERY_STEPS = 20
 RELAY_SECONDS = 60
 MILLIS_PER_MINUTE = 60_000
 
@@ -58,6 +60,7 @@ def test_a_run_survives_the_death_of(name: str, stack: Stack, client: Client) ->
     """000-28, 003-13"""
     spec = lesson.spec_for(lesson.read_lesson(), base=BASE)
     spec.training.max_steps = STEPS
+    spec.training.checkpoint_every_steps = CHECKPOINT_EVERY_STEPS
     before = client.billing.account()
     run = client.runs.submit(spec)
     told, killed = [], 0
@@ -75,6 +78,9 @@ def test_a_run_survives_the_death_of(name: str, stack: Stack, client: Client) ->
 def _is_the_moment(event: event_pb2.Event, name: str) -> bool:
     if name == "exporter":
         return event.stage == fault_pb2.STAGE_EXPORTING
+    if name == "trainer":
+        # With a checkpoint behind it there is something to resume from.
+        return event.WhichOneof("payload") == "checkpoint_committed"
     return event.progressed.metrics.step >= KILL_AT_STEP
 
 
