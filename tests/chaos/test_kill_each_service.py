@@ -80,7 +80,7 @@ def _is_the_moment(event: event_pb2.Event, name: str) -> bool:
         return event.stage == fault_pb2.STAGE_EXPORTING
     if name == "trainer":
         # With a checkpoint behind it there is something to resume from.
-        return event.WhichOneof("payload") == "checkpoint_committed"
+        return event.HasField("checkpoint_committed")
     return event.progressed.metrics.step >= KILL_AT_STEP
 
 
