@@ -37,7 +37,12 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
     ),
     **_service(
         f"{_API}.artifact.v1.ObjectService",
-        {"SignObjects": _SERVICES, "RegisterArtifactFile": _SERVICES},
+        {
+            "SignObjects": _SERVICES,
+            "RegisterArtifactFile": _SERVICES,
+            "HoldDatasetVersions": _SERVICES,
+            "DeleteRunLeftovers": _SERVICES,
+        },
     ),
     **_service(
         f"{_API}.billing.v1.BillingService",

@@ -1,5 +1,7 @@
 """ArtifactService and ObjectService: hub entries, downloads, quotas, URLs for services."""
 
+from collections.abc import Sequence
+from datetime import timedelta
 from typing import Final
 
 from chassis import idempotency, paging
@@ -10,13 +12,17 @@ from hub.domain.artifacts import (
     Artifact,
     artifact_name,
     check_file,
+    check_own,
     check_stored,
     choose,
+    leftovers,
     output_folder,
 )
+from hub.domain.datasets import own_version
 from hub.domain.quota import check_artifact_room
 from hub.janitor import Janitor
 from hub.links import Links
+from hub.service import living_version
 from hub.store import NEWEST, Store
 from lexicon.faults import Fault, FaultCode
 from lexicon.names import ArtifactName, ProjectName, RunName
@@ -31,6 +37,8 @@ from tunesmith.api.artifact.v1 import (
 
 DEFAULT_PAGE: Final = 50
 MAX_OBJECTS: Final = 1000
+# An upload that began while its URL was alive may take so long to end.
+UPLOAD_GRACE: Final = timedelta(hours=1)
 
 
 class ArtifactService(artifact_service_pb2_grpc.ArtifactServiceServicer):
@@ -97,7 +105,7 @@ class ArtifactService(artifact_service_pb2_grpc.ArtifactServiceServicer):
             # The loose files of the adapter go with the entry; nothing else would remove them.
             await unit.add_garbage(await self._objects.keys(output_folder(artifact.run)))
             await unit.remember(name.project, request, request.request_id, b"")
-        await self._janitor.collect()
+        await self._janitor.tidy()
         return artifact_service_pb2.DeleteArtifactResponse()
 
     async def CreateDownload(
@@ -185,7 +193,9 @@ class ObjectService(object_service_pb2_grpc.ObjectServiceServicer):
             files = artifact.files if artifact else ()
             old = next((each for each in files if each.is_same_place(file)), None)
             if old is None or old.sha256 != file.sha256:
-                if await unit.is_garbage(file.object_key):
+                # What was given up since we looked is on the list of garbage until it is gone.
+                gone = await unit.is_garbage(file.object_key)
+                if gone or await self._objects.head(file.object_key) is None:
                     raise Fault(FaultCode.STORAGE_OBJECT_NOT_FOUND, file=file.file_name)
                 growth = file.size_bytes - (old.size_bytes if old else 0)
                 check_artifact_room(usage, quota, new_bytes=growth)
@@ -196,10 +206,57 @@ class ObjectService(object_service_pb2_grpc.ObjectServiceServicer):
                 await unit.add_garbage([old.object_key] if old else [])
                 artifact = await unit.artifact(name)
         assert artifact is not None, name
-        await self._janitor.collect()
+        await self._janitor.tidy()
         return object_service_pb2.RegisterArtifactFileResponse(
             artifact=wire.artifact_to_proto(artifact, with_uri=True)
         )
+
+    async def HoldDatasetVersions(
+        self,
+        request: object_service_pb2.HoldDatasetVersionsRequest,
+        _context: Context,
+    ) -> object_service_pb2.HoldDatasetVersionsResponse:
+        run = RunName.parse(request.run)
+        _check_count(request.versions, field="versions", at_least=1)
+        versions = [own_version(text, run) for text in dict.fromkeys(request.versions)]
+        async with self._store.unit() as unit:
+            # A dataset of the project is not deleted meanwhile: that takes the same lock.
+            await unit.lock_usage(run.project)
+            known = await unit.recall(run.project, request, request.request_id)
+            if known is None:
+                for name in versions:
+                    if not await unit.is_held(run, name):
+                        await living_version(unit, name)
+                        await unit.hold_version(run, name)
+                await unit.remember(run.project, request, request.request_id, b"")
+        return object_service_pb2.HoldDatasetVersionsResponse()
+
+    async def DeleteRunLeftovers(
+        self,
+        request: object_service_pb2.DeleteRunLeftoversRequest,
+        _context: Context,
+    ) -> object_service_pb2.DeleteRunLeftoversResponse:
+        run = RunName.parse(request.run)
+        adapter = _own_keys(request.adapter_uris, run, field="adapter_uris")
+        only = _own_keys(request.only_uris, run, field="only_uris")
+        idempotency.check_request_id(request.request_id)
+        stored = only or await self._objects.keys(output_folder(run))
+        async with self._store.unit() as unit:
+            # Under the lock of registration: a file is an artifact by now, or will not be one.
+            await unit.lock_usage(run.project)
+            known = await unit.recall(run.project, request, request.request_id)
+            if known is not None:
+                return object_service_pb2.DeleteRunLeftoversResponse.FromString(known)
+            unneeded = leftovers(stored, await unit.artifact(artifact_name(run)), adapter=adapter)
+            await unit.add_garbage(unneeded)
+            if not only:
+                await unit.release_versions(run)
+            response = object_service_pb2.DeleteRunLeftoversResponse(removed_count=len(unneeded))
+            response.again_after.FromTimedelta(self._links.lifetime + UPLOAD_GRACE)
+            answer = response.SerializeToString()
+            await unit.remember(run.project, request, request.request_id, answer)
+        await self._janitor.tidy()
+        return response
 
     def _sign(self, each: object_service_pb2.ObjectRequest) -> object_service_pb2.SignedObject:
         key = key_of(each.uri)
@@ -215,3 +272,17 @@ class ObjectService(object_service_pb2_grpc.ObjectServiceServicer):
         return object_service_pb2.SignedObject(
             uri=each.uri, url=link.url, expire_time=wire.timestamp(link.expire_time)
         )
+
+
+def _check_count(given: Sequence[str], *, field: str, at_least: int) -> None:
+    if not at_least <= len(given) <= MAX_OBJECTS:
+        rule = f"{field} must be {at_least} to {MAX_OBJECTS}."
+        raise Fault(FaultCode.INPUT_FIELD_INVALID, rule, field=field)
+
+
+def _own_keys(uris: Sequence[str], run: RunName, *, field: str) -> list[str]:
+    """The keys of URIs, all of them in the run's own folder."""
+    _check_count(uris, field=field, at_least=0)
+    keys = [key_of(uri) for uri in uris]
+    check_own(keys, run, field=field)
+    return keys

@@ -111,7 +111,7 @@ class Intake:
                 await unit.change_usage(name.project, dataset_bytes=announced.size_bytes)
                 await unit.commit_upload(upload.upload_id, version=version)
         log.info("dataset version stored", dataset=str(name), rows=inspection.row_count)
-        await self._janitor.collect()
+        await self._janitor.tidy()
 
     async def _refuse(self, upload: Upload, fault: Fault) -> None:
         refusal = Refusal(
@@ -124,7 +124,7 @@ class Intake:
             await unit.refuse_upload(upload.upload_id, refusal)
             await unit.add_garbage([upload.object_key])
         log.info("dataset file refused", dataset=str(upload.announced.name), code=str(fault.code))
-        await self._janitor.collect()
+        await self._janitor.tidy()
 
     @asynccontextmanager
     async def _on_disk(self, object_key: str) -> AsyncIterator[Path]:

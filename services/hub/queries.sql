@@ -95,8 +95,27 @@ RETURNING delete_time;
 
 -- name: delete_versions
 UPDATE dataset_versions SET delete_time = now()
-WHERE project = $1 AND dataset = $2 AND delete_time IS NULL
-RETURNING object_key, size_bytes;
+WHERE project = $1 AND dataset = $2 AND delete_time IS NULL;
+
+-- name: purge_versions
+UPDATE dataset_versions v SET purge_time = now()
+WHERE v.project = $1 AND v.dataset = ANY($2::text[]) AND v.delete_time IS NOT NULL AND v.purge_time IS NULL
+    AND NOT EXISTS (
+        SELECT FROM dataset_holds h
+        WHERE h.project = v.project AND h.dataset = v.dataset AND h.version = v.version
+    )
+RETURNING v.object_key, v.size_bytes;
+
+-- name: hold_version
+INSERT INTO dataset_holds (project, run, dataset, version) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING;
+
+-- name: is_held
+SELECT EXISTS (
+    SELECT FROM dataset_holds WHERE project = $1 AND run = $2 AND dataset = $3 AND version = $4
+);
+
+-- name: release_versions
+DELETE FROM dataset_holds WHERE project = $1 AND run = $2 RETURNING dataset;
 
 -- name: insert_model
 INSERT INTO models (project, model, model_id, revision, consent_user, consent_time)

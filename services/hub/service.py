@@ -130,7 +130,7 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
         name = DatasetVersionName.parse(request.name)
         current_caller().require_project(name)
         async with self._store.unit() as unit:
-            version = await _version(unit, name)
+            version = await living_version(unit, name)
         return dataset_service_pb2.GetDatasetVersionResponse(
             version=wire.version_to_proto(version, with_uri=for_service())
         )
@@ -172,7 +172,7 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
             )
             answer = response.SerializeToString()
             await unit.remember(name.project, request, request.request_id, answer)
-        await self._janitor.collect()
+        await self._janitor.tidy()
         return response
 
     async def PreviewDataset(
@@ -205,7 +205,7 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
         name = upload.announced.name
         async with self._store.unit() as unit:
             dataset = await _alive(unit, name)
-            version = await _version(
+            version = await living_version(
                 unit,
                 DatasetVersionName(
                     project=name.project, dataset=name.dataset, number=upload.version
@@ -222,7 +222,7 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
             version_name = DatasetVersionName.parse(text)
             current_caller().require_project(version_name)
             async with self._store.unit() as unit:
-                return await _version(unit, version_name)
+                return await living_version(unit, version_name)
         name = DatasetName.parse(text)
         current_caller().require_project(name)
         async with self._store.unit() as unit:
@@ -239,7 +239,7 @@ async def _alive(unit: Unit, name: DatasetName) -> Dataset:
     return alive(dataset, name, similar_ids=similar_ids)
 
 
-async def _version(unit: Unit, name: DatasetVersionName) -> Version:
+async def living_version(unit: Unit, name: DatasetVersionName) -> Version:
     """A version that was not deleted, with the dataset's own answer when that is gone."""
     found = await unit.version(name)
     if found is None:

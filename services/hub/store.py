@@ -221,16 +221,39 @@ class Unit:
         return [_version(row) for row in rows]
 
     async def delete_dataset(self, name: DatasetName) -> datetime | None:
-        """Deletes a dataset, frees its bytes, gives up its objects; None if it is deleted."""
+        """Deletes a dataset; the bytes that no run holds are freed. None if it was deleted."""
         delete_time: datetime | None = await self.connection.fetchval(
             _SQL["delete_dataset"], name.project, name.dataset
         )
-        if delete_time is None:
-            return None
-        rows = await self.connection.fetch(_SQL["delete_versions"], name.project, name.dataset)
-        await self.change_usage(name.project, dataset_bytes=-sum(row["size_bytes"] for row in rows))
-        await self.add_garbage([row["object_key"] for row in rows])
+        if delete_time is not None:
+            await self.connection.execute(_SQL["delete_versions"], name.project, name.dataset)
+            await self._purge(name.project, [name.dataset])
         return delete_time
+
+    async def hold_version(self, run: RunName, name: DatasetVersionName) -> None:
+        """Keeps the bytes of a version for a run, however often that is said."""
+        await self.connection.execute(
+            _SQL["hold_version"], run.project, run.run, name.dataset, name.number
+        )
+
+    async def is_held(self, run: RunName, name: DatasetVersionName) -> bool:
+        """Whether a run holds a version already."""
+        held: bool = await self.connection.fetchval(
+            _SQL["is_held"], run.project, run.run, name.dataset, name.number
+        )
+        return held
+
+    async def release_versions(self, run: RunName) -> None:
+        """Lets go of what a run held; deleted versions that nobody else holds are freed."""
+        rows = await self.connection.fetch(_SQL["release_versions"], run.project, run.run)
+        if rows:
+            await self._purge(run.project, sorted({row["dataset"] for row in rows}))
+
+    async def _purge(self, project: str, datasets: Sequence[str]) -> None:
+        """Frees and gives up the bytes of deleted versions that no run holds."""
+        rows = await self.connection.fetch(_SQL["purge_versions"], project, list(datasets))
+        await self.change_usage(project, dataset_bytes=-sum(row["size_bytes"] for row in rows))
+        await self.add_garbage([row["object_key"] for row in rows])
 
     async def _with_latest(
         self, project: str, rows: Sequence[asyncpg.Record]

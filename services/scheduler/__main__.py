@@ -12,7 +12,7 @@ from chassis.outbox import OutboxRelay
 from chassis.tls import Tls
 from modelspec.catalog import load_catalog
 from scheduler import background, events, watching
-from scheduler.background import Reaper, Ticker, every
+from scheduler.background import Reaper, Sweeper, Ticker, every
 from scheduler.config import Config
 from scheduler.peers import Peers
 from scheduler.service import RunService
@@ -79,6 +79,7 @@ async def main() -> None:
                 partial(every, background.REAP_SECONDS, Reaper(store, lease=lease).run_once),
                 partial(every, background.TICK_SECONDS, Ticker(store).run_once),
                 partial(every, background.HEAL_SECONDS, submitter.heal),
+                partial(every, background.SWEEP_SECONDS, Sweeper(store, peers).run_once),
             ],
         )
     await pool.close()

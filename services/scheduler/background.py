@@ -1,8 +1,7 @@
-"""What happens without a call: lost nodes, limits, progress, half-made submissions.
+"""What happens without a call: lost nodes, limits, progress, half-made submissions, leftovers.
 
 Each is a `run_once` that returns how much it did, and a loop around it. Any number of schedulers
-may do it at
-once: rows are taken with SKIP LOCKED and looked at again under their lock.
+may do it at once: rows are taken with SKIP LOCKED and looked at again under their lock.
 """
 
 import asyncio
@@ -12,11 +11,16 @@ from typing import Final
 
 from chassis import postgres, telemetry
 from lexicon.faults import Fault
-from scheduler.domain import limits
+from scheduler import wire, wire_work
+from scheduler.domain import leftovers, limits
 from scheduler.domain.decision import decide
+from scheduler.domain.leftovers import Sweep
+from scheduler.domain.run import Document
 from scheduler.domain.signals import Loss, Tick
+from scheduler.peers import Peers
 from scheduler.store import Store
 from scheduler.work import lose
+from tunesmith.api.run.v1 import run_pb2
 
 log = telemetry.logger(__name__)
 
@@ -24,6 +28,10 @@ REAP_SECONDS: Final = 0.5
 TICK_SECONDS: Final = 0.5
 HEAL_SECONDS: Final = 10.0
 LISTEN_SECONDS: Final = 1.0
+SWEEP_SECONDS: Final = 2.0
+
+# Bounds one round, so that a stop is not waited for long.
+MAX_SWEEPS: Final = 20
 
 
 class Reaper:
@@ -83,6 +91,57 @@ class Ticker:
         return count
 
 
+class Sweeper:
+    """Has the hub remove what runs leave behind; what the hub does not answer is tried again."""
+
+    def __init__(self, store: Store, peers: Peers) -> None:
+        self._store = store
+        self._peers = peers
+
+    async def run_once(self) -> int:
+        """Returns how many sweeps were made.
+
+        Raises:
+            Fault: what the hub refuses; that run has its rest, the next round goes on with others.
+        """
+        for count in range(MAX_SWEEPS):
+            async with self._store.transaction() as transaction:
+                sweep = await transaction.claim_sweep()
+            if sweep is None:
+                return count
+            again_after = await (self._ended(sweep) if sweep.ended else self._under_way(sweep))
+            async with self._store.transaction() as transaction:
+                await transaction.settle_sweep(sweep, again_after=again_after)
+        return MAX_SWEEPS
+
+    async def _ended(self, sweep: Sweep) -> timedelta | None:
+        """Sweeps after a run's end; returns when again."""
+        number = sweep.sweep_count + 1
+        removed_count, again_after = await self._peers.sweep_ended(
+            sweep.run, number=number, adapter_uris=_uris(sweep.adapter)
+        )
+        if removed_count:
+            log.info("leftovers removed", run=sweep.run, objects=removed_count, sweep=number)
+        is_last = leftovers.is_last(sweep, removed_count=removed_count)
+        return None if is_last else again_after
+
+    async def _under_way(self, sweep: Sweep) -> None:
+        """Removes superseded checkpoints of a run that goes on."""
+        async with self._store.transaction() as transaction:
+            record, _ = await transaction.read_run(sweep.run)
+            superseded = await transaction.superseded(sweep.run)
+        snapshot = wire.parse(run_pb2.RunSnapshot, record.submission.snapshot)
+        newest = record.run.checkpoint
+        needed = set(_uris(newest.files)) if newest else set()
+        keep_count = snapshot.training.checkpoint_keep_count
+        for point in leftovers.surplus(superseded, keep_count=keep_count):
+            uris = [uri for uri in _uris(point.files) if uri not in needed]
+            if uris:
+                await self._peers.remove_objects(sweep.run, uris, key=str(point.position))
+            async with self._store.transaction() as transaction:
+                await transaction.forget_superseded(point.position)
+
+
 async def every(
     seconds: float, run_once: Callable[[], Awaitable[object]], stop: asyncio.Event
 ) -> None:
@@ -107,6 +166,10 @@ async def pause(stop: asyncio.Event, *, seconds: float) -> None:
             await stop.wait()
     except TimeoutError:
         return
+
+
+def _uris(files: Document) -> list[str]:
+    return [file.uri for file in wire_work.unpack_files(files)]
 
 
 def _name(run_once: Callable[[], Awaitable[object]]) -> str:

@@ -1,7 +1,8 @@
 """What the scheduler asks of other services, each call with its deadline."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import grpc.aio
@@ -22,6 +23,9 @@ CALL_SECONDS: Final = 15.0
 
 # Registering an artifact keeps a run's row locked, so it may not take long.
 REGISTER_SECONDS: Final = 10.0
+
+# A sweep reads through a run's folder in the object store.
+SWEEP_SECONDS: Final = 60.0
 
 # Objects that the hub signs in one call.
 MAX_OBJECTS: Final = 1000
@@ -115,6 +119,42 @@ class Peers:
         name: str = response.artifact.name
         return name
 
+    async def hold_versions(self, run: str, versions: Sequence[str]) -> None:
+        """Keeps the bytes of dataset versions until the leftovers of the run are swept.
+
+        Raises:
+            Fault: DATASET_DELETED, DATASET_NOT_FOUND.
+        """
+        # A later try of the same submission may mean newer versions.
+        digest = hashlib.sha256("\n".join(versions).encode()).hexdigest()[:16]
+        request = object_service_pb2.HoldDatasetVersionsRequest(
+            request_id=f"hold {_id_of(run)} {digest}", run=run, versions=versions
+        )
+        await self._objects.HoldDatasetVersions(request, timeout=CALL_SECONDS)
+
+    async def sweep_ended(
+        self, run: str, *, number: int, adapter_uris: Sequence[str]
+    ) -> tuple[int, timedelta]:
+        """Removes what nobody needs of a run that has ended, and lets go of its datasets.
+
+        Args:
+            number: of the sweep; each of them happens once.
+        Returns:
+            How many objects were removed, and how long uploads may still come.
+        """
+        request = object_service_pb2.DeleteRunLeftoversRequest(
+            request_id=f"sweep {_id_of(run)} {number}", run=run, adapter_uris=adapter_uris
+        )
+        response = await self._objects.DeleteRunLeftovers(request, timeout=SWEEP_SECONDS)
+        return response.removed_count, response.again_after.ToTimedelta()
+
+    async def remove_objects(self, run: str, uris: Sequence[str], *, key: str) -> None:
+        """Removes some objects of a run under way; `key` makes it repeatable."""
+        request = object_service_pb2.DeleteRunLeftoversRequest(
+            request_id=f"remove {_id_of(run)} {key}", run=run, only_uris=uris
+        )
+        await self._objects.DeleteRunLeftovers(request, timeout=SWEEP_SECONDS)
+
     async def _sign(self, objects: list[object_service_pb2.ObjectRequest]) -> dict[str, str]:
         urls: dict[str, str] = {}
         for start in range(0, len(objects), MAX_OBJECTS):
@@ -124,3 +164,7 @@ class Peers:
             response = await self._objects.SignObjects(request, timeout=CALL_SECONDS)
             urls.update({signed.uri: signed.url for signed in response.objects})
         return urls
+
+
+def _id_of(run: str) -> str:
+    return run.rpartition("/")[2]

@@ -180,6 +180,11 @@ SELECT run, abandoned, create_time FROM submissions WHERE project = $1 AND reque
 -- name: end_submission
 DELETE FROM submissions WHERE run = $1;
 
+-- name: give_up_submission
+WITH gone AS (DELETE FROM submissions WHERE run = $1 RETURNING run)
+INSERT INTO leftovers (run, ended, due_time) SELECT run, true, clock_timestamp() FROM gone
+ON CONFLICT (run) DO NOTHING;
+
 -- name: abandon_stale_submissions
 UPDATE submissions SET abandoned = true
 WHERE run IN (
@@ -196,3 +201,35 @@ SELECT payload FROM outbox WHERE run = $1 AND sequence > $2 ORDER BY sequence LI
 
 -- name: newest_event
 SELECT sequence, subject FROM outbox WHERE run = $1 ORDER BY sequence DESC LIMIT 1;
+
+-- name: note_end
+WITH gone AS (DELETE FROM superseded_checkpoints WHERE run = $1)
+INSERT INTO leftovers (run, ended, adapter, due_time) VALUES ($1, true, $2, clock_timestamp())
+ON CONFLICT (run) DO UPDATE
+SET ended = true, adapter = excluded.adapter, due_time = excluded.due_time, try_count = 0;
+
+-- name: note_superseded
+WITH noted AS (INSERT INTO superseded_checkpoints (run, files) VALUES ($1, $2))
+INSERT INTO leftovers (run, ended, due_time) VALUES ($1, false, clock_timestamp())
+ON CONFLICT (run) DO UPDATE SET due_time = excluded.due_time;
+
+-- name: claim_sweep
+UPDATE leftovers SET
+    try_count = try_count + 1, due_time = clock_timestamp() + $1::interval * power(2, least(try_count, $2::integer))
+WHERE run = (
+    SELECT run FROM leftovers WHERE due_time <= clock_timestamp()
+    ORDER BY due_time LIMIT 1 FOR UPDATE SKIP LOCKED
+)
+RETURNING run, ended, adapter, sweep_count, due_time;
+
+-- name: settle_sweep
+UPDATE leftovers SET
+    sweep_count = sweep_count + ended::integer, try_count = 0, due_time = clock_timestamp() + $3::interval,
+    leftovers_swept_time = CASE WHEN ended AND $3::interval IS NULL THEN clock_timestamp() END
+WHERE run = $1 AND due_time = $2;
+
+-- name: superseded_of_run
+SELECT position, files FROM superseded_checkpoints WHERE run = $1 ORDER BY position DESC;
+
+-- name: forget_superseded
+DELETE FROM superseded_checkpoints WHERE position = $1;

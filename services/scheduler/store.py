@@ -18,7 +18,9 @@ from chassis.postgres import Connection, Pool, Queries
 from lexicon.faults import Fault, FaultCode
 from scheduler import events, rows
 from scheduler.domain import events as told
+from scheduler.domain import leftovers
 from scheduler.domain.effects import Decision
+from scheduler.domain.leftovers import Superseded, Sweep
 from scheduler.domain.queueing import Candidate
 from scheduler.domain.run import Labels, Lease, Record, Submission, TaskKind, TaskState
 from scheduler.wire_work import NodeRecord
@@ -149,6 +151,11 @@ class Transaction:
                 )
         if any(task.state is TaskState.QUEUED for task in decision.tasks.values()):
             await self._execute("wake", TASKS_CHANNEL, run.task.kind)
+        if run.has_ended:
+            await self._execute("note_end", run.name, run.adapter)
+        else:
+            for point in decision.superseded:
+                await self._execute("note_superseded", run.name, point.files)
         if decision.events:
             await outbox.append(self._connection, events.outgoing(decision))
             await self._execute("wake", RUNS_CHANNEL, run.name)
@@ -264,11 +271,33 @@ class Transaction:
     async def end_submission(self, run: str) -> None:
         await self._execute("end_submission", run)
 
+    async def give_up_submission(self, run: str) -> None:
+        """Ends a note that became no run; what it may hold at the hub is let go of by a sweep."""
+        await self._execute("give_up_submission", run)
+
     async def abandon_stale_submissions(self, age: timedelta) -> list[str]:
         """Runs of submissions that nobody follows up; they will never become runs."""
         query = self._queries["abandon_stale_submissions"]
         found = await self._connection.fetch(query, age, MAX_SWEEP)
         return [row["run"] for row in found]
+
+    async def claim_sweep(self) -> Sweep | None:
+        """The sweep that has been due for the longest; it is due again later unless it settles."""
+        rest, doublings = leftovers.RETRY_REST, leftovers.RETRY_DOUBLINGS
+        row = await self._connection.fetchrow(self._queries["claim_sweep"], rest, doublings)
+        return None if row is None else Sweep(**row)
+
+    async def settle_sweep(self, sweep: Sweep, *, again_after: timedelta | None) -> None:
+        """Notes an answered sweep; nothing when another has become due meanwhile."""
+        await self._execute("settle_sweep", sweep.run, sweep.due_time, again_after)
+
+    async def superseded(self, run: str) -> list[Superseded]:
+        """Superseded checkpoints of a run, newest first."""
+        found = await self._connection.fetch(self._queries["superseded_of_run"], run)
+        return [Superseded(**row) for row in found]
+
+    async def forget_superseded(self, position: int) -> None:
+        await self._execute("forget_superseded", position)
 
     async def events_of_run(self, run: str, *, after: int, size: int) -> list[bytes]:
         query = self._queries["events_of_run"]

@@ -1,8 +1,8 @@
 """How a run comes to be: check, note, hold, commit; a crash between any two is healed.
 
-The note is a row written before money is held. It becomes a run in one transaction that also
-deletes it. A note that nobody follows up is marked first, so that no late caller can make a run
-of it, then its hold is given back.
+The note is a row written before datasets and money are held. It becomes a run in one transaction
+that also deletes it. A note that nobody follows up is marked first, so that no late caller can make
+a run of it, then its holds are given back.
 """
 
 import hashlib
@@ -114,7 +114,7 @@ class Submitter:
         note = await self._note(order)
         if isinstance(note, bytes):
             return note
-        await self._hold(note, report)
+        await self._reserve(note, report)
         return await self._create(order, report, note.run)
 
     async def heal(self) -> int:
@@ -146,14 +146,21 @@ class Submitter:
             raise _refused(Fault(FaultCode.DEP_SERVICE_UNAVAILABLE))
         return note
 
-    async def _hold(self, note: Hold, report: validation_service_pb2.ValidateRunResponse) -> None:
-        """Reserves the price. A refusal ends the note; no answer leaves it to the healer."""
+    async def _reserve(
+        self, note: Hold, report: validation_service_pb2.ValidateRunResponse
+    ) -> None:
+        """Holds the bytes of the datasets, then the price.
+
+        A refusal ends the note; no answer leaves it to the healer.
+        """
+        versions = [version.name for version in report.datasets]
         try:
+            await self._peers.hold_versions(note.run, versions)
             await self._peers.hold(note.run, report.quote, event_time=note.create_time)
         except Fault as fault:
             if fault.code is not FaultCode.DEP_SERVICE_UNAVAILABLE:
                 async with self._store.transaction() as transaction:
-                    await transaction.end_submission(note.run)
+                    await transaction.give_up_submission(note.run)
             raise _refused(fault) from fault
 
     async def _create(
@@ -189,7 +196,7 @@ class Submitter:
     async def _give_back(self, run: str) -> None:
         await self._peers.release(run, reason=_RELEASE_REASON)
         async with self._store.transaction() as transaction:
-            await transaction.end_submission(run)
+            await transaction.give_up_submission(run)
 
 
 def refuse_red(report: validation_service_pb2.ValidateRunResponse) -> None:

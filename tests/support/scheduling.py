@@ -10,7 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,29 @@ class FakeHub(object_service_pb2_grpc.ObjectServiceServicer):
     registered: list[artifact_pb2.ArtifactFile] = field(default_factory=list)
     wrong_sha256: set[str] = field(default_factory=set)
     register_delay_seconds: float = 0.0
+    holds: dict[str, list[str]] = field(default_factory=dict)
+    deleted_versions: set[str] = field(default_factory=set)
+    sweeps: list[object_service_pb2.DeleteRunLeftoversRequest] = field(default_factory=list)
+    removed_counts: list[int] = field(default_factory=list)
+    again_after: timedelta = timedelta(minutes=75)
+    is_away: bool = False
+
+    async def HoldDatasetVersions(self, request: Any, _context: Any) -> Any:
+        if self.deleted_versions.intersection(request.versions):
+            raise Fault(FaultCode.DATASET_DELETED)
+        self.holds[request.run] = list(request.versions)
+        return object_service_pb2.HoldDatasetVersionsResponse()
+
+    async def DeleteRunLeftovers(self, request: Any, _context: Any) -> Any:
+        self.sweeps.append(request)
+        if self.is_away:
+            raise Fault(FaultCode.STORAGE_FULL)
+        if not request.only_uris:
+            self.holds.pop(request.run, None)
+        count = self.removed_counts.pop(0) if self.removed_counts else 0
+        response = object_service_pb2.DeleteRunLeftoversResponse(removed_count=count)
+        response.again_after.FromTimedelta(self.again_after)
+        return response
 
     async def SignObjects(self, request: Any, _context: Any) -> Any:
         return object_service_pb2.SignObjectsResponse(

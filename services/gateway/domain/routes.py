@@ -100,7 +100,12 @@ OWN: Mapping[str, tuple[str, ...]] = {
 
 # Between services, and from nodes to the scheduler: no way leads there from outside.
 INSIDE: Mapping[str, tuple[str, ...]] = {
-    f"{_API}.artifact.v1.ObjectService": ("SignObjects", "RegisterArtifactFile"),
+    f"{_API}.artifact.v1.ObjectService": (
+        "SignObjects",
+        "RegisterArtifactFile",
+        "HoldDatasetVersions",
+        "DeleteRunLeftovers",
+    ),
     f"{_API}.billing.v1.BillingService": ("HoldFunds", "ReleaseHold"),
     f"{_API}.work.v1.WorkService": (
         "RegisterNode",

@@ -1,6 +1,7 @@
 """Artifacts: hub entries, one a run, with at most one file of a kind and quantisation."""
 
 import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -63,6 +64,35 @@ def artifact_name(run: RunName) -> ArtifactName:
 def output_folder(run: RunName) -> str:
     """Where a run's workers store what they make: artifacts, loose adapter files, checkpoints."""
     return f"runs/{run.run}"
+
+
+def leftovers(
+    stored: Iterable[str], artifact: Artifact | None, *, adapter: Collection[str]
+) -> list[str]:
+    """The objects of a run that nobody needs once it has ended.
+
+    A hub entry needs its files, and the loose files of its adapter for a later export (A5). A run
+    without an entry needs nothing.
+
+    Args:
+        stored: keys of the run's objects, or some of them.
+        adapter: keys of the loose files of its adapter.
+    """
+    needed: set[str] = set()
+    if artifact is not None:
+        needed = {file.object_key for file in artifact.files} | set(adapter)
+    return [key for key in stored if key not in needed]
+
+
+def check_own(keys: Iterable[str], run: RunName, *, field: str) -> None:
+    """Lets keys pass that are in the folder of a run.
+
+    Raises:
+        Fault: INPUT_FIELD_INVALID.
+    """
+    folder = f"{output_folder(run)}/"
+    if not all(key.startswith(folder) for key in keys):
+        raise _invalid(field, "must be objects of the run")
 
 
 def check_file(file: ArtifactFile) -> ArtifactFile:

@@ -8,7 +8,7 @@ from typing import Final
 from corpus.formats import Format, Inspection
 from hub.domain.labels import did_you_mean, label, sha256_text
 from lexicon.faults import Fault, FaultCode
-from lexicon.names import DatasetName, DatasetVersionName
+from lexicon.names import DatasetName, DatasetVersionName, RunName
 
 # 10 GiB: far above what adapters are trained on, small enough to be inspected within minutes.
 MAX_FILE_BYTES: Final = 10 << 30
@@ -162,6 +162,19 @@ def stats_of(inspection: Inspection) -> Stats:
         longest_row_number=inspection.longest_row_number,
         multi_turn_row_count=inspection.multi_turn_row_count,
     )
+
+
+def own_version(text: str, run: RunName) -> DatasetVersionName:
+    """The version that a run names, of its own project.
+
+    Raises:
+        Fault: INPUT_NAME_INVALID, INPUT_FIELD_INVALID.
+    """
+    name = DatasetVersionName.parse(text)
+    if name.project != run.project:
+        rule = "versions must be of the run's own project."
+        raise Fault(FaultCode.INPUT_FIELD_INVALID, rule, field="versions")
+    return name
 
 
 def alive(dataset: Dataset | None, name: DatasetName, *, similar_ids: tuple[str, ...]) -> Dataset:

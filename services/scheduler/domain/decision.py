@@ -104,6 +104,7 @@ def chain(first: Decision, signal: Signal, now: datetime) -> Decision:
         tasks={**first.tasks, **second.tasks},
         leases={**first.leases, **second.leases},
         metrics=first.metrics + second.metrics,
+        superseded=first.superseded + second.superseded,
     )
 
 

@@ -66,6 +66,7 @@ class Decision:
         tasks: tasks that changed, by kind.
         leases: leases that changed, by id.
         metrics: figures of single steps, for the plot of the model card.
+        superseded: checkpoints that no attempt will resume from any more.
     """
 
     before: Run | None
@@ -74,6 +75,7 @@ class Decision:
     tasks: Mapping[TaskKind, Task] = field(default_factory=dict)
     leases: Mapping[str, Lease] = field(default_factory=dict)
     metrics: tuple[Metrics, ...] = ()
+    superseded: tuple[Checkpoint, ...] = ()
 
     @property
     def changes(self) -> bool:
@@ -102,6 +104,7 @@ class Draft:
     tasks: dict[TaskKind, Task] = field(default_factory=dict)
     leases: dict[str, Lease] = field(default_factory=dict)
     metrics: list[Metrics] = field(default_factory=list)
+    superseded: list[Checkpoint] = field(default_factory=list)
     before: Run = field(init=False)
 
     def __post_init__(self) -> None:
@@ -154,6 +157,7 @@ class Draft:
             tasks=self.tasks,
             leases=self.leases,
             metrics=tuple(self.metrics),
+            superseded=tuple(self.superseded),
         )
 
 
@@ -244,6 +248,7 @@ def _drop_checkpoint(draft: Draft, step: Step, row: Transition) -> None:
     assert isinstance(step.signal, TrainingBegan)
     if run.checkpoint is None or step.signal.from_step >= run.checkpoint.step:
         return
+    draft.superseded.append(run.checkpoint)
     draft.run = replace(run, checkpoint=None, clock=run.clock.forget(step.at))
     reason = "The checkpoint could not be used; training begins anew."
     body = ClockChanged(change=ClockChange.VOIDED, reason=reason, void_from=run.start_time)
@@ -353,6 +358,8 @@ def _commit_checkpoint(draft: Draft, step: Step, row: Transition) -> None:
     point = Checkpoint(
         step=signal.step, time=step.at, fencing_epoch=run.fencing_epoch, files=signal.files
     )
+    if run.checkpoint is not None:
+        draft.superseded.append(run.checkpoint)
     draft.run = replace(run, checkpoint=point)
     draft.emit(CheckpointCommitted(step=signal.step), at=step.at)
 

@@ -1,8 +1,10 @@
 """Datasets by RPC on a real Postgres and store: pushing, refusing, versions, deletion, quota."""
 
 import asyncio
+import errno
 import json
 
+import obstore
 import pytest
 
 from chassis.identity import Role
@@ -255,6 +257,26 @@ async def test_deleting_frees_the_quota(hub: Hub) -> None:
     )
     await hub.datasets.DeleteDataset(request)
     assert (await hub.push("two", rows())).version.version == 1
+
+
+async def test_a_delete_is_done_also_when_the_store_cannot_be_tidied(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hub.push("one", rows())
+    request = dataset_service_pb2.DeleteDatasetRequest(
+        request_id="d", name="projects/acme/datasets/one"
+    )
+
+    async def refuse(*_args: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(obstore, "put_async", refuse)
+        full.setattr(obstore, "delete_async", refuse)
+        await hub.datasets.DeleteDataset(request)
+        assert hub.object_files() != []
+    assert await hub.janitor.run_once() == 1
+    assert hub.object_files() == []
 
 
 async def test_uploads_that_never_came_are_given_up(hub: Hub) -> None:

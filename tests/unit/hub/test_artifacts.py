@@ -11,8 +11,10 @@ from hub.domain.artifacts import (
     ArtifactKind,
     artifact_name,
     check_file,
+    check_own,
     check_stored,
     choose,
+    leftovers,
     output_folder,
 )
 from lexicon.faults import Fault, FaultCode
@@ -98,3 +100,21 @@ def test_a_file_that_is_not_there_is_answered_with_what_is() -> None:
 
 def test_the_size_of_an_entry_is_that_of_its_files() -> None:
     assert an_artifact(LORA, GGUF).size_bytes == 24
+
+
+def test_a_run_without_an_entry_needs_nothing_and_one_with_it_its_files_and_adapter() -> None:
+    """A5, 001-33: the loose files of an adapter outlive the run only with its hub entry."""
+    stored = [LORA.object_key, "runs/r/1/state", "runs/r/1/adapter_config.json"]
+    adapter = ["runs/r/1/adapter_config.json"]
+    assert leftovers(stored, None, adapter=adapter) == stored
+    assert leftovers(stored, an_artifact(LORA), adapter=adapter) == ["runs/r/1/state"]
+
+
+@pytest.mark.parametrize("key", ["runs/run-10/x", "runs/run-1", "datasets/upload-1"])
+def test_only_objects_in_the_folder_of_a_run_are_its_own(key: str) -> None:
+    """Attack 14: use across runs."""
+
+    check_own(["runs/run-1/1/state"], RUN, field="only_uris")
+    with pytest.raises(Fault) as caught:
+        check_own([key], RUN, field="only_uris")
+    assert caught.value.code is FaultCode.INPUT_FIELD_INVALID

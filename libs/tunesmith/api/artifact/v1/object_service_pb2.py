@@ -22,31 +22,40 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tunesmith.api.artifact.v1 import artifact_pb2 as tunesmith_dot_api_dot_artifact_dot_v1_dot_artifact__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.tunesmith/api/artifact/v1/object_service.proto\x12\x19tunesmith.api.artifact.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(tunesmith/api/artifact/v1/artifact.proto\"i\n\rObjectRequest\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x37\n\x06method\x18\x02 \x01(\x0e\x32\'.tunesmith.api.artifact.v1.ObjectMethod\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"Y\n\x0cSignedObject\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"O\n\x12SignObjectsRequest\x12\x39\n\x07objects\x18\x01 \x03(\x0b\x32(.tunesmith.api.artifact.v1.ObjectRequest\"O\n\x13SignObjectsResponse\x12\x38\n\x07objects\x18\x01 \x03(\x0b\x32\'.tunesmith.api.artifact.v1.SignedObject\"\x89\x01\n\x1bRegisterArtifactFileRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\x35\n\x04\x66ile\x18\x04 \x01(\x0b\x32\'.tunesmith.api.artifact.v1.ArtifactFile\"U\n\x1cRegisterArtifactFileResponse\x12\x35\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32#.tunesmith.api.artifact.v1.Artifact*[\n\x0cObjectMethod\x12\x1d\n\x19OBJECT_METHOD_UNSPECIFIED\x10\x00\x12\x15\n\x11OBJECT_METHOD_GET\x10\x01\x12\x15\n\x11OBJECT_METHOD_PUT\x10\x02\x32\x87\x02\n\rObjectService\x12l\n\x0bSignObjects\x12-.tunesmith.api.artifact.v1.SignObjectsRequest\x1a..tunesmith.api.artifact.v1.SignObjectsResponse\x12\x87\x01\n\x14RegisterArtifactFile\x12\x36.tunesmith.api.artifact.v1.RegisterArtifactFileRequest\x1a\x37.tunesmith.api.artifact.v1.RegisterArtifactFileResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.tunesmith/api/artifact/v1/object_service.proto\x12\x19tunesmith.api.artifact.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(tunesmith/api/artifact/v1/artifact.proto\"i\n\rObjectRequest\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x37\n\x06method\x18\x02 \x01(\x0e\x32\'.tunesmith.api.artifact.v1.ObjectMethod\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"Y\n\x0cSignedObject\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"O\n\x12SignObjectsRequest\x12\x39\n\x07objects\x18\x01 \x03(\x0b\x32(.tunesmith.api.artifact.v1.ObjectRequest\"O\n\x13SignObjectsResponse\x12\x38\n\x07objects\x18\x01 \x03(\x0b\x32\'.tunesmith.api.artifact.v1.SignedObject\"\x89\x01\n\x1bRegisterArtifactFileRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\x35\n\x04\x66ile\x18\x04 \x01(\x0b\x32\'.tunesmith.api.artifact.v1.ArtifactFile\"U\n\x1cRegisterArtifactFileResponse\x12\x35\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32#.tunesmith.api.artifact.v1.Artifact\"O\n\x1aHoldDatasetVersionsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x10\n\x08versions\x18\x03 \x03(\t\"\x1d\n\x1bHoldDatasetVersionsResponse\"e\n\x19\x44\x65leteRunLeftoversRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_uris\x18\x03 \x03(\t\x12\x11\n\tonly_uris\x18\x04 \x03(\t\"c\n\x1a\x44\x65leteRunLeftoversResponse\x12\x15\n\rremoved_count\x18\x01 \x01(\x05\x12.\n\x0b\x61gain_after\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration*[\n\x0cObjectMethod\x12\x1d\n\x19OBJECT_METHOD_UNSPECIFIED\x10\x00\x12\x15\n\x11OBJECT_METHOD_GET\x10\x01\x12\x15\n\x11OBJECT_METHOD_PUT\x10\x02\x32\x92\x04\n\rObjectService\x12l\n\x0bSignObjects\x12-.tunesmith.api.artifact.v1.SignObjectsRequest\x1a..tunesmith.api.artifact.v1.SignObjectsResponse\x12\x87\x01\n\x14RegisterArtifactFile\x12\x36.tunesmith.api.artifact.v1.RegisterArtifactFileRequest\x1a\x37.tunesmith.api.artifact.v1.RegisterArtifactFileResponse\x12\x84\x01\n\x13HoldDatasetVersions\x12\x35.tunesmith.api.artifact.v1.HoldDatasetVersionsRequest\x1a\x36.tunesmith.api.artifact.v1.HoldDatasetVersionsResponse\x12\x81\x01\n\x12\x44\x65leteRunLeftovers\x12\x34.tunesmith.api.artifact.v1.DeleteRunLeftoversRequest\x1a\x35.tunesmith.api.artifact.v1.DeleteRunLeftoversResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tunesmith.api.artifact.v1.object_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OBJECTMETHOD']._serialized_start=739
-  _globals['_OBJECTMETHOD']._serialized_end=830
-  _globals['_OBJECTREQUEST']._serialized_start=152
-  _globals['_OBJECTREQUEST']._serialized_end=257
-  _globals['_SIGNEDOBJECT']._serialized_start=259
-  _globals['_SIGNEDOBJECT']._serialized_end=348
-  _globals['_SIGNOBJECTSREQUEST']._serialized_start=350
-  _globals['_SIGNOBJECTSREQUEST']._serialized_end=429
-  _globals['_SIGNOBJECTSRESPONSE']._serialized_start=431
-  _globals['_SIGNOBJECTSRESPONSE']._serialized_end=510
-  _globals['_REGISTERARTIFACTFILEREQUEST']._serialized_start=513
-  _globals['_REGISTERARTIFACTFILEREQUEST']._serialized_end=650
-  _globals['_REGISTERARTIFACTFILERESPONSE']._serialized_start=652
-  _globals['_REGISTERARTIFACTFILERESPONSE']._serialized_end=737
-  _globals['_OBJECTSERVICE']._serialized_start=833
-  _globals['_OBJECTSERVICE']._serialized_end=1096
+  _globals['_OBJECTMETHOD']._serialized_start=1087
+  _globals['_OBJECTMETHOD']._serialized_end=1178
+  _globals['_OBJECTREQUEST']._serialized_start=184
+  _globals['_OBJECTREQUEST']._serialized_end=289
+  _globals['_SIGNEDOBJECT']._serialized_start=291
+  _globals['_SIGNEDOBJECT']._serialized_end=380
+  _globals['_SIGNOBJECTSREQUEST']._serialized_start=382
+  _globals['_SIGNOBJECTSREQUEST']._serialized_end=461
+  _globals['_SIGNOBJECTSRESPONSE']._serialized_start=463
+  _globals['_SIGNOBJECTSRESPONSE']._serialized_end=542
+  _globals['_REGISTERARTIFACTFILEREQUEST']._serialized_start=545
+  _globals['_REGISTERARTIFACTFILEREQUEST']._serialized_end=682
+  _globals['_REGISTERARTIFACTFILERESPONSE']._serialized_start=684
+  _globals['_REGISTERARTIFACTFILERESPONSE']._serialized_end=769
+  _globals['_HOLDDATASETVERSIONSREQUEST']._serialized_start=771
+  _globals['_HOLDDATASETVERSIONSREQUEST']._serialized_end=850
+  _globals['_HOLDDATASETVERSIONSRESPONSE']._serialized_start=852
+  _globals['_HOLDDATASETVERSIONSRESPONSE']._serialized_end=881
+  _globals['_DELETERUNLEFTOVERSREQUEST']._serialized_start=883
+  _globals['_DELETERUNLEFTOVERSREQUEST']._serialized_end=984
+  _globals['_DELETERUNLEFTOVERSRESPONSE']._serialized_start=986
+  _globals['_DELETERUNLEFTOVERSRESPONSE']._serialized_end=1085
+  _globals['_OBJECTSERVICE']._serialized_start=1181
+  _globals['_OBJECTSERVICE']._serialized_end=1711
 # @@protoc_insertion_point(module_scope)

@@ -1,5 +1,6 @@
 import datetime
 
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from tunesmith.api.artifact.v1 import artifact_pb2 as _artifact_pb2
 from google.protobuf.internal import containers as _containers
@@ -69,3 +70,37 @@ class RegisterArtifactFileResponse(_message.Message):
     ARTIFACT_FIELD_NUMBER: _ClassVar[int]
     artifact: _artifact_pb2.Artifact
     def __init__(self, artifact: _Optional[_Union[_artifact_pb2.Artifact, _Mapping]] = ...) -> None: ...
+
+class HoldDatasetVersionsRequest(_message.Message):
+    __slots__ = ("request_id", "run", "versions")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    run: str
+    versions: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, request_id: _Optional[str] = ..., run: _Optional[str] = ..., versions: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class HoldDatasetVersionsResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DeleteRunLeftoversRequest(_message.Message):
+    __slots__ = ("request_id", "run", "adapter_uris", "only_uris")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_URIS_FIELD_NUMBER: _ClassVar[int]
+    ONLY_URIS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    run: str
+    adapter_uris: _containers.RepeatedScalarFieldContainer[str]
+    only_uris: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, request_id: _Optional[str] = ..., run: _Optional[str] = ..., adapter_uris: _Optional[_Iterable[str]] = ..., only_uris: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class DeleteRunLeftoversResponse(_message.Message):
+    __slots__ = ("removed_count", "again_after")
+    REMOVED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    AGAIN_AFTER_FIELD_NUMBER: _ClassVar[int]
+    removed_count: int
+    again_after: _duration_pb2.Duration
+    def __init__(self, removed_count: _Optional[int] = ..., again_after: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...

@@ -45,6 +45,16 @@ class ObjectServiceStub:
                 request_serializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.RegisterArtifactFileRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.RegisterArtifactFileResponse.FromString,
                 _registered_method=True)
+        self.HoldDatasetVersions = channel.unary_unary(
+                '/tunesmith.api.artifact.v1.ObjectService/HoldDatasetVersions',
+                request_serializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.HoldDatasetVersionsRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.HoldDatasetVersionsResponse.FromString,
+                _registered_method=True)
+        self.DeleteRunLeftovers = channel.unary_unary(
+                '/tunesmith.api.artifact.v1.ObjectService/DeleteRunLeftovers',
+                request_serializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.DeleteRunLeftoversRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.DeleteRunLeftoversResponse.FromString,
+                _registered_method=True)
 
 
 class ObjectServiceServicer:
@@ -65,6 +75,23 @@ class ObjectServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def HoldDatasetVersions(self, request, context):
+        """Keeps the bytes of dataset versions for a run until DeleteRunLeftovers lets go of them, also when their dataset
+        is deleted meanwhile. A version that is deleted already is refused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteRunLeftovers(self, request, context):
+        """Removes what a run stored and nobody needs: everything of it but registered artifact files and, while there is a
+        hub entry, the loose files of its adapter. Lets go of the dataset versions that the run held, too, unless it is
+        asked for some objects only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ObjectServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +104,16 @@ def add_ObjectServiceServicer_to_server(servicer, server):
                     servicer.RegisterArtifactFile,
                     request_deserializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.RegisterArtifactFileRequest.FromString,
                     response_serializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.RegisterArtifactFileResponse.SerializeToString,
+            ),
+            'HoldDatasetVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.HoldDatasetVersions,
+                    request_deserializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.HoldDatasetVersionsRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.HoldDatasetVersionsResponse.SerializeToString,
+            ),
+            'DeleteRunLeftovers': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRunLeftovers,
+                    request_deserializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.DeleteRunLeftoversRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.DeleteRunLeftoversResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +171,60 @@ class ObjectService:
             '/tunesmith.api.artifact.v1.ObjectService/RegisterArtifactFile',
             tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.RegisterArtifactFileRequest.SerializeToString,
             tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.RegisterArtifactFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HoldDatasetVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.artifact.v1.ObjectService/HoldDatasetVersions',
+            tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.HoldDatasetVersionsRequest.SerializeToString,
+            tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.HoldDatasetVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteRunLeftovers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.artifact.v1.ObjectService/DeleteRunLeftovers',
+            tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.DeleteRunLeftoversRequest.SerializeToString,
+            tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.DeleteRunLeftoversResponse.FromString,
             options,
             channel_credentials,
             insecure,

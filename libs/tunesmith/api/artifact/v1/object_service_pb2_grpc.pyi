@@ -37,6 +37,15 @@ class ObjectServiceStub:
     """Signs URLs for objects of the store."""
     RegisterArtifactFile: _grpc.UnaryUnaryMultiCallable[_object_service_pb2.RegisterArtifactFileRequest, _object_service_pb2.RegisterArtifactFileResponse]
     """Registers a stored file as an artifact of a run, after its size and sha256 were checked."""
+    HoldDatasetVersions: _grpc.UnaryUnaryMultiCallable[_object_service_pb2.HoldDatasetVersionsRequest, _object_service_pb2.HoldDatasetVersionsResponse]
+    """Keeps the bytes of dataset versions for a run until DeleteRunLeftovers lets go of them, also when their dataset
+    is deleted meanwhile. A version that is deleted already is refused.
+    """
+    DeleteRunLeftovers: _grpc.UnaryUnaryMultiCallable[_object_service_pb2.DeleteRunLeftoversRequest, _object_service_pb2.DeleteRunLeftoversResponse]
+    """Removes what a run stored and nobody needs: everything of it but registered artifact files and, while there is a
+    hub entry, the loose files of its adapter. Lets go of the dataset versions that the run held, too, unless it is
+    asked for some objects only.
+    """
 
 @_typing.type_check_only
 class ObjectServiceAsyncStub(ObjectServiceStub):
@@ -47,6 +56,15 @@ class ObjectServiceAsyncStub(ObjectServiceStub):
     """Signs URLs for objects of the store."""
     RegisterArtifactFile: _aio.UnaryUnaryMultiCallable[_object_service_pb2.RegisterArtifactFileRequest, _object_service_pb2.RegisterArtifactFileResponse]  # type: ignore[assignment]
     """Registers a stored file as an artifact of a run, after its size and sha256 were checked."""
+    HoldDatasetVersions: _aio.UnaryUnaryMultiCallable[_object_service_pb2.HoldDatasetVersionsRequest, _object_service_pb2.HoldDatasetVersionsResponse]  # type: ignore[assignment]
+    """Keeps the bytes of dataset versions for a run until DeleteRunLeftovers lets go of them, also when their dataset
+    is deleted meanwhile. A version that is deleted already is refused.
+    """
+    DeleteRunLeftovers: _aio.UnaryUnaryMultiCallable[_object_service_pb2.DeleteRunLeftoversRequest, _object_service_pb2.DeleteRunLeftoversResponse]  # type: ignore[assignment]
+    """Removes what a run stored and nobody needs: everything of it but registered artifact files and, while there is a
+    hub entry, the loose files of its adapter. Lets go of the dataset versions that the run held, too, unless it is
+    asked for some objects only.
+    """
 
 class ObjectServiceServicer(metaclass=_abc_1.ABCMeta):
     """ObjectService lets the other services move bytes without credentials of the store. Services only."""
@@ -66,5 +84,26 @@ class ObjectServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_object_service_pb2.RegisterArtifactFileResponse, _abc.Awaitable[_object_service_pb2.RegisterArtifactFileResponse]]:
         """Registers a stored file as an artifact of a run, after its size and sha256 were checked."""
+
+    @_abc_1.abstractmethod
+    def HoldDatasetVersions(
+        self,
+        request: _object_service_pb2.HoldDatasetVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_object_service_pb2.HoldDatasetVersionsResponse, _abc.Awaitable[_object_service_pb2.HoldDatasetVersionsResponse]]:
+        """Keeps the bytes of dataset versions for a run until DeleteRunLeftovers lets go of them, also when their dataset
+        is deleted meanwhile. A version that is deleted already is refused.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteRunLeftovers(
+        self,
+        request: _object_service_pb2.DeleteRunLeftoversRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_object_service_pb2.DeleteRunLeftoversResponse, _abc.Awaitable[_object_service_pb2.DeleteRunLeftoversResponse]]:
+        """Removes what a run stored and nobody needs: everything of it but registered artifact files and, while there is a
+        hub entry, the loose files of its adapter. Lets go of the dataset versions that the run held, too, unless it is
+        asked for some objects only.
+        """
 
 def add_ObjectServiceServicer_to_server(servicer: ObjectServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
