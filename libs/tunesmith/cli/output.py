@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ from rich.text import Text
 from tunesmith.api.billing.v1 import billing_pb2
 from tunesmith.api.fault.v1 import fault_pb2
 from tunesmith.api.run.v1 import run_pb2
+from tunesmith.cli.plain import PlainConsole, json_text
 from tunesmith.errors import TunesmithError
 
 MICROS_PER_CREDIT = 1_000_000
@@ -43,12 +43,12 @@ ENDED = frozenset(
 
 def console() -> Console:
     """Where answers go."""
-    return Console(highlight=False)
+    return PlainConsole(highlight=False)
 
 
 def error_console() -> Console:
     """Where refusals and questions go, so that a pipe carries answers alone."""
-    return Console(stderr=True, highlight=False)
+    return PlainConsole(stderr=True, highlight=False)
 
 
 def print_json(value: Message | Sequence[Message] | Mapping[str, Any]) -> None:
@@ -59,12 +59,12 @@ def print_json(value: Message | Sequence[Message] | Mapping[str, Any]) -> None:
         document = value
     else:
         document = [as_dict(item) for item in value]
-    print(json.dumps(document, indent=2, ensure_ascii=False))
+    print(json_text(document, indent=2))
 
 
 def print_json_line(value: Message) -> None:
     """Print one message on one line, at once."""
-    print(json.dumps(as_dict(value), ensure_ascii=False), flush=True)
+    print(json_text(as_dict(value)), flush=True)
 
 
 def print_error(error: TunesmithError, *, as_json: bool) -> None:
@@ -76,7 +76,7 @@ def print_error(error: TunesmithError, *, as_json: bool) -> None:
             "remedy": error.remedy,
             "metadata": error.metadata,
         }
-        print(json.dumps({"error": document}, ensure_ascii=False), file=sys.stderr)
+        print(json_text({"error": document}), file=sys.stderr)
         return
     screen = error_console()
     screen.print(Text.assemble(("✘ ", "red1"), (error.code, "bold"), f"  {error.message}"))
