@@ -1,5 +1,6 @@
 """The catalog as the hub serves it, and the weights that ship with the platform as its objects."""
 
+from pathlib import Path
 from typing import Final
 
 from chassis import telemetry
@@ -49,29 +50,44 @@ def quotas_of(catalog: Catalog) -> dict[str, Quota]:
 async def seed_weights(catalog: Catalog, store: Store, objects: ObjectStore) -> None:
     """Puts the files of models that ship with the platform into the object store.
 
-    Objects are keyed by their digest, so that a second start finds them there.
+    Objects are keyed by their digest, so that a second start finds them there. A store that is
+    full must not keep the hub from starting, since only a hub that runs can delete what fills it:
+    the model then keeps the files that it had, or has none.
     """
     for row in catalog.models.values():
         if row.local_path is None:
             continue
-        paths = sorted(path for path in row.local_path.iterdir() if path.suffix in _SUFFIXES)
-        files = []
-        for path in paths:
-            local = describe(path)
-            key = f"models/{local.sha256}"
-            if await objects.head(key) is None:
-                await objects.put(key, path, size_limit=local.size_bytes)
-            files.append(
-                ModelFile(
-                    path=path.name,
-                    object_key=key,
-                    size_bytes=local.size_bytes,
-                    sha256=local.sha256,
-                )
+        try:
+            await _seed(row.model_id, _files_of(row.local_path), store, objects)
+        except Fault as fault:
+            if fault.code is not FaultCode.STORAGE_FULL:
+                raise
+            text = "catalog weights do not fit into the store"
+            log.exception(text, model=row.model_id)
+
+
+def _files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
+
+
+async def _seed(model_id: str, paths: list[Path], store: Store, objects: ObjectStore) -> None:
+    files = []
+    for path in paths:
+        local = describe(path)
+        key = f"models/{local.sha256}"
+        if await objects.head(key) is None:
+            await objects.put(key, path, size_limit=local.size_bytes)
+        files.append(
+            ModelFile(
+                path=path.name,
+                object_key=key,
+                size_bytes=local.size_bytes,
+                sha256=local.sha256,
             )
-        async with store.unit() as unit:
-            await unit.put_catalog_files(row.model_id, files)
-        log.info("catalog weights are in the store", model=row.model_id, files=len(files))
+        )
+    async with store.unit() as unit:
+        await unit.put_catalog_files(model_id, files)
+    log.info("catalog weights are in the store", model=model_id, files=len(files))
 
 
 def _model(row: CatalogModel) -> Model:

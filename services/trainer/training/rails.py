@@ -145,9 +145,11 @@ def load_base(base: Base, arithmetic: Arithmetic) -> Any:
     except _BAD_CONFIG as error:
         raise _unsupported(folder, base, error) from error
     except (OSError, SafetensorError) as error:
+        # The library's text names folders of the node, which are nobody's business.
+        why = str(error).replace(base.folder, ".")
         raise Fault(
             FaultCode.MODEL_WEIGHTS_INVALID,
-            f"The weights of {base.model_id} cannot be read: {error}",
+            f"The weights of {base.model_id} cannot be read: {why}",
             model=base.model_id,
         ) from error
     model.requires_grad_(False)
