@@ -130,7 +130,7 @@ def test_watch_prints_the_story_and_ends_by_the_state(shell: Shell, script: Scri
 
 
 def test_a_failed_run_shows_its_pill_and_its_message(shell: Shell, script: Script) -> None:
-    """000-07, 000-36"""
+    """000-07, 000-36, 001-21"""
     script.ends_as = run_pb2.RUN_STATE_FAILED
     done = shell("run", "watch", "r1")
     assert done.exit_code == 9

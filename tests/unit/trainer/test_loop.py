@@ -186,7 +186,7 @@ class Injected:
 
 @pytest.mark.parametrize("at", [1, 2, 5])
 def test_out_of_memory_in_the_forward_pass_changes_nothing(at: int) -> None:
-    """002-03: the same effective batch, the same curve."""
+    """002-03, A8: the same effective batch, the same curve."""
     plan = a_plan()
     clean = take(begin(plan), plan, STEPS)
     state = begin(plan)
@@ -206,7 +206,7 @@ def test_out_of_memory_in_the_update_changes_nothing() -> None:
 
 
 def test_out_of_memory_for_ever_ends_with_its_code() -> None:
-    """002-04"""
+    """002-04, A8"""
     plan = a_plan()
     state = begin(plan)
     backbone = state.model.get_base_model().model
