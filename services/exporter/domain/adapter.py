@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn
 from lexicon.faults import Fault, FaultCode
 
 _PREFIX: Final = "base_model.model."
+_BASE_COPY: Final = ".base_layer.weight"
 _LORA_KEY: Final = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector|lora_embedding_A|lora_embedding_B)"
     r"(?:\.weight)?$"
@@ -51,11 +52,16 @@ class MatrixDelta:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """All changes of an adapter; `replacements` are tensors trained whole (`modules_to_save`)."""
+    """All changes of an adapter, by the names of the checkpoint.
+
+    `replacements` are tensors trained whole (`modules_to_save`); `base_copies` are tensors of the
+    base that came along unchanged, as PEFT adds adapted embeddings.
+    """
 
     config: Mapping[str, Any]
     deltas: tuple[MatrixDelta, ...]
     replacements: Mapping[str, str]
+    base_copies: Mapping[str, str]
 
 
 def read_adapter(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Adapter:
@@ -69,6 +75,7 @@ def read_adapter(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
         _unmapped("the adapter is not a plain LoRA adapter", name=str(config.get("peft_type"))[:40])
     parts: dict[str, dict[str, str]] = {}
     replacements: dict[str, str] = {}
+    base_copies: dict[str, str] = {}
     for name in shapes:
         bare = name.removeprefix(_PREFIX)
         match = _LORA_KEY.fullmatch(bare)
@@ -76,6 +83,8 @@ def read_adapter(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
             parts.setdefault(match["module"], {})[match["part"]] = name
         elif ".lora_" in bare:
             _unmapped("an adapter tensor is of an unknown kind", name=name)
+        elif bare.endswith(_BASE_COPY):
+            base_copies[bare.removesuffix(_BASE_COPY) + ".weight"] = name
         else:
             replacements[bare.replace(".modules_to_save.default.", ".")] = name
     return Adapter(
@@ -84,6 +93,7 @@ def read_adapter(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
             _delta(config, module, found, shapes) for module, found in sorted(parts.items())
         ),
         replacements=replacements,
+        base_copies=base_copies,
     )
 
 

@@ -1,5 +1,6 @@
 """Base models as GGUF: converted once per revision, kept in a cache, proven bit by bit."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from exporter.domain.layout import Placement, find_placement
 from exporter.domain.quantization import TensorType
-from exporter.engine.disk import disk_errors, reserve_disk, sync_folder
+from exporter.engine.disk import disk_errors, is_full, reserve_disk, sync_folder
 from exporter.engine.weights import Checkpoint, GgufFile, read_json, to_bfloat16_bits, to_float32
 from lexicon.faults import Fault, FaultCode
 
@@ -29,6 +30,9 @@ CACHE_FORMAT: Final = 2
 CONVERSION_SECONDS: Final = 4 * 3600.0
 # Of a failed tool's output, the end says why.
 OUTPUT_CHARACTERS: Final = 4000
+
+# How Python, which the converter is written in, tells of a full disk; numpy's writer does not say.
+_NO_SPACE: Final = f"[Errno {errno.ENOSPC}]"
 
 GGUF_NAME: Final = "base.gguf"
 PLACEMENTS_NAME: Final = "placements.json"
@@ -147,6 +151,8 @@ def _run_converter(source: Path, target: Path, vendor: Path, *, outtype: str, re
         ) from None
     finally:
         shutil.rmtree(view, ignore_errors=True)
+    if done.returncode != 0 and (_NO_SPACE in done.stderr or is_full(target)):
+        raise Fault(FaultCode.EXPORT_DISK_FULL)
     if done.returncode != 0:
         lines = (
             done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or ["no output"]

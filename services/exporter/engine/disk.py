@@ -13,6 +13,7 @@ from lexicon.faults import Fault, FaultCode
 PARTIAL: Final = ".partial"
 # What must stay free beside the file itself.
 RESERVE_BYTES: Final = 64 << 20
+_FULL_BYTES: Final = 1 << 20
 
 
 def reserve_disk(folder: Path, size_bytes: int) -> None:
@@ -29,6 +30,11 @@ def reserve_disk(folder: Path, size_bytes: int) -> None:
             needed_bytes=size_bytes + RESERVE_BYTES,
             free_bytes=free_bytes,
         )
+
+
+def is_full(folder: Path) -> bool:
+    """Tells whether a disk is as good as full, after a tool has failed there without saying why."""
+    return shutil.disk_usage(folder).free < _FULL_BYTES
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class LowRank:
 
     `a` is (rank, in); `b` is (out, rank) with its rows in the order of the GGUF, as is DoRA's
     `magnitude` (out). `is_rounded_first` says that the delta itself is rounded before it is added,
-    as PEFT does where it adapts a bare parameter.
+    as PEFT does for bare parameters and embeddings.
     """
 
     a: NDArray[np.float32]

@@ -10,6 +10,8 @@ from exporter.domain.adapter import Adapter, MatrixDelta, scale_of
 from exporter.domain.experts import ExpertStack, checkpoint_name, expert_stack
 from exporter.domain.gguf_format import TensorInfo
 from exporter.domain.layout import Placement, row_order
+from exporter.engine import ggml
+from exporter.engine.kernel.kernel import rounded
 from exporter.engine.merge import Change, LowRank, Merge, MergedTensor, Replacement
 from exporter.engine.weights import GgufFile, SafetensorsFile
 from lexicon.faults import Fault, FaultCode
@@ -66,6 +68,8 @@ class _Planner:
                 yield self._matrix(delta, a, b)
             else:
                 yield from self._experts(delta, stack, a, b)
+        for target, name in self.adapter.base_copies.items():
+            self._require_copy(target, name)
         for target, name in self.adapter.replacements.items():
             placement = self._place(target)
             rows = self.weights.floats(name)
@@ -89,7 +93,7 @@ class _Planner:
             b=_ordered(b, placement),
             scale=delta.scale,
             magnitude=magnitude,
-            is_rounded_first=delta.is_parameter,
+            is_rounded_first=delta.is_parameter or delta.is_embedding,
         )
         return placement, Change(stored=placement.stored, by=by)
 
@@ -131,6 +135,21 @@ class _Planner:
                 f"The adapter has numbers that are not finite in {delta.module}.",
             )
         return a, b
+
+    def _require_copy(self, target: str, name: str) -> None:
+        """A tensor of the base that came with the adapter must be the base's own."""
+        placement = self._place(target)
+        copy = self.weights.floats(name)
+        self._require_shape(target, copy.shape, placement)
+        info = self.base.by_name[placement.tensor]
+        raw = self.base.raw(info, first_row=0, row_count=info.row_count)
+        own = ggml.decode(raw, info.type, column_count=info.column_count)
+        if not np.array_equal(rounded(_ordered(copy, placement), placement.stored), own):
+            raise Fault(
+                FaultCode.EXPORT_WRONG_BASE,
+                f"The adapter was trained on another {target} than the base has.",
+                tensor=target,
+            )
 
     def _place(self, target: str) -> Placement:
         placement = self.placements.get(checkpoint_name(target, self.placements))

@@ -64,7 +64,12 @@ def test_an_adapted_embedding_is_merged(both: Callable[..., Any]) -> None:
 
 
 def test_some_layers_only(both: Callable[..., Any]) -> None:
-    ours, theirs = both(layers_to_transform=[1, 3], alpha_pattern={"o_proj": 3}, r=5)
+    ours, theirs = both(
+        target_modules=["o_proj", "gate_proj"],
+        layers_to_transform=[1, 3],
+        alpha_pattern={"o_proj": 3},
+        r=5,
+    )
     assert _differing(ours, theirs) == []
 
 
