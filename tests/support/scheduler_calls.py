@@ -5,6 +5,7 @@ from typing import Any
 
 from tests.support.scheduling import Stubs
 from tunesmith.api.event.v1 import event_service_pb2
+from tunesmith.api.fault.v1 import fault_pb2
 from tunesmith.api.run.v1 import run_pb2, run_service_pb2, spec_pb2
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2
 
@@ -32,11 +33,13 @@ async def submitted(stubs: Stubs, *, request_id: str | None = None, **fields: An
     return run
 
 
-async def registered(stubs: Stubs, node: str, kind: Any, *, incarnation: str = "i1") -> None:
+async def registered(
+    stubs: Stubs, node: str, kind: Any, *, incarnation: str = "i1", tier: str = "cpu"
+) -> None:
     await stubs.work.RegisterNode(
         work_service_pb2.RegisterNodeRequest(
             incarnation=incarnation,
-            node=work_pb2.Node(name=node, kind=kind, tier="cpu", memory_bytes=1, version="1"),
+            node=work_pb2.Node(name=node, kind=kind, tier=tier, memory_bytes=1, version="1"),
         )
     )
 
@@ -65,6 +68,14 @@ async def complete(stubs: Stubs, lease: work_pb2.Lease, *outputs: Any, **fields:
     await stubs.work.CompleteTask(
         work_service_pb2.CompleteTaskRequest(
             lease_id=lease.lease_id, fencing_epoch=lease.fencing_epoch, outputs=outputs, **fields
+        )
+    )
+
+
+async def fail(stubs: Stubs, lease: work_pb2.Lease, fault: fault_pb2.Fault) -> None:
+    await stubs.work.FailTask(
+        work_service_pb2.FailTaskRequest(
+            lease_id=lease.lease_id, fencing_epoch=lease.fencing_epoch, fault=fault
         )
     )
 

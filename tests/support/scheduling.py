@@ -45,6 +45,7 @@ class FakeValidator(validation_service_pb2_grpc.ValidationServiceServicer):
     verified: bool = True
     gguf: bool = True
     plan: str = "local"
+    newest_version: int = 1
     calls: int = 0
 
     async def ValidateRun(self, request: Any, _context: Any) -> Any:
@@ -68,10 +69,15 @@ class FakeValidator(validation_service_pb2_grpc.ValidationServiceServicer):
         snapshot.lora.CopyFrom(request.spec.lora)
         snapshot.timeout.FromSeconds(3600)
         for name in request.spec.datasets:
-            version = name if "/versions/" in name else f"{name}/versions/1"
+            number = self.newest_version
+            version = name if "/versions/" in name else f"{name}/versions/{number}"
             snapshot.dataset_versions.append(version)
             response.datasets.add(
-                name=version, version=1, uri="object://datasets/d1", sha256="1" * 64, size_bytes=9
+                name=version,
+                version=number,
+                uri="object://datasets/d1",
+                sha256="1" * 64,
+                size_bytes=9,
             )
         snapshot.fingerprint = hashlib.sha256(
             request.spec.SerializeToString(deterministic=True)

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 
 from corpus.chat import fallback_warning
-from lexicon.faults import Fault, FaultCode
+from lexicon.faults import TABLE, Fault, FaultCode
 from modelspec.artifact import SUPER_BLOCK, coarse_rows
 from modelspec.lora import resolve_targets
 from modelspec.shape import ModelShape
 from validator.domain.case import Case
+from validator.domain.facts import ModelFacts
 from validator.domain.finding import Finding, Outcome, amber, info, outcome, red
 
 FIELD = "base_model"
@@ -48,12 +49,7 @@ def check_vouching(case: Case) -> Outcome:
             model=model.model_id,
         )
         return outcome("", [red(fault, "attestations.refund_waived")])
-    fault = Fault(
-        FaultCode.MODEL_UNVERIFIED,
-        f"Model {model.model_id} is not verified: a run on it is not refunded when it fails.",
-        model=model.model_id,
-    )
-    return outcome("", [amber(fault, FIELD)])
+    return outcome("", [amber(_unverified(model, case), FIELD)])
 
 
 def check_architecture(case: Case) -> Outcome:
@@ -141,6 +137,26 @@ def check_convertibility(case: Case) -> Outcome:
             "in a larger type"
         )
     return outcome(f"{shape.architecture.name} can be converted")
+
+
+def _unverified(model: ModelFacts, case: Case) -> Fault:
+    """Why nobody vouches for a model: its architecture (000-22), or that nobody has tried it."""
+    name = "" if isinstance(model.shape, Fault) else model.shape.architecture.name
+    proven = {row.architecture for row in case.catalog.models.values() if row.verified}
+    message = f"Model {model.model_id} is not verified: a run on it is not refunded when it fails."
+    if not name or name in proven:
+        return Fault(FaultCode.MODEL_UNVERIFIED, message, model=model.model_id, reason="model")
+    near = ", ".join(case.catalog.siblings(family=model.family, parameter_count=0))
+    return Fault(
+        FaultCode.MODEL_UNVERIFIED,
+        f"{message} No verified model has its architecture, {name}: kernels and converter were "
+        "never proven on it.",
+        remedy=f"{TABLE[FaultCode.MODEL_UNVERIFIED].remedy} For example {near}.",
+        model=model.model_id,
+        reason="architecture",
+        architecture=name,
+        siblings=near,
+    )
 
 
 def _with_siblings(fault: Fault, case: Case) -> Fault:

@@ -9,6 +9,7 @@ from tests.support.scheduler_calls import (
     NODE,
     an_output,
     complete,
+    fail,
     heartbeat,
     leased,
     registered,
@@ -94,6 +95,62 @@ async def test_a_run_goes_from_submission_to_completed(
             run_pb2.RUN_STATE_TRAINING,
             run_pb2.RUN_STATE_COMPLETED,
         ]
+
+
+async def test_a_run_waits_in_the_queue_until_a_node_of_its_tier_is_free(
+    scheduler: SchedulerProcess,
+) -> None:
+    """001-23: no node, or none of the tier, or none that is idle: Queued; then it proceeds."""
+    async with (
+        calling(scheduler.address) as user,
+        calling(scheduler.address, Role.NODE, subject="nodes/*") as node,
+    ):
+        first, second = await submitted(user), await submitted(user)
+        await registered(node, "nodes/other", work_pb2.TASK_KIND_TRAIN, tier="t4")
+        assert not (await leased(node, "nodes/other", wait_millis=300)).run
+
+        async def states() -> list[int]:
+            names = [run_service_pb2.GetRunRequest(name=run.name) for run in (first, second)]
+            return [(await user.runs.GetRun(name)).run.state for name in names]
+
+        assert await states() == [run_pb2.RUN_STATE_QUEUED, run_pb2.RUN_STATE_QUEUED]
+        await registered(node, NODE, work_pb2.TASK_KIND_TRAIN)
+        lease = await leased(node)
+        assert lease.run == first.name
+        assert await states() == [run_pb2.RUN_STATE_WAITING_FOR_GPU, run_pb2.RUN_STATE_QUEUED]
+        await user.runs.CancelRun(
+            run_service_pb2.CancelRunRequest(request_id="free the node", name=first.name)
+        )
+        assert (await leased(node)).run == second.name
+        assert await states() == [run_pb2.RUN_STATE_CANCELLED, run_pb2.RUN_STATE_WAITING_FOR_GPU]
+
+
+@pytest.mark.parametrize("verified", [True, False])
+async def test_a_failed_run_explains_itself_and_is_refunded_when_it_was_vouched_for(
+    scheduler: SchedulerProcess, fakes: Neighbours, verified: bool
+) -> None:
+    """001-06: Failed; what went wrong, where, and what to do; refundable for verified models."""
+    fakes.validator.verified = verified
+    async with (
+        calling(scheduler.address) as user,
+        calling(scheduler.address, Role.NODE, subject=NODE) as trainer,
+    ):
+        run = await submitted(user)
+        await registered(trainer, NODE, work_pb2.TASK_KIND_TRAIN)
+        lease = await leased(trainer)
+        await heartbeat(trainer, lease, started())
+        await fail(
+            trainer, lease, fault_pb2.Fault(code="RUNTIME_GPU_OOM", message="CUDA out of memory.")
+        )
+        ended = (await user.runs.GetRun(run_service_pb2.GetRunRequest(name=run.name))).run
+        assert ended.state == run_pb2.RUN_STATE_FAILED
+        assert ended.fault.code == "RUNTIME_GPU_OOM"
+        assert ended.fault.message == "CUDA out of memory."
+        assert ended.fault.remedy
+        assert ended.fault.stage == fault_pb2.STAGE_TRAINING
+        assert ended.fault.node == NODE
+        last = (await watched(user, run.name))[-1]
+        assert last.ended.refundable is verified
 
 
 async def test_a_red_finding_creates_nothing(

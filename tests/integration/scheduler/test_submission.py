@@ -9,10 +9,18 @@ import pytest
 from chassis.identity import Role
 from lexicon.faults import Fault, FaultCode
 from tests.support.nats import NatsServer
-from tests.support.scheduler_calls import NODE, a_spec, leased, registered, submitted, watched
+from tests.support.scheduler_calls import (
+    NODE,
+    a_spec,
+    fail,
+    leased,
+    registered,
+    submitted,
+    watched,
+)
 from tests.support.scheduling import Neighbours, SchedulerProcess, calling, scheduler_process
 from tunesmith.api.event.v1 import event_service_pb2
-from tunesmith.api.fault.v1 import fault_service_pb2
+from tunesmith.api.fault.v1 import fault_pb2, fault_service_pb2
 from tunesmith.api.run.v1 import run_pb2, run_service_pb2
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2
 
@@ -176,6 +184,35 @@ async def test_rerun_duplicate_and_compare(scheduler: SchedulerProcess) -> None:
                 run_service_pb2.DuplicateRunRequest(name=run.name, changes={"training.x": "1"})
             )
         assert caught.value.code is FaultCode.INPUT_FIELD_INVALID
+
+
+async def test_a_rerun_takes_the_corrected_dataset_and_both_versions_are_recorded(
+    scheduler: SchedulerProcess, fakes: Neighbours
+) -> None:
+    """000-39: Rerun of a failed run picks up the newest version; no duplicate is needed."""
+    async with (
+        calling(scheduler.address) as user,
+        calling(scheduler.address, Role.NODE, subject=NODE) as trainer,
+    ):
+        run = await submitted(user)
+        await registered(trainer, NODE, work_pb2.TASK_KIND_TRAIN)
+        lease = await leased(trainer)
+        await fail(trainer, lease, fault_pb2.Fault(code="DATASET_ROW_INVALID", message="Row 7."))
+        fakes.validator.newest_version = 2
+        again = await user.runs.RerunRun(
+            run_service_pb2.RerunRunRequest(request_id="corrected", name=run.name)
+        )
+        assert again.run.source_run == run.name
+        assert (await leased(trainer)).train.datasets[0].name.endswith("/versions/2")
+        kept = (await user.runs.GetRun(run_service_pb2.GetRunRequest(name=run.name))).run
+        assert kept.state == run_pb2.RUN_STATE_FAILED
+        dataset = "projects/acme/datasets/habit"
+        versions = [*kept.snapshot.dataset_versions, *again.run.snapshot.dataset_versions]
+        assert versions == [f"{dataset}/versions/1", f"{dataset}/versions/2"]
+        compared = await user.runs.CompareRuns(
+            run_service_pb2.CompareRunsRequest(name=run.name, other_name=again.run.name)
+        )
+        assert [each.field for each in compared.differences] == ["datasets"]
 
 
 async def test_a_deleted_run_is_gone_and_its_events_stay(scheduler: SchedulerProcess) -> None:

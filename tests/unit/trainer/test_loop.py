@@ -12,7 +12,7 @@ from torch.nn import functional
 from lexicon.faults import Fault, FaultCode
 from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
 from trainer.domain.healing import Ladder
-from trainer.domain.plan import TrainPlan
+from trainer.domain.plan import Precision, TrainPlan, total_steps
 from trainer.domain.schedule import learning_rate
 from trainer.training import checkpoint, loop, rails
 from trainer.training.adapter import require_changed
@@ -113,6 +113,57 @@ def test_training_lowers_the_loss_and_changes_the_adapter(changes: dict[str, Any
     losses = take(state, plan, STEPS)
     assert losses[-1] < losses[0]
     require_changed(state.model)
+
+
+def test_gradient_checkpointing_changes_the_memory_and_not_the_curve() -> None:
+    """001-27: gradient checkpointing is what the plan says."""
+    curves = []
+    for is_on in (False, True):
+        plan = a_plan(gradient_checkpointing=is_on)
+        state = begin(plan)
+        assert bool(getattr(state.model, "is_gradient_checkpointing", False)) is is_on
+        curves.append(take(state, plan, 3))
+    assert curves[0] == pytest.approx(curves[1], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "weights_", "autocast"),
+    [
+        (Precision.BF16, "cpu", torch.bfloat16, torch.bfloat16),
+        (Precision.FP16, "cuda", torch.float16, torch.float16),
+        (Precision.FP32, "cuda", torch.float32, None),
+    ],
+)
+def test_mixed_precision_is_what_the_plan_says(
+    precision: Precision, device: str, weights_: torch.dtype, autocast: torch.dtype | None
+) -> None:
+    """001-27: mixed precision."""
+    found = rails.arithmetic_for(precision, torch.device(device), width=4096)
+    assert (found.weights, found.autocast) == (weights_, autocast)
+
+
+def test_a_mixed_precision_step_keeps_the_adapter_whole_and_learns() -> None:
+    """001-27: the forward pass is in bf16, the adapter and its update are in fp32."""
+    plan = a_plan(precision=Precision.BF16)
+    bf16 = rails.arithmetic_for(plan.precision, CPU, width=4096)
+    model = rails.attach(a_tiny_model().to(bf16.weights), plan)
+    model.train()
+    state = loop.begin(model, plan)
+    assert {p.dtype for p in state.trainable.values()} == {torch.float32}
+    losses = [
+        loop.take_step(state, ROWS, plan, bf16, steps=STEPS, healed=lambda _: None).loss
+        for _ in range(STEPS)
+    ]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(("epochs", "max_steps", "steps"), [(2, 0, 6), (1, 0, 3), (9, 4, 4)])
+def test_a_run_takes_the_configured_steps_or_epochs(
+    epochs: int, max_steps: int, steps: int
+) -> None:
+    """001-27: 20 rows in batches of 8 are 3 steps an epoch; a step budget wins."""
+    plan = a_plan(epochs=epochs, max_steps=max_steps)
+    assert total_steps(plan, row_count=len(ROWS)) == steps
 
 
 def test_untrained_adapter_is_refused() -> None:

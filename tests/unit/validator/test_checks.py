@@ -312,6 +312,23 @@ def test_with_the_waiver_it_is_amber_and_not_refundable(where: str) -> None:
     assert not answer.quote.refundable
 
 
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [("LlamaForCausalLM", "model"), ("GraniteForCausalLM", "architecture")],
+)
+def test_amber_says_whether_the_model_or_its_architecture_is_unproven(
+    architecture: str, reason: str
+) -> None:
+    """000-22: a kind of model that no verified one shares is the reason, and siblings are named."""
+    shape_ = ModelShape.from_config(config(architecture))
+    answer = examined(model=a_model(verified=False, refund_waived=True, shape=shape_))
+    (finding,) = answer.findings
+    assert finding.severity is Severity.AMBER
+    assert finding.fault.metadata["reason"] == reason
+    assert (architecture in finding.fault.message) is (reason == "architecture")
+    assert ("tunesmith/anvil-3m" in finding.fault.remedy) is (reason == "architecture")
+
+
 def test_an_unsupported_architecture_is_named_with_siblings() -> None:
     """000-21, 000-23"""
     with pytest.raises(Fault) as caught:

@@ -134,6 +134,19 @@ def test_safe_defaults_are_those_that_most_likely_succeed() -> None:
     assert filled.preset is Preset.SAFE
 
 
+@pytest.mark.parametrize("tier", sorted(CATALOG.tiers))
+def test_an_empty_config_takes_the_choice_that_succeeds_on_every_tier(tier: str) -> None:
+    """003-07: what heals and falls back is on; what is fast and fails on some card is off."""
+    gpu = CATALOG.tiers[tier].is_gpu
+    filled = fill_training(a_training(), tier=CATALOG.tiers[tier], shape=shape())
+    assert filled.preset is Preset.SAFE
+    assert (filled.torch_compile, filled.optimizer) == (False, Optimizer.ADAMW_TORCH)
+    assert (filled.oom_recovery, filled.unsloth_fallback) == (True, True)
+    assert filled.gradient_checkpointing is gpu
+    spec = a_spec(gpu_tier=tier, training=a_training())
+    assert not examined(spec, plan=CATALOG.plans["local"]).findings
+
+
 def test_the_fast_preset_compiles_only_where_that_is_proven() -> None:
     """003-08, 003-11"""
     fast = a_training(preset=Preset.FAST)
