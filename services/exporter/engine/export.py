@@ -94,6 +94,7 @@ def export(engine: Engine, job: Export, on_progress: OnProgress) -> Exported:
             *templates.fitting_space_prefix(gguf.header, trained, target.parent),
             string_value("general.name", _title(job)),
         ]
+        proof.require_change(tensors)
         plan = writer.plan_file(gguf.header, mix, metadata)
         model_path = target.parent / "model.gguf"
         with clock.step("merge"):
@@ -130,8 +131,7 @@ class _Evidence:
     """What the proof found."""
 
     figures: Figures | None
-    row_errors: Mapping[str, float]
-    types: Mapping[str, TensorType]
+    row_errors: Mapping[TensorType, float]
     template: templates.TemplateEvidence
     ends_by_itself: bool | None
 
@@ -184,12 +184,9 @@ def _prove(
     with LlamaModel(path, thread_count=engine.thread_count) as model:
         template = templates.prove_template(path, trained, segments, model)
         ends_by_itself = templates.prove_end(model, segments)
-    with GgufFile(path) as file:
-        types = {info.name: info.type for info in file.header.tensors}
     return _Evidence(
         figures=figures,
         row_errors=row_errors,
-        types=types,
         template=template,
         ends_by_itself=ends_by_itself,
     )
@@ -225,10 +222,6 @@ def _report(
     path: Path,
 ) -> dict[str, Any]:
     """The content of export_proof.json."""
-    worst: dict[str, float] = {}
-    for name, error in evidence.row_errors.items():
-        kind = evidence.types[name].name
-        worst[kind] = round(max(worst.get(kind, 0.0), error), 6)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     figures = evidence.figures
@@ -242,7 +235,9 @@ def _report(
         "merged_matrices": len(adapter.deltas) + len(adapter.replacements),
         "proven": figures is not None,
         "behaviour": None if figures is None else _behaviour(figures),
-        "largest_relative_row_error_by_type": worst,
+        "relative_error_by_type": {
+            kind.name: round(error, 6) for kind, error in sorted(evidence.row_errors.items())
+        },
         "texts_with_equal_tokens": evidence.template.texts_equal,
         "texts_with_other_tokens": evidence.template.texts_different,
         "modelfile_template": facts.template is not None,

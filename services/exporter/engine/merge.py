@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from exporter.domain.gguf_format import TensorInfo
 from exporter.domain.quantization import TensorType
 from exporter.engine import ggml
-from exporter.engine.kernel.kernel import rounded
+from exporter.engine.kernel.kernel import product, rounded
 from exporter.engine.weights import GgufFile
 from lexicon.faults import Fault, FaultCode
 
@@ -105,6 +105,12 @@ class MergedTensor:
             )
         return values
 
+    def differs(self, *, first: int, count: int) -> bool:
+        """Tells whether the changes move any number of these rows."""
+        stored = self.base.raw(self.info, first_row=first, row_count=count)
+        base = ggml.decode(stored, self.info.type, column_count=self.info.column_count)
+        return self.is_touched and not np.array_equal(base, self.rows(first=first, count=count))
+
     def _changed(
         self, stored: NDArray[np.uint8], change: Change, start: int, end: int
     ) -> NDArray[np.float32]:
@@ -118,7 +124,7 @@ class MergedTensor:
             return self.merge(stored, change.stored, a=by.a, b=b, scale=by.scale)
         base = ggml.decode(stored, self.info.type, column_count=self.info.column_count)
         with np.errstate(over="ignore", invalid="ignore"):
-            delta = (b @ by.a) * np.float32(by.scale)
+            delta = product(b, by.a) * np.float32(by.scale)
             if by.is_rounded_first:
                 delta = rounded(delta, change.stored)
             merged = base + delta

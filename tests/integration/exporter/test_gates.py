@@ -83,6 +83,16 @@ def test_a_merge_without_effect_is_refused(engine: Engine, adapter: Path, tmp_pa
     assert code_of(engine, adapter, tmp_path) is FaultCode.EXPORT_NOOP_MERGE
 
 
+def test_a_merge_that_rounding_swallows_is_refused(
+    engine: Engine, adapter: Path, tmp_path: Path
+) -> None:
+    """A delta so small that no number of the base moves, whatever behaviour could show."""
+    weights = load_file(adapter / "adapter_model.safetensors")
+    small = {name: tensor * 1e-12 for name, tensor in weights.items()}
+    save_file(small, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    assert code_of(engine, adapter, tmp_path, mix="Q2_K") is FaultCode.EXPORT_NOOP_MERGE
+
+
 def test_a_merge_into_another_base_is_refused(
     engine: Engine, adapter: Path, tmp_path: Path
 ) -> None:

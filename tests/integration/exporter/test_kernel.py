@@ -83,3 +83,21 @@ def test_a_number_that_is_not_finite_is_refused(kernel: Kernel, kind: TensorType
     b = np.full((4, 1), np.float32(1e30))
     with pytest.raises(Fault, match="finite"):
         kernel.merge(base, kind, a=a, b=b, scale=1.0)
+
+
+@pytest.mark.parametrize("kind", [TensorType.BF16, TensorType.F32, TensorType.F16])
+@pytest.mark.parametrize("rank", [1, 7, 64, 256])
+@pytest.mark.parametrize("columns", [768, 1000])
+def test_a_row_is_merged_alike_alone_and_among_others(
+    kernel: Kernel, kind: TensorType, rank: int, columns: int
+) -> None:
+    """Rows are written in blocks and read back one by one; both must be the same numbers."""
+    rng = np.random.default_rng(rank)
+    base = ggml.encode(rng.standard_normal((300, columns), np.float32), kind)
+    a = rng.standard_normal((rank, columns), np.float32)
+    b = rng.standard_normal((300, rank), np.float32)
+    for merge in (kernel.merge, merge_slowly):
+        whole = merge(base, kind, a=a, b=b, scale=0.7)
+        for first, count in ((0, 1), (3, 2), (17, 5), (299, 1)):
+            part = slice(first, first + count)
+            assert np.array_equal(merge(base[part], kind, a=a, b=b[part], scale=0.7), whole[part])
