@@ -107,6 +107,8 @@ def doctor(state: StateOption = None, *, as_json: JsonOption = False) -> None:
             mark = "[green]✓[/green]" if finding.ok else "[red]✗[/red]"
             table.add_row(mark, finding.name, escape(finding.sentence), escape(finding.next_step))
         out.print(table)
+        if all(finding.ok for finding in findings):
+            out.print("Whether all of it works together, one short run says: tunesmith smoke")
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 

@@ -51,14 +51,18 @@ def status_code(fault: Fault) -> grpc.StatusCode:
     return grpc.StatusCode[fault.row.grpc_status]
 
 
-def to_status(fault: Fault) -> status_pb2.Status:
+def to_status(fault: Fault, *, code: grpc.StatusCode | None = None) -> status_pb2.Status:
     """The fault as `google.rpc.Status`.
 
     Its details are an ErrorInfo (reason = code, domain `tunesmith`), the contract's own Fault, and
     the remedy as a LocalizedMessage for clients that know neither. Secrets are taken out.
+
+    Args:
+        code: status of the call where it is already decided; default that of the table.
     """
     proto = _to_proto(fault, _IN_METADATA)
-    status = status_pb2.Status(code=status_code(fault).value[0], message=proto.message)
+    number = (code or status_code(fault)).value[0]
+    status = status_pb2.Status(code=number, message=proto.message)
     info = error_details_pb2.ErrorInfo(
         reason=proto.code, domain=DOMAIN, metadata=dict(proto.metadata)
     )

@@ -8,6 +8,7 @@ class FaultCode(StrEnum):
 
     # Who calls, and what for.
     ACCESS_DENIED = "ACCESS_DENIED"
+    ACCESS_HOST_UNKNOWN = "ACCESS_HOST_UNKNOWN"
     ACCESS_PROJECT_FORBIDDEN = "ACCESS_PROJECT_FORBIDDEN"
     ACCESS_TOKEN_INVALID = "ACCESS_TOKEN_INVALID"  # noqa: S105 - a name, not a secret
     ACCESS_TOKEN_MISSING = "ACCESS_TOKEN_MISSING"  # noqa: S105 - a name, not a secret

@@ -22,6 +22,12 @@ ROWS: Mapping[FaultCode, FaultRow] = {
         remedy="Use a token of the right role: a project token for runs and data, an operator "
         "token for credits, plans and operators' reports.",
     ),
+    FaultCode.ACCESS_HOST_UNKNOWN: _refused(
+        grpc_status="PERMISSION_DENIED",
+        meaning="The request names a host that this platform is not.",
+        remedy="Use the address that the platform gave; operators name further hosts in "
+        "TUNESMITH_HTTP_HOSTS.",
+    ),
     FaultCode.ACCESS_PROJECT_FORBIDDEN: _refused(
         grpc_status="PERMISSION_DENIED",
         meaning="The name belongs to another project than the token.",

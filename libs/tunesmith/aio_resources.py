@@ -274,6 +274,13 @@ class AsyncArtifacts:
             artifacts.pull_artifacts(self._project, run, Path(folder), kinds=kinds, on_file=on_file)
         )
 
+    async def delete(self, artifact: str, *, request_id: str = "") -> None:
+        """Delete a hub entry with its files."""
+        request_id = request_id or new_request_id()
+        await self._client.run(
+            artifacts.delete_artifact(self._project, artifact, request_id=request_id)
+        )
+
 
 class AsyncBilling:
     """Money of the project."""

@@ -169,6 +169,10 @@ def _bare_code(status: grpc.StatusCode) -> str:
             return FaultCode.ACCESS_TOKEN_INVALID.value
         case grpc.StatusCode.PERMISSION_DENIED:
             return FaultCode.ACCESS_DENIED.value
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return FaultCode.INPUT_MESSAGE_TOO_LARGE.value
+        case grpc.StatusCode.UNIMPLEMENTED:
+            return FaultCode.INPUT_METHOD_UNKNOWN.value
         case _:
             return FaultCode.INTERNAL_UNEXPECTED.value
 

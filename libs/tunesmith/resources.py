@@ -265,6 +265,11 @@ class Artifacts:
             artifacts.pull_artifacts(self._project, run, Path(folder), kinds=kinds, on_file=on_file)
         )
 
+    def delete(self, artifact: str, *, request_id: str = "") -> None:
+        """Delete a hub entry with its files."""
+        request_id = request_id or new_request_id()
+        self._client.run(artifacts.delete_artifact(self._project, artifact, request_id=request_id))
+
 
 class Billing:
     """Money of the project."""

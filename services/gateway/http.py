@@ -4,11 +4,12 @@ A signed URL is the whole credential, so URLs are never logged, and a refusal sa
 code.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
 from urllib.parse import quote
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -38,6 +39,7 @@ STATUS_BY_CODE = {
     FaultCode.STORAGE_SIZE_MISMATCH: 413,
     FaultCode.STORAGE_FULL: 507,
     FaultCode.DEP_SERVICE_UNAVAILABLE: 503,
+    FaultCode.ACCESS_HOST_UNKNOWN: 421,
 }
 
 log = telemetry.logger(__name__)
@@ -63,7 +65,7 @@ def application(
         Route("/objects/{key:path}", objects.get, methods=["GET"]),
         Route("/objects/{key:path}", objects.put, methods=["PUT"]),
     ]
-    handlers = {Fault: _refused, Exception: _unexpected}
+    handlers = {Fault: _refused, HTTPException: _unknown, Exception: _unexpected}
     app = Starlette(routes=routes, exception_handlers=handlers)
     return _Guard(app, hosts=hosts)
 
@@ -89,8 +91,14 @@ class _Objects:
         try:
             part = part_of(wanted, size_bytes=info.size_bytes)
         except ValueError:
-            return Response(
-                status_code=416, headers={"content-range": f"bytes */{info.size_bytes}"}
+            return _answer(
+                Fault(
+                    FaultCode.INPUT_FIELD_INVALID,
+                    f"The range is not within the {info.size_bytes} bytes of the file.",
+                    field="range",
+                ),
+                status=416,
+                headers={"content-range": f"bytes */{info.size_bytes}"},
             )
         whole = Part(start=0, end=info.size_bytes)
         span = part or whole
@@ -146,7 +154,7 @@ class _Guard:
                 ]
             await send(message)
 
-        app = self._app if self._is_ours(scope) else PlainTextResponse("unknown host", 421)
+        app = self._app if self._is_ours(scope) else _answer(Fault(FaultCode.ACCESS_HOST_UNKNOWN))
         await app(scope, receive, guarded)
 
     def _is_ours(self, scope: Scope) -> bool:
@@ -196,15 +204,30 @@ async def _refused(_request: Request, error: Exception) -> Response:
     return _answer(error)
 
 
+async def _unknown(_request: Request, error: Exception) -> Response:
+    """What the routes refuse: a path that is none, or a method that a path does not have."""
+    assert isinstance(error, HTTPException)
+    fault = Fault(
+        FaultCode.INPUT_METHOD_UNKNOWN,
+        "There is no such path, or it does not answer this method.",
+        remedy="Signed URLs take GET, HEAD or PUT, the one that they were signed for; all else is "
+        "gRPC.",
+    )
+    return _answer(fault, status=error.status_code, headers=error.headers)
+
+
 async def _unexpected(_request: Request, error: Exception) -> Response:
     log.error("request failed", error_type=type(error).__name__, exc_info=error)
     return _answer(Fault(FaultCode.INTERNAL_UNEXPECTED))
 
 
-def _answer(fault: Fault) -> Response:
+def _answer(
+    fault: Fault, *, status: int | None = None, headers: Mapping[str, str] | None = None
+) -> Response:
+    """The one shape of a refusal; `status` where the table by code does not say it."""
     document = {"code": fault.code.value, "message": fault.message, "remedy": fault.remedy}
     return JSONResponse(
         {"error": document},
-        status_code=STATUS_BY_CODE.get(fault.code, 500),
-        headers={CODE_HEADER: fault.code.value},
+        status_code=status or STATUS_BY_CODE.get(fault.code, 500),
+        headers={**(headers or {}), CODE_HEADER: fault.code.value},
     )

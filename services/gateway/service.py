@@ -11,7 +11,7 @@ import grpc
 from grpc import aio
 
 from chassis import identity, telemetry
-from chassis.errors import DETAILS_KEY
+from chassis.errors import DETAILS_KEY, fault_from_rpc, to_status
 from gateway import wire
 from gateway.domain.routes import Route, Upstream
 from lexicon.faults import TABLE, Fault, FaultCode
@@ -22,6 +22,8 @@ UNARY_SECONDS = 120.0
 STREAM_SECONDS = 24 * 3600.0
 FAULTS_PAGE_SIZE = 100
 PAGE_SIZE_MAX = 1000
+
+log = telemetry.logger(__name__)
 
 
 class Forwarder(grpc.GenericRpcHandler):
@@ -125,14 +127,18 @@ async def _refuse(
     """Hand on what the service answered, its `google.rpc.Status` untouched.
 
     An answer without one comes from the transport; its text names addresses that are nobody's
-    business, so a fault of our own stands in for it.
+    business, so a fault of our own stands in for it, with the status that the call has.
     """
     trailing = error.trailing_metadata() or ()
     details = [(key, value) for key, value in trailing if key == DETAILS_KEY]
-    if not details and error.code() is grpc.StatusCode.UNAVAILABLE:
-        raise Fault(FaultCode.DEP_SERVICE_UNAVAILABLE, service=route.upstream.value) from None
-    text = (error.details() or "") if details else error.code().name
-    await context.abort(error.code(), text, tuple(details))
+    if details:
+        await context.abort(error.code(), error.details() or "", tuple(details))
+    fault = fault_from_rpc(error)
+    fault.metadata["service"] = route.upstream.value
+    if fault.code is FaultCode.DEP_SERVICE_UNAVAILABLE:
+        log.warning("service does not answer", service=route.upstream, status=error.code().name)
+    status = to_status(fault, code=error.code())
+    await context.abort(error.code(), status.message, ((DETAILS_KEY, status.SerializeToString()),))
 
 
 def _remaining(context: aio.ServicerContext[bytes, bytes], *, longest: float) -> float:

@@ -46,6 +46,8 @@ class Script:
         download_cuts: so many downloads end in the middle.
         upload_refusal: HTTP status and code with which every upload is refused.
         ends_as: state in which the run ends.
+        is_stuck: the run stays in the queue until it is cancelled.
+        node_state: of the only trainer.
     """
 
     unavailable_count: int = 0
@@ -55,6 +57,8 @@ class Script:
     download_cuts: int = 0
     upload_refusal: tuple[int, str] | None = None
     ends_as: run_pb2.RunState = run_pb2.RUN_STATE_COMPLETED
+    is_stuck: bool = False
+    node_state: work_pb2.NodeState = work_pb2.NODE_STATE_READY
     request_ids: list[str] = field(default_factory=list)
     submitted: dict[str, run_service_pb2.SubmitRunRequest] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
@@ -158,6 +162,9 @@ class _Runs(run_service_pb2_grpc.RunServiceServicer):
         )
         run.metrics.step, run.metrics.total_steps, run.metrics.loss = 3, 3, 1.0
         run.spec.base_model = "tunesmith/anvil-3m"
+        if self.script.is_stuck:
+            run.state, run.stage = run_pb2.RUN_STATE_QUEUED, fault_pb2.STAGE_QUEUED
+            run.ClearField("end_time")
         if self.script.ends_as == run_pb2.RUN_STATE_FAILED:
             run.fault.CopyFrom(
                 fault_pb2.Fault(
@@ -317,8 +324,16 @@ class _Billing(billing_service_pb2_grpc.BillingServiceServicer):
 
 
 class _Nodes(work_service_pb2_grpc.NodeServiceServicer):
+    def __init__(self, script: Script) -> None:
+        self.script = script
+
     async def ListNodes(self, request: Any, context: Any) -> Any:
-        node = work_pb2.Node(name="nodes/trainer-1", tier="cpu", state=work_pb2.NODE_STATE_READY)
+        node = work_pb2.Node(
+            name="nodes/trainer-1",
+            kind=work_pb2.TASK_KIND_TRAIN,
+            tier="cpu",
+            state=self.script.node_state,
+        )
         return work_service_pb2.ListNodesResponse(nodes=[node])
 
 
@@ -396,7 +411,7 @@ async def _serve(script: Script, http_url: str) -> tuple[aio.Server, int]:
     dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server(datasets, server)
     artifact_service_pb2_grpc.add_ArtifactServiceServicer_to_server(artifacts, server)
     billing_service_pb2_grpc.add_BillingServiceServicer_to_server(billing, server)
-    work_service_pb2_grpc.add_NodeServiceServicer_to_server(_Nodes(), server)
+    work_service_pb2_grpc.add_NodeServiceServicer_to_server(_Nodes(script), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     return server, port

@@ -14,7 +14,7 @@ from rich.prompt import Prompt
 from lexicon.faults import TABLE, FaultCode, FaultRow
 from tunesmith.api.artifact.v1 import artifact_pb2
 from tunesmith.api.work.v1 import work_pb2
-from tunesmith.cli import billing, datasets, output, runs
+from tunesmith.cli import billing, datasets, output, runs, smoke
 from tunesmith.cli.progress import bars
 from tunesmith.cli.session import Edge, Json, Yes, confirm, connected, is_interactive, settings
 from tunesmith.client import Client
@@ -189,6 +189,7 @@ def list_faults(json_: Json = False) -> None:
     output.console().print(table)
 
 
+app.command()(smoke.smoke)
 app.add_typer(runs.app, name="run")
 app.add_typer(datasets.app, name="dataset")
 app.add_typer(billing.app, name="billing")

@@ -67,6 +67,15 @@ def pull_artifacts(
     return paths
 
 
+def delete_artifact(project: str, artifact: str, *, request_id: str) -> Operation[None]:
+    """Delete a hub entry."""
+    request = artifact_service_pb2.DeleteArtifactRequest(
+        request_id=request_id, name=full_name(project, "artifacts", artifact)
+    )
+    response = artifact_service_pb2.DeleteArtifactResponse
+    yield from call(ARTIFACT_SERVICE, "DeleteArtifact", request, response)
+
+
 def _artifact_of(project: str, run: str) -> Operation[artifact_pb2.Artifact]:
     if "/artifacts/" in run:
         request = artifact_service_pb2.GetArtifactRequest(name=run)

@@ -8,10 +8,11 @@ from typing import Any
 
 import grpc
 import pytest
+from google.rpc import status_pb2
 from grpc import aio
 
 from chassis import identity, server
-from chassis.errors import to_status
+from chassis.errors import fault_from_rpc, to_status
 from gateway import wire
 from gateway.domain.routes import FORWARDED, OWN, Upstream, table
 from gateway.service import FaultService, Forwarder
@@ -40,6 +41,8 @@ class Runs(run_service_pb2_grpc.RunServiceServicer):
             status = to_status(Fault(FaultCode.RUN_NOT_FOUND, "There is no run missing.", run="x"))
             details = (("grpc-status-details-bin", status.SerializeToString()),)
             await context.abort(grpc.StatusCode.NOT_FOUND, status.message, details)
+        if request.name.endswith("/huge"):
+            return run_service_pb2.GetRunResponse(run=run_pb2.Run(display_name="x" * (5 << 20)))
         if request.name.endswith("/slow"):
             try:
                 await asyncio.sleep(30)
@@ -199,6 +202,25 @@ async def test_who_leaves_a_stream_or_a_call_leaves_nothing_behind() -> None:
         await asyncio.wait_for(stack.runs.was_cancelled.wait(), timeout=5)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["projects/p/runs/huge", "projects/p/runs/" + "x" * (5 << 20)],
+    ids=["answer", "request"],
+)
+async def test_what_is_too_large_has_its_code(name: str) -> None:
+    """002-42, attack list 10: the transport refuses the one, we the other; both have the shape."""
+    async with a_stack() as stack:
+        with pytest.raises(aio.AioRpcError) as refused:
+            await stack.run_stub.GetRun(
+                run_service_pb2.GetRunRequest(name=name), metadata=as_user(), timeout=10
+            )
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    packed = dict(refused.value.trailing_metadata() or ())["grpc-status-details-bin"]
+    assert isinstance(packed, bytes)
+    assert status_pb2.Status.FromString(packed).code == refused.value.code().value[0]
+    assert fault_from_rpc(refused.value).code is FaultCode.INPUT_MESSAGE_TOO_LARGE
+
+
 async def test_a_service_that_is_away_is_named_without_its_address() -> None:
     async with a_stack() as stack:
         await stack.behind.stop(None)
@@ -206,6 +228,7 @@ async def test_a_service_that_is_away_is_named_without_its_address() -> None:
         with pytest.raises(aio.AioRpcError) as refused:
             await stack.run_stub.GetRun(request, metadata=as_user(), timeout=5)
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert fault_from_rpc(refused.value).metadata["service"] == "scheduler"
         assert "127.0.0.1" not in (refused.value.details() or "")
 
 

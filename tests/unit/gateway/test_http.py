@@ -63,6 +63,7 @@ async def test_a_range_gives_the_part_and_says_of_what(web: httpx.AsyncClient) -
     behind = await web.get(signed(), headers={"Range": "bytes=99999-"})
     assert behind.status_code == 416
     assert behind.headers["content-range"] == f"bytes */{len(BODY)}"
+    assert code_of(behind) == "INPUT_FIELD_INVALID"
     other = await web.get(signed(), headers={"Range": "bytes=1-2", "If-Range": '"old"'})
     assert (other.status_code, other.content) == (200, BODY)
 
@@ -112,6 +113,35 @@ async def test_sizes_and_second_contents_are_refused(web: httpx.AsyncClient) -> 
 async def test_a_foreign_host_is_refused(web: httpx.AsyncClient, host: str) -> None:
     answer = await web.get("/healthz", headers={"Host": host})
     assert answer.status_code == 421
+    assert code_of(answer) == "ACCESS_HOST_UNKNOWN"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nowhere", 404),
+        ("DELETE", "/objects/a", 405),
+        ("POST", "/objects/a", 405),
+        ("TRACE", "/healthz", 405),
+    ],
+)
+async def test_a_path_or_method_that_is_none_has_the_one_shape_of_a_refusal(
+    web: httpx.AsyncClient, method: str, path: str, status: int
+) -> None:
+    """002-42: a stable code in header and body, whatever refuses."""
+    answer = await web.request(method, path)
+    assert answer.status_code == status
+    assert code_of(answer) == "INPUT_METHOD_UNKNOWN"
+    assert ("allow" in answer.headers) is (status == 405)
+
+
+def code_of(answer: httpx.Response) -> str:
+    """The code of a refusal, which its header says as well."""
+    error = answer.json()["error"]
+    assert set(error) == {"code", "message", "remedy"}
+    assert answer.headers[CODE_HEADER] == error["code"]
+    code: str = error["code"]
+    return code
 
 
 async def test_every_answer_carries_the_security_headers(web: httpx.AsyncClient) -> None:

@@ -88,6 +88,15 @@ def test_a_full_store_is_said_at_once_and_not_tried_again(tmp_path: Path) -> Non
     assert script.upload_count == 1
 
 
+def test_a_request_that_the_transport_refuses_has_a_code_all_the_same() -> None:
+    """002-42: nobody behind the transport has seen it, so that no answer could carry one."""
+    with a_platform(Script()) as mine, Client(mine) as client:
+        with pytest.raises(LimitError) as refused:
+            client.runs.check(spec_pb2.RunSpec(base_model="x" * (5 << 20)))
+        assert refused.value.code == "INPUT_MESSAGE_TOO_LARGE"
+        assert refused.value.remedy
+
+
 def test_a_price_is_told_before_rights_are_attested() -> None:
     asked = spec_pb2.RunSpec(base_model="m")
     question = billing.as_question(asked)
