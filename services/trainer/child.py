@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -17,10 +18,16 @@ from trainer.domain.plan import TrainPlan
 from trainer.pipe import (
     LINE_BYTES_MAX,
     Failed,
+    Finish,
     Finished,
     FromChild,
+    Pause,
     Ready,
+    Resume,
+    StepTaken,
+    Terms,
     Train,
+    UnslothFailed,
     decode_from_child,
     encode,
 )
@@ -54,50 +61,45 @@ def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: environment[name] for name in PASSED_ON if name in environment} | OFFLINE
 
 
-class Child:
-    """One child process and the socket to it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Line:
+    """A process and the socket to it."""
 
-    def __init__(
-        self,
-        process: asyncio.subprocess.Process,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        log_path: Path,
-    ) -> None:
-        self._process = process
-        self._reader = reader
-        self._writer = writer
+    process: asyncio.subprocess.Process
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+
+class Child:
+    """One child and the socket to it.
+
+    `reusable` is False for one that has to be ended after its run: it leaves out what the next run
+    may have.
+    """
+
+    def __init__(self, line: _Line, log_path: Path, terms: Terms) -> None:
+        self._line = line
+        self._terms = terms
         self.log_path = log_path
         self._memory_kills = _memory_kill_count()
+        self._killed = False
+        # The latest of finish, pause and resume: a process that takes over must know it too.
+        self._wish: Finish | Pause | Resume | None = None
         self.idle = True
+        self.reusable = True
         self.warm: tuple[str, ...] = ()
         self.capabilities: tuple[str, ...] = ()
 
     @property
     def alive(self) -> bool:
         """Whether the process runs."""
-        return self._process.returncode is None
+        return self._line.process.returncode is None
 
     @classmethod
-    async def start(cls, log_path: Path) -> "Child":
+    async def start(cls, log_path: Path, terms: Terms | None = None) -> "Child":
         """Start a child; it loads its libraries while nobody waits for it."""
-        ours, theirs = socket.socketpair()
-        log_path.parent.mkdir(parents=True, exist_ok=True)
-        with log_path.open("ab") as output, theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "trainer.training",
-                str(theirs.fileno()),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=(theirs.fileno(),),
-                env=child_environment(os.environ),
-                start_new_session=True,
-            )
-        reader, writer = await asyncio.open_connection(sock=ours, limit=LINE_BYTES_MAX)
-        return cls(process, reader, writer, log_path)
+        terms = terms or Terms()
+        return cls(await _spawn(log_path, terms), log_path, terms)
 
     async def ready(self) -> None:
         """Wait until the libraries are loaded.
@@ -118,9 +120,11 @@ class Child:
 
     async def send(self, message: msgspec.Struct) -> None:
         """Send one message; a child that is gone is noticed by `receive`."""
+        if isinstance(message, Finish | Pause | Resume):
+            self._wish = message
         with suppress(ConnectionError):
-            self._writer.write(encode(message))
-            await self._writer.drain()
+            self._line.writer.write(encode(message))
+            await self._line.writer.drain()
 
     async def receive(self) -> FromChild:
         """The next message.
@@ -130,14 +134,14 @@ class Child:
                 RUNTIME_WORKER_LOST when it ended in any other way.
         """
         try:
-            line = await self._reader.readline()
+            line = await self._line.reader.readline()
         except (ConnectionError, ValueError) as error:
             log.warning("child_channel_broke", cause=str(error))
             line = b""
         if line:
             return decode_from_child(line)
         async with asyncio.timeout(END_SECONDS_MAX):
-            code = await self._process.wait()
+            code = await self._line.process.wait()
         log.error("child_ended", exit_code=code, log_tail=log_tail(self.log_path))
         if code == -signal.SIGKILL and _memory_kill_count() > self._memory_kills:
             raise Fault(
@@ -152,24 +156,81 @@ class Child:
         )
 
     async def train(self, plan: TrainPlan) -> AsyncIterator[FromChild]:
-        """Give the child a plan; what it says until the run has ended one way or the other."""
-        self.idle, self.log_path = False, Path(plan.log_path)
+        """Give the child a plan; what it says until the run has ended one way or the other.
+
+        When Unsloth cannot load the plan, a new process takes its place, and what that one says
+        for the second time is not passed on again.
+        """
+        self.idle, self.log_path, self._wish = False, Path(plan.log_path), None
         await self.send(Train(plan=plan))
+        told: list[FromChild] = []
+        repeated: list[FromChild] = []
         while not self.idle:
             message = await self.receive()
+            if isinstance(message, UnslothFailed):
+                await self._begin_anew(plan, cause=message.cause)
+                repeated, told = told, []
+                continue
             if isinstance(message, Finished | Failed):
                 self.idle = True
                 self.warm = message.warm if isinstance(message, Finished) else ()
+            if message in repeated:
+                repeated.remove(message)
+                continue
+            if not isinstance(message, StepTaken):
+                told.append(message)
             yield message
+
+    async def _begin_anew(self, plan: TrainPlan, *, cause: str) -> None:
+        """A process without Unsloth in the place of the one that Unsloth has spoiled."""
+        log.warning("child_without_unsloth", run=plan.run, cause=cause)
+        wish = self._wish
+        await self._end()
+        line = await _spawn(
+            self.log_path, msgspec.structs.replace(self._terms, unsloth_failure=cause)
+        )
+        self._line, self.reusable = line, False
+        if self._killed:
+            # It was ended while the new process started.
+            await self._end()
+        await self.ready()
+        await self.send(Train(plan=plan))
+        if wish is not None:
+            await self.send(wish)
 
     async def kill(self) -> None:
         """End the child and all it started, at once; its memory and device are free afterwards."""
+        self._killed = True
+        await self._end()
+
+    async def _end(self) -> None:
         if self.alive:
             with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+                os.killpg(self._line.process.pid, signal.SIGKILL)
             async with asyncio.timeout(END_SECONDS_MAX):
-                await self._process.wait()
-        self._writer.close()
+                await self._line.process.wait()
+        self._line.writer.close()
+
+
+async def _spawn(log_path: Path, terms: Terms) -> _Line:
+    ours, theirs = socket.socketpair()
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with log_path.open("ab") as output, theirs:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "trainer.training",
+            str(theirs.fileno()),
+            msgspec.json.encode(terms).decode(),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=(theirs.fileno(),),
+            env=child_environment(os.environ),
+            start_new_session=True,
+        )
+    reader, writer = await asyncio.open_connection(sock=ours, limit=LINE_BYTES_MAX)
+    return _Line(process=process, reader=reader, writer=writer)
 
 
 def log_tail(path: Path, *, lines_count: int = 20) -> str:

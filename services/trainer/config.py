@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chassis.config import env
+from trainer.domain.rails import CPU_TIER, UnslothPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +28,16 @@ class Config:
     scheduler_addr: str = env("TUNESMITH_SCHEDULER_ADDR", doc="host:port of the scheduler")
     node_token: str = env("TUNESMITH_NODE_TOKEN", doc="token of this node", secret=True)
     node_name: str = env("TUNESMITH_NODE_NAME", doc="id of this node, unique on the platform")
-    node_tier: str = env("TUNESMITH_NODE_TIER", default="cpu", doc="GPU tier of the catalog")
+    node_tier: str = env("TUNESMITH_NODE_TIER", default=CPU_TIER, doc="GPU tier of the catalog")
     work_dir: Path = env("TUNESMITH_WORK_DIR", doc="folder for runs under way and their logs")
     model_cache: Path = env("TUNESMITH_MODEL_CACHE", doc="folder in which base models are kept")
     model_hub_url: str = env(
         "TUNESMITH_MODEL_HUB_URL", default="https://huggingface.co", doc="endpoint of the model hub"
+    )
+    unsloth: UnslothPolicy = env(
+        "TUNESMITH_UNSLOTH",
+        default=UnslothPolicy.AUTO,
+        doc="when to try Unsloth before transformers + PEFT: auto (where there is CUDA), always, "
+        "never",
+        parse=UnslothPolicy,
     )

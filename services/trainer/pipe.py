@@ -6,9 +6,21 @@ The child's stdout belongs to libraries that print what they like; it goes to th
 import msgspec
 
 from trainer.domain.plan import TrainPlan
+from trainer.domain.rails import CPU_TIER, UnslothPolicy
 
 # The longest message is a plan with its prompts, or samples; weights never travel here.
 LINE_BYTES_MAX = 4 * 1024 * 1024
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """What the operator's node grants a child, in its second argument: needed before any plan.
+
+    `unsloth_failure` is the short cause why Unsloth is left out; empty when nothing is against it.
+    """
+
+    tier: str = CPU_TIER
+    unsloth: UnslothPolicy = UnslothPolicy.AUTO
+    unsloth_failure: str = ""
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -96,6 +108,15 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     flags: tuple[str, ...]
 
 
+class UnslothFailed(_Message, frozen=True, kw_only=True):
+    """From the child: Unsloth could not load this plan, and has changed the libraries around it.
+
+    The plan belongs to a new child that leaves Unsloth out; this one is of no more use.
+    """
+
+    cause: str
+
+
 class Finished(_Message, frozen=True, kw_only=True):
     """From the child: the adapter lies in `adapter_folder`; the next plan may come."""
 
@@ -116,7 +137,15 @@ class Failed(_Message, frozen=True, kw_only=True):
 
 ToChild = Train | Finish | Pause | Resume
 FromChild = (
-    Ready | StageBegan | Started | StepTaken | Warned | CheckpointWritten | Finished | Failed
+    Ready
+    | StageBegan
+    | Started
+    | StepTaken
+    | Warned
+    | CheckpointWritten
+    | UnslothFailed
+    | Finished
+    | Failed
 )
 
 _to_child = msgspec.json.Decoder[ToChild](ToChild)

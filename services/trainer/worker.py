@@ -34,6 +34,8 @@ from trainer.pipe import (
     StageBegan,
     Started,
     StepTaken,
+    Terms,
+    UnslothFailed,
     Warned,
 )
 from trainer.thermal import ThermalGuard, limits
@@ -187,7 +189,7 @@ class Trainer:
                 uploader.add(message)
             case Failed():
                 raise Fault(FaultCode(message.code), message.message, **message.metadata)
-            case Ready() | Finished():
+            case Ready() | UnslothFailed() | Finished():
                 raise Fault(FaultCode.INTERNAL_UNEXPECTED, kind=type(message).__name__)
             case _:
                 assert_never(message)
@@ -204,13 +206,14 @@ class Trainer:
     async def _ready_child(self) -> Child:
         async with self._child_lock:
             if self._child is None or not self._child.alive:
-                self._child = await Child.start(self._config.work_dir / "logs" / "child.log")
+                terms = Terms(tier=self._config.node_tier, unsloth=self._config.unsloth)
+                self._child = await Child.start(self._config.work_dir / "logs" / "child.log", terms)
                 await self._child.ready()
             return self._child
 
     async def _let_go(self, session: LeaseSession) -> None:
         """Free the device unless the child is idle and warm, and delete what the run left."""
-        if self._child is not None and not self._child.idle:
+        if self._child is not None and not (self._child.idle and self._child.reusable):
             await self.close()
         # The next lease should not wait for a child to load its libraries.
         self._preparing = asyncio.create_task(self._prepare())

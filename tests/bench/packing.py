@@ -21,7 +21,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Trainer, TrainingArgumen
 from tests.bench import frame
 from tests.support.peer_trainer import Figures, collate
 from tests.support.training import FP32, a_plan
-from trainer.training import loop, rails
+from trainer.training import loop, peft_rail
 from trainer.training.attention import SEGMENTED
 from trainer.training.batches import IGNORED_LABEL, Row, packed
 
@@ -115,7 +115,7 @@ def a_model(attention: str) -> Any:
     )
     model: Any = Qwen2ForCausalLM(config)
     model.set_attn_implementation(attention)
-    return rails.attach(model.requires_grad_(False), PLAN).train()
+    return peft_rail.attach(model.requires_grad_(False), PLAN).train()
 
 
 def train_ours(rows: tuple[Row, ...], figures: Figures) -> None:

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lexicon.faults import Fault, FaultCode
 from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
 from trainer.domain.plan import ValidationPlan
-from trainer.training import loop, rails
+from trainer.training import loop, peft_rail
 from trainer.training.dataset import Desk
 from trainer.training.speech import Speaker, ask_both
 from trainer.training.validation import Validation
@@ -109,7 +109,7 @@ def main() -> None:
 
 def train(mode: OutOfMemoryAt) -> tuple[list[float], OutOfMemoryAt]:
     """Training and validation losses of a run in which memory runs out as `mode` says."""
-    model = rails.attach(a_tiny_model(), PLAN).train()
+    model = peft_rail.attach(a_tiny_model(), PLAN).train()
     state = loop.begin(model, PLAN)
     validation = Validation(plan=VALIDATION, rows=HELD_OUT, arithmetic=FP32, packing=True)
     losses = []
@@ -157,7 +157,7 @@ def sampling(points: int) -> tuple[int, int]:
     """Points tried in the sampling, and how many of them changed an answer."""
     plan = a_plan()
     desk = Desk.prepare(plan, warn=lambda *_: None)
-    model = rails.attach(rails.load_base(plan.base, FP32), plan).eval()
+    model = peft_rail.attach(peft_rail.load_base(plan.base, FP32), plan).eval()
     speaker = Speaker(
         model=model,
         tokenizer=desk.tokenizer,
@@ -166,7 +166,7 @@ def sampling(points: int) -> tuple[int, int]:
         arithmetic=FP32,
     )
     counting = OutOfMemoryAt("", 10**9)
-    with rails.speaking(model):
+    with peft_rail.speaking(model):
         with counting:
             clean = ask_both(speaker, desk.prompts)
         wrong, chosen = 0, spread(counting.count, points)
@@ -179,7 +179,7 @@ def sampling(points: int) -> tuple[int, int]:
 
 def exhausted() -> bool:
     """Whether memory that is gone for good ends the run with its code, in train mode."""
-    model = rails.attach(a_tiny_model(), PLAN).train()
+    model = peft_rail.attach(a_tiny_model(), PLAN).train()
     state = loop.begin(model, PLAN)
     rungs: list[int] = []
     mode = OutOfMemoryAt("forward", 1, for_ever=True)

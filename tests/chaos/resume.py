@@ -35,7 +35,7 @@ import torch
 from tests.support import peer_trainer
 from tests.support.ptrace import kill_at_boundary
 from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
-from trainer.training import checkpoint, loop, rails
+from trainer.training import checkpoint, loop, peft_rail
 
 STEPS = 60
 ROWS = some_rows(50)
@@ -144,7 +144,7 @@ def begun(root: Path) -> tuple[loop.TrainState, Path]:
     """The state to go on from: the newest whole checkpoint, or the beginning."""
     root.mkdir(parents=True, exist_ok=True)
     checkpoint.remove_partials(root)
-    model = rails.attach(a_tiny_model(), PLAN)
+    model = peft_rail.attach(a_tiny_model(), PLAN)
     state = loop.begin(model.train(), PLAN)
     folders = sorted(root.glob("step-*"))
     if folders:

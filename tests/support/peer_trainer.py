@@ -9,7 +9,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from tests.support.training import a_plan, a_tiny_model, some_rows
-from trainer.training import rails
+from trainer.training import peft_rail
 from trainer.training.batches import IGNORED_LABEL, padded
 
 ROWS = some_rows(50)
@@ -90,7 +90,7 @@ def _train(
     folder: Path, steps: int, *, save_at: int = 0, resume: Path | None = None
 ) -> tuple[list[float], Any]:
     figures = Figures()
-    model = rails.attach(a_tiny_model(), PLAN)
+    model = peft_rail.attach(a_tiny_model(), PLAN)
     trainer = Trainer(
         model=model,
         args=TrainingArguments(

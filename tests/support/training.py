@@ -21,9 +21,9 @@ from trainer.domain.plan import (
     TrainOn,
     TrainPlan,
 )
+from trainer.training.arithmetic import Arithmetic
 from trainer.training.attention import SEGMENTED
 from trainer.training.batches import IGNORED_LABEL, Judged, Pair, Row
-from trainer.training.rails import Arithmetic
 
 # Threads only wait for each other over matrices as small as these.
 torch.set_num_threads(1)

@@ -1,4 +1,8 @@
-"""The training child: `python -m trainer.training FD` with the socket to the agent as FD."""
+"""The training child: `python -m trainer.training FD TERMS`.
+
+FD is the socket to the agent, TERMS a `pipe.Terms` as JSON. Which rails there are is decided before
+anything else is imported: Unsloth has to come before transformers and PEFT.
+"""
 
 import errno
 import gc
@@ -7,15 +11,16 @@ import os
 import socket
 import sys
 
+import msgspec
 import torch
 
 from lexicon.faults import Fault, FaultCode
 from trainer.domain.plan import Precision
-from trainer.pipe import Failed, Ready
+from trainer.pipe import Failed, Ready, Terms, UnslothFailed
+from trainer.training.arithmetic import cpu_has_bf16_matrix_units
 from trainer.training.channel import Channel
 from trainer.training.memory import is_out_of_memory
-from trainer.training.rails import WarmBase, cpu_has_bf16_matrix_units
-from trainer.training.run import train_run
+from trainer.training.rails import Rails, WarmBase, find_rails, import_peft, import_unsloth
 
 log = logging.getLogger("trainer.training")
 # How the libraries in other languages word it.
@@ -28,17 +33,35 @@ def main() -> None:
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
     )
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
-    channel.send(Ready(warm=(), capabilities=_capabilities()))
+    terms = msgspec.json.decode(sys.argv[2], type=Terms)
+    rails = find_rails(
+        terms,
+        has_cuda=torch.cuda.is_available(),
+        import_unsloth=import_unsloth,
+        import_peft=import_peft,
+    )
+    serve(channel, rails)
+
+
+def serve(channel: Channel, rails: Rails) -> None:
+    """Train plan after plan; the base of one run is warm for the next."""
+    # It imports transformers and PEFT, which the rails must have done first.
+    from trainer.training.run import train_run
+
+    channel.send(Ready(warm=(), capabilities=_capabilities(rails)))
     warm: WarmBase | None = None
     while True:
         plan = channel.next_plan().plan
         _log_to(plan.log_path)
         try:
-            finished, warm = train_run(plan, channel, warm)
+            finished, warm = train_run(plan, channel, rails, warm)
             channel.send(finished)
         except Fault as fault:
             warm = None
-            channel.send(_failed(fault))
+            if fault.code is FaultCode.RUNTIME_UNSLOTH_FAILED and plan.unsloth_fallback:
+                channel.send(UnslothFailed(cause=str(fault.metadata["cause"])))
+            else:
+                channel.send(_failed(fault))
         except Exception as error:
             log.exception("run %s ended unexpectedly", plan.run)
             warm = None
@@ -74,9 +97,11 @@ def _failed(fault: Fault) -> Failed:
     )
 
 
-def _capabilities() -> tuple[str, ...]:
-    has_bf16 = torch.cuda.is_available() or cpu_has_bf16_matrix_units()
-    return ("peft", Precision.BF16.value) if has_bf16 else ("peft",)
+def _capabilities(rails: Rails) -> tuple[str, ...]:
+    found = [rail.NAME for rail in (rails.peft, rails.unsloth) if rail is not None]
+    if torch.cuda.is_available() or cpu_has_bf16_matrix_units():
+        found.append(Precision.BF16.value)
+    return tuple(found)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from trainer.domain.healing import Ladder
 from trainer.domain.plan import TrainPlan
 from trainer.domain.schedule import learning_rate
 from trainer.training import preference
+from trainer.training.arithmetic import Arithmetic
 from trainer.training.batches import (
     Example,
     MicroBatch,
@@ -29,7 +30,6 @@ from trainer.training.batches import (
 from trainer.training.memory import is_out_of_memory, release_memory
 from trainer.training.objective import summed_loss
 from trainer.training.preference import Goal
-from trainer.training.rails import Arithmetic
 
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPSILON = 1e-8

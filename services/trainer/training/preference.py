@@ -18,6 +18,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from trainer.domain.plan import Method, TrainPlan
+from trainer.training.arithmetic import Arithmetic
 from trainer.training.batches import (
     IGNORED_LABEL,
     Example,
@@ -28,7 +29,6 @@ from trainer.training.batches import (
     sequences_of,
 )
 from trainer.training.objective import token_losses
-from trainer.training.rails import Arithmetic
 
 # Below this a mean log-probability counts as certainty, whose odds would be infinite.
 LOGPROB_MAX = -float(np.finfo(np.float32).eps)

@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -32,19 +33,22 @@ from trainer.pipe import (
     StepTaken,
     Warned,
 )
-from trainer.training import checkpoint, loop, rails, speech
+from trainer.training import checkpoint, loop, speech
 from trainer.training.adapter import require_changed, write_adapter
+from trainer.training.arithmetic import Arithmetic, arithmetic_for, threads_for
 from trainer.training.channel import Channel
 from trainer.training.dataset import Desk
 from trainer.training.memory import is_out_of_memory, peak_bytes
+from trainer.training.peft_rail import width_of
+from trainer.training.rails import Rail, Rails, WarmBase, loading
 from trainer.training.validation import BEST_PREFIX, Validation, split
 
 log = logging.getLogger(__name__)
 
 
 def train_run(
-    plan: TrainPlan, channel: Channel, warm: rails.WarmBase | None
-) -> tuple[Finished, rails.WarmBase]:
+    plan: TrainPlan, channel: Channel, rails: Rails, warm: WarmBase | None
+) -> tuple[Finished, WarmBase | None]:
     """Train the plan and write the adapter; the base model is handed back for the next run.
 
     Raises:
@@ -53,17 +57,26 @@ def train_run(
     log.info("run_started run_id=%s attempt=%d", plan.run, plan.attempt)
     channel.send(StageBegan(stage="initialization"))
     checkpoint.remove_partials(_checkpoints(plan))
-    device = rails.device_for(plan.backend)
-    width = rails.width_of(plan.base)
-    arithmetic = rails.arithmetic_for(plan.precision, device, width=width)
-    torch.set_num_threads(rails.threads_for(width, available=_cores()))
-    desk = Desk.prepare(plan, warn=lambda code, text: warn(channel, code, text))
-    base = _base(plan, arithmetic, warm)
-    adapted = rails.attach(base.model, plan)
+
+    def tell(code: FaultCode, text: str) -> None:
+        warn(channel, code, text)
+
+    device = rails.device(plan)
+    width = width_of(plan.base)
+    arithmetic = arithmetic_for(plan.precision, device, width=width)
+    torch.set_num_threads(threads_for(width, available=_cores()))
+    rail = rails.choose(plan, device, warn=tell)
+    desk = Desk.prepare(plan, warn=tell)
+    with loading(rail, rails):
+        model = _base(rail, plan, arithmetic, warm)
+        adapted = rail.attach(model, plan)
     last = _train(adapted, plan, desk, arithmetic, channel)
-    finished = _deliver(adapted, plan, desk, arithmetic, channel=channel, last=last)
-    rails.detach(adapted)
-    return msgspec.structs.replace(finished, warm=(plan.base.base_model,)), base
+    finished = _deliver(adapted, plan, desk, arithmetic, rail, channel=channel, last=last)
+    base = rail.detach(adapted)
+    if base is None:
+        return finished, None
+    kept = WarmBase(digest=plan.base.digest, arithmetic=arithmetic, rail=rail.NAME, model=base)
+    return msgspec.structs.replace(finished, warm=(plan.base.base_model,)), kept
 
 
 def warn(channel: Channel, code: FaultCode, text: str) -> None:
@@ -77,21 +90,19 @@ def fingerprint(plan: TrainPlan) -> str:
     return hashlib.sha256(msgspec.json.encode(essence(plan))).hexdigest()
 
 
-def _base(
-    plan: TrainPlan, arithmetic: rails.Arithmetic, warm: rails.WarmBase | None
-) -> rails.WarmBase:
-    if warm and warm.digest == plan.base.digest and warm.arithmetic == arithmetic:
+def _base(rail: Rail, plan: TrainPlan, arithmetic: Arithmetic, warm: WarmBase | None) -> Any:
+    wanted = (plan.base.digest, arithmetic, rail.NAME)
+    if warm and (warm.digest, warm.arithmetic, warm.rail) == wanted:
         log.info("base %s is warm", plan.base.base_model)
-        return warm
-    model = rails.load_base(plan.base, arithmetic)
-    return rails.WarmBase(digest=plan.base.digest, arithmetic=arithmetic, model=model)
+        return warm.model
+    return rail.load_base(plan.base, arithmetic)
 
 
 def _train(
     adapted: PeftModel,
     plan: TrainPlan,
     desk: Desk,
-    arithmetic: rails.Arithmetic,
+    arithmetic: Arithmetic,
     channel: Channel,
 ) -> StepTaken | None:
     """Take all steps that are left; the figures of the last one, None when none was left."""
@@ -216,7 +227,8 @@ def _deliver(
     adapted: PeftModel,
     plan: TrainPlan,
     desk: Desk,
-    arithmetic: rails.Arithmetic,
+    arithmetic: Arithmetic,
+    rail: Rail,
     *,
     channel: Channel,
     last: StepTaken | None,
@@ -245,7 +257,7 @@ def _deliver(
     proof: Path | None = None
     prompts = desk.prompts
     try:
-        with rails.speaking(adapted):
+        with rail.speaking(adapted):
             samples, answers = speech.ask_both(speaker, prompts)
             proof = Path(plan.work_folder) / speech.PROOF_NAME
             speech.write_proof(

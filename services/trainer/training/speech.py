@@ -17,8 +17,8 @@ from transformers import GenerationConfig
 from trainer.domain.answers import flags
 from trainer.domain.healing import Ladder
 from trainer.pipe import Answer
+from trainer.training.arithmetic import Arithmetic
 from trainer.training.memory import is_out_of_memory, release_memory
-from trainer.training.rails import Arithmetic
 
 SAMPLES_COUNT = 3
 ANSWER_TOKENS_MAX = 96

@@ -8,11 +8,11 @@ from corpus.packing import holdout_split
 from lexicon.faults import Fault
 from trainer.domain.plan import TrainPlan, ValidationPlan, validation_interval
 from trainer.training import loop
+from trainer.training.arithmetic import Arithmetic
 from trainer.training.batches import Example
 from trainer.training.checkpoint import Progress
 from trainer.training.dataset import Desk, Warn
 from trainer.training.preference import Goal, goal_of
-from trainer.training.rails import Arithmetic
 
 BEST_PREFIX = "best/"
 

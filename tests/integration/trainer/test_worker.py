@@ -87,7 +87,11 @@ def a_task(objects: ObjectServer, *, max_steps: int, **training: Any) -> work_pb
 
 @asynccontextmanager
 async def a_trainer(
-    scheduler: FakeScheduler, folder: Path, *, hub_url: str = "http://127.0.0.1:9"
+    scheduler: FakeScheduler,
+    folder: Path,
+    *,
+    hub_url: str = "http://127.0.0.1:9",
+    **settings: Any,
 ) -> AsyncIterator[Trainer]:
     """A trainer that works off the scheduler's queue."""
     async with running(scheduler) as address:
@@ -98,6 +102,7 @@ async def a_trainer(
             work_dir=folder / "work",
             model_cache=folder / "cache",
             model_hub_url=hub_url,
+            **settings,
         )
         trainer = Trainer(config)
         channel = connect(address, token=lambda: "t")

@@ -14,7 +14,7 @@ from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
 from trainer.domain.healing import Ladder
 from trainer.domain.plan import Precision, TrainPlan, total_steps
 from trainer.domain.schedule import learning_rate
-from trainer.training import checkpoint, loop, rails
+from trainer.training import checkpoint, loop, peft_rail
 from trainer.training.adapter import require_changed
 from trainer.training.batches import IGNORED_LABEL, Row, packed, padded, step_indices
 from trainer.training.objective import summed_loss
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def begin(plan: TrainPlan) -> loop.TrainState:
-    model = rails.attach(a_tiny_model(), plan)
+    model = peft_rail.attach(a_tiny_model(), plan)
     model.train()
     return loop.begin(model, plan)
 
@@ -93,9 +93,9 @@ def test_base_weights_do_not_move() -> None:
     plan = a_plan()
     model = a_tiny_model()
     before = {name: p.clone() for name, p in model.named_parameters()}
-    adapted = rails.attach(model, plan)
+    adapted = peft_rail.attach(model, plan)
     take(loop.begin(adapted.train(), plan), plan, 3)
-    after = dict(rails.detach(adapted).named_parameters())
+    after = dict(peft_rail.detach(adapted).named_parameters())
     assert same(before, {name: after[name].detach() for name in before})
 
 

@@ -20,7 +20,7 @@ from tests.support.training import (
 from trainer.domain.healing import Ladder
 from trainer.domain.plan import Method, TrainPlan
 from trainer.domain.schedule import learning_rate
-from trainer.training import checkpoint, loop, preference, rails
+from trainer.training import checkpoint, loop, peft_rail, preference
 from trainer.training.batches import Example, Judged, Pair, Row, packed, step_indices
 
 METHODS = (Method.DPO, Method.ORPO, Method.SIMPO, Method.KTO)
@@ -45,7 +45,7 @@ def slow_loss(plan: TrainPlan) -> slow.SlowLoss:
 
 
 def begin(plan: TrainPlan) -> loop.TrainState:
-    return loop.begin(rails.attach(a_tiny_model(), plan).train(), plan)
+    return loop.begin(peft_rail.attach(a_tiny_model(), plan).train(), plan)
 
 
 def take(

@@ -1,15 +1,181 @@
-"""How a base comes into memory, and how it is told when it cannot."""
+"""Which device and rail a run gets, how a base comes into memory, and how it is told when not."""
 
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+import torch
 
 from deploy.models.anvil.grammar import HOME
 from lexicon.faults import Fault, FaultCode
 from tests.support.training import FP32, a_plan
-from trainer.training.rails import load_base
+from trainer.domain.plan import Backend
+from trainer.domain.rails import (
+    CAUSE_CHARACTERS_MAX,
+    Device,
+    UnslothPolicy,
+    device_of,
+    fallback_text,
+    short_cause,
+    tries_unsloth,
+)
+from trainer.pipe import Terms
+from trainer.training import peft_rail
+from trainer.training.peft_rail import load_base
+from trainer.training.rails import Rail, Rails, find_rails, loading
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+NO_GPU, NO_MLX = FaultCode.DEP_GPU_NOT_AVAILABLE, FaultCode.DEP_MLX_UNAVAILABLE
+# The rail is only ever handed on here; which module it is does not matter.
+UNSLOTH = cast(Rail, object())
+
+
+def outcome(backend: Backend, *, has_cuda: bool, tier: str) -> Device | FaultCode:
+    try:
+        return device_of(backend, has_cuda=has_cuda, tier=tier)
+    except Fault as fault:
+        return fault.code
+
+
+@pytest.mark.parametrize(
+    ("backend", "with_cuda", "cpu_tier_without", "gpu_tier_without"),
+    [
+        (Backend.AUTO, Device.CUDA, Device.CPU, NO_GPU),
+        (Backend.CUDA, Device.CUDA, NO_GPU, NO_GPU),
+        (Backend.CPU, Device.CPU, Device.CPU, Device.CPU),
+        (Backend.MLX, NO_MLX, NO_MLX, NO_MLX),
+    ],
+)
+def test_a_backend_resolves_by_the_table(
+    backend: Backend,
+    with_cuda: Device | FaultCode,
+    cpu_tier_without: Device | FaultCode,
+    gpu_tier_without: Device | FaultCode,
+) -> None:
+    """002-39, 002-41: CUDA where it is; the processor only on its tier or when chosen."""
+    assert outcome(backend, has_cuda=True, tier="a100") == with_cuda
+    assert outcome(backend, has_cuda=True, tier="cpu") == with_cuda
+    assert outcome(backend, has_cuda=False, tier="cpu") == cpu_tier_without
+    assert outcome(backend, has_cuda=False, tier="a100") == gpu_tier_without
+
+
+@pytest.mark.parametrize(
+    ("policy", "has_cuda", "tries"),
+    [
+        (UnslothPolicy.AUTO, True, True),
+        (UnslothPolicy.AUTO, False, False),
+        (UnslothPolicy.ALWAYS, False, True),
+        (UnslothPolicy.NEVER, True, False),
+    ],
+)
+def test_unsloth_is_tried_where_there_is_cuda_or_the_operator_says_so(
+    policy: UnslothPolicy, has_cuda: bool, tries: bool
+) -> None:
+    assert tries_unsloth(policy, has_cuda=has_cuda) is tries
+
+
+def some_rails(failure: Exception | None, *, terms: Terms | None = None) -> Rails:
+    """The rails of a node with CUDA, on which the import of Unsloth ends like this."""
+
+    def unsloth() -> Rail:
+        if failure is not None:
+            raise failure
+        return UNSLOTH
+
+    return find_rails(
+        terms or Terms(tier="a100"),
+        has_cuda=True,
+        import_unsloth=unsloth,
+        import_peft=lambda: peft_rail,
+    )
+
+
+def chosen(rails: Rails, device: torch.device, **plan: Any) -> tuple[Rail, list[str]]:
+    told: list[str] = []
+    rail = rails.choose(a_plan(**plan), device, warn=lambda code, text: told.append(text))
+    return rail, told
+
+
+def test_unsloth_drives_cuda_and_never_an_unasked_processor() -> None:
+    rails = some_rails(None)
+    assert chosen(rails, CUDA) == (UNSLOTH, [])
+    assert chosen(rails, CPU) == (peft_rail, [])
+
+
+def test_unsloth_comes_before_the_libraries_that_it_changes() -> None:
+    order: list[str] = []
+
+    def bring(name: str, rail: Rail) -> Rail:
+        order.append(name)
+        return rail
+
+    find_rails(
+        Terms(),
+        has_cuda=True,
+        import_unsloth=lambda: bring("unsloth", UNSLOTH),
+        import_peft=lambda: bring("peft", peft_rail),
+    )
+    assert order == ["unsloth", "peft"]
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (ModuleNotFoundError("No module named 'unsloth'"), "No module named 'unsloth'"),
+        (NotImplementedError("Unsloth cannot find any torch accelerator"), "accelerator"),
+        (OSError("libcudart.so.13: cannot open shared object file"), "libcudart.so.13"),
+    ],
+)
+def test_a_failed_import_falls_back_with_the_words_that_users_know(
+    error: Exception, cause: str
+) -> None:
+    """002-24"""
+    rail, told = chosen(some_rails(error), CUDA)
+    assert rail is peft_rail
+    assert told == [
+        (
+            f"Unsloth load failed ({type(error).__name__}: {error}); falling back to transformers + "
+            "PEFT. Set Trainer(unsloth_fallback=False) to disable."
+        )
+    ]
+    assert cause in told[0]
+
+
+def test_without_the_fallback_a_failed_import_ends_the_run() -> None:
+    """002-25"""
+    with pytest.raises(Fault) as caught:
+        chosen(some_rails(ImportError("broken")), CUDA, unsloth_fallback=False)
+    assert caught.value.code is FaultCode.RUNTIME_UNSLOTH_FAILED
+
+
+def test_a_node_that_does_not_want_unsloth_says_nothing_of_it() -> None:
+    terms = Terms(tier="a100", unsloth=UnslothPolicy.NEVER)
+    assert chosen(some_rails(ImportError("broken"), terms=terms), CUDA) == (peft_rail, [])
+
+
+def test_a_child_that_takes_over_leaves_unsloth_out_and_knows_why() -> None:
+    """002-24: a load that failed has changed the libraries, so another process trains."""
+    terms = Terms(tier="a100", unsloth_failure="RuntimeError: no kernel image")
+    rails = some_rails(None, terms=terms)
+    assert rails.unsloth is None
+    assert chosen(rails, CUDA)[1] == [fallback_text("RuntimeError: no kernel image")]
+
+
+def test_what_goes_wrong_while_unsloth_loads_is_its_fault_and_no_other_rails() -> None:
+    rails = some_rails(None)
+    with pytest.raises(Fault) as caught, loading(UNSLOTH, rails):
+        raise RuntimeError("CUDA error: no kernel image is available\nmore")
+    assert caught.value.code is FaultCode.RUNTIME_UNSLOTH_FAILED
+    assert caught.value.metadata["cause"].endswith("no kernel image is available")
+    with pytest.raises(RuntimeError), loading(rails.peft, rails):
+        raise RuntimeError("ours")
+
+
+def test_a_cause_is_short() -> None:
+    assert short_cause(ValueError()) == "ValueError"
+    assert len(short_cause(ValueError("x" * 1000))) == CAUSE_CHARACTERS_MAX
 
 
 def test_cut_weights_are_found_before_training_and_no_folder_is_named(tmp_path: Path) -> None:

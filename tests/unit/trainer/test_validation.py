@@ -11,7 +11,7 @@ from corpus.packing import holdout_split
 from lexicon.faults import FaultCode
 from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
 from trainer.domain.plan import ValidationPlan, validation_interval
-from trainer.training import checkpoint, loop, rails
+from trainer.training import checkpoint, loop, peft_rail
 from trainer.training.memory import is_out_of_memory
 from trainer.training.validation import BEST_PREFIX, Validation
 
@@ -27,7 +27,7 @@ def a_validation(**changes: object) -> Validation:
 
 
 def a_state() -> loop.TrainState:
-    return loop.begin(rails.attach(a_tiny_model(), a_plan()).train(), a_plan())
+    return loop.begin(peft_rail.attach(a_tiny_model(), a_plan()).train(), a_plan())
 
 
 def told(_: FaultCode, __: str) -> None:

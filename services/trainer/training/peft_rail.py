@@ -1,0 +1,157 @@
+"""The rail of transformers + PEFT, which trains on any device; a module is a rail, see `rails`."""
+
+import json
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lexicon.faults import Fault, FaultCode
+from trainer.domain.plan import Base, TrainPlan
+from trainer.training.arithmetic import Arithmetic
+from trainer.training.attention import SEGMENTED, implementation_for
+
+log = logging.getLogger(__name__)
+
+NAME = "peft"
+ALL_LINEAR = "all-linear"
+# What transformers raises over a config that it does not know, or that is not shaped like one.
+_BAD_CONFIG = (AttributeError, KeyError, TypeError, ValueError)
+
+
+def width_of(base: Base) -> int:
+    """Size of the model's hidden state.
+
+    Raises:
+        Fault: MODEL_ARCHITECTURE_UNSUPPORTED when the architecture is not known.
+    """
+    folder = Path(base.folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (*_BAD_CONFIG, OSError) as error:
+        raise _unsupported(folder, base, error) from error
+    return int(config.get_text_config().hidden_size)
+
+
+def load_base(base: Base, arithmetic: Arithmetic) -> Any:
+    """The base model from its local folder: safetensors only, no code of the folder is run.
+
+    Raises:
+        Fault: MODEL_ARCHITECTURE_UNSUPPORTED, MODEL_WEIGHTS_INVALID, RUNTIME_GPU_OOM.
+    """
+    folder = Path(base.folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=arithmetic.weights,
+            attn_implementation=implementation_for(config),
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    except _BAD_CONFIG as error:
+        raise _unsupported(folder, base, error) from error
+    except (OSError, SafetensorError) as error:
+        # The library's text names folders of the node, which are nobody's business.
+        why = str(error).replace(base.folder, ".")
+        raise Fault(
+            FaultCode.MODEL_WEIGHTS_INVALID,
+            f"The weights of {base.model_id} cannot be read: {why}",
+            model=base.model_id,
+        ) from error
+    model.requires_grad_(False)
+    # The type of `to` in transformers knows no device.
+    placed: Any = model.to(arithmetic.device)  # type: ignore[arg-type]
+    return placed
+
+
+def attach(model: Any, plan: TrainPlan) -> PeftModel:
+    """The frozen base with a fresh adapter; only the adapter's weights require a gradient.
+
+    Raises:
+        Fault: CONFIG_TARGET_UNKNOWN when no module has the wanted name.
+    """
+    config = LoraConfig(
+        r=plan.adapter.rank,
+        lora_alpha=plan.adapter.alpha,  # type: ignore[arg-type]  # PEFT computes with floats
+        lora_dropout=plan.adapter.dropout,
+        target_modules=targets(plan),
+        use_rslora=plan.adapter.use_rslora,
+        use_dora=plan.adapter.use_dora,
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(plan.seed)
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        wanted = ", ".join(plan.adapter.target_modules)
+        raise Fault(
+            FaultCode.CONFIG_TARGET_UNKNOWN,
+            f"No adapter can be put on {wanted}: {error}",
+            targets=wanted,
+        ) from error
+    if plan.gradient_checkpointing:
+        adapted.enable_input_require_grads()
+        adapted.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False}
+        )
+    return adapted
+
+
+@contextmanager
+def speaking(adapted: PeftModel) -> Iterator[None]:
+    """Attention as generation needs it, with masks and a cache; training's comes back after it."""
+    model: Any = adapted.get_base_model()
+    trained_with = model.config._attn_implementation
+    if trained_with == SEGMENTED:
+        model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(trained_with)
+
+
+def detach(adapted: PeftModel) -> Any:
+    """The base model as it was before `attach`, for the next run."""
+    if getattr(adapted, "is_gradient_checkpointing", False):
+        adapted.gradient_checkpointing_disable()
+    model = adapted.unload()
+    # PEFT leaves its configuration on the model, where the next adapter would warn about it.
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    return model.requires_grad_(False)
+
+
+def targets(plan: TrainPlan) -> str | list[str]:
+    """The modules that get an adapter, as PEFT wants to be told."""
+    wanted = plan.adapter.target_modules
+    return ALL_LINEAR if wanted == (ALL_LINEAR,) else list(wanted)
+
+
+def scale(plan: TrainPlan) -> float:
+    """What B·A is multiplied by. Source: Hu et al. 2021; Kalajdzievski 2023 for rsLoRA."""
+    rank = plan.adapter.rank
+    return plan.adapter.alpha / (math.sqrt(rank) if plan.adapter.use_rslora else rank)
+
+
+def _unsupported(folder: Path, base: Base, error: Exception) -> Fault:
+    log.warning("the model in %s was refused: %s", folder, error)
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        name = str((config.get("architectures") or [config["model_type"]])[0])
+    except (*_BAD_CONFIG, OSError):
+        name = base.model_id
+    return Fault(
+        FaultCode.MODEL_ARCHITECTURE_UNSUPPORTED,
+        f"Unsupported architecture: {name}",
+        architecture=name,
+    )

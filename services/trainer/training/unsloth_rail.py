@@ -1,0 +1,101 @@
+"""The rail of Unsloth: its kernels under our own loop, on NVIDIA; a module is a rail, see `rails`.
+
+Unsloth has to be imported before transformers and PEFT, because it changes both while it is: that
+is why it stands first here, and why `rails` imports this module before any other.
+
+Its forward pass knows packed rows by the lengths of their segments, under a name of its own; the
+rest of what we ask of a model (label positions only, summed loss) is asked of it as of any other.
+"""
+
+# isort: off
+from unsloth import FastLanguageModel
+# isort: on
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.domain.plan import Base, TrainPlan
+from trainer.training import peft_rail
+from trainer.training.arithmetic import Arithmetic
+
+NAME = "unsloth"
+# What Unsloth calls the lengths of the examples in a packed row, and the type that it wants.
+PACKED_LENGTHS = "packed_seq_lengths"
+GRADIENT_CHECKPOINTING = "unsloth"
+
+
+def load_base(base: Base, arithmetic: Arithmetic) -> Any:
+    """The base with Unsloth's kernels; anything that is raised is a reason for the other rail."""
+    model, _ = FastLanguageModel.from_pretrained(
+        model_name=base.folder,
+        max_seq_length=_context_tokens(base),
+        dtype=arithmetic.weights,
+        load_in_4bit=arithmetic.four_bit,
+        device_map={"": arithmetic.device.index or 0},
+        # The folder is the model: no look-up of a quantised twin on a hub.
+        use_exact_model_name=True,
+        # Rows are encoded by our own tokenizer; theirs is not looked at.
+        fix_tokenizer=False,
+        trust_remote_code=False,
+        local_files_only=True,
+        use_gradient_checkpointing=GRADIENT_CHECKPOINTING,
+    )
+    return model.requires_grad_(False)
+
+
+def attach(model: Any, plan: TrainPlan) -> Any:
+    """The base with a fresh adapter that Unsloth's kernels train."""
+    torch.manual_seed(plan.seed)
+    adapted = FastLanguageModel.get_peft_model(
+        model,
+        r=plan.adapter.rank,
+        target_modules=peft_rail.targets(plan),
+        lora_alpha=plan.adapter.alpha,
+        lora_dropout=plan.adapter.dropout,
+        use_rslora=plan.adapter.use_rslora,
+        use_dora=plan.adapter.use_dora,
+        use_gradient_checkpointing=GRADIENT_CHECKPOINTING if plan.gradient_checkpointing else False,
+        random_state=plan.seed,
+    )
+    adapted.get_base_model().base_model.register_forward_pre_hook(_translate, with_kwargs=True)
+    FastLanguageModel.for_training(
+        adapted, use_gradient_checkpointing=bool(plan.gradient_checkpointing)
+    )
+    return adapted
+
+
+def detach(adapted: Any) -> None:
+    """Nothing: Unsloth writes its kernels into the layers, and the bare base cannot be had back."""
+    del adapted
+
+
+@contextmanager
+def speaking(adapted: Any) -> Iterator[None]:
+    """Unsloth's fast generation; what training needs comes back after it, whatever happens."""
+    was_training = adapted.training
+    checkpointing = bool(getattr(adapted.get_base_model(), "is_gradient_checkpointing", False))
+    FastLanguageModel.for_inference(adapted)
+    try:
+        yield
+    finally:
+        FastLanguageModel.for_training(adapted, use_gradient_checkpointing=checkpointing)
+        adapted.train(was_training)
+
+
+def _translate(
+    _: torch.nn.Module, args: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    lengths = named.pop("segment_lengths", None)
+    if lengths is not None:
+        named[PACKED_LENGTHS] = torch.tensor(lengths, dtype=torch.int32)
+    return args, named
+
+
+def _context_tokens(base: Base) -> int:
+    config = json.loads((Path(base.folder) / "config.json").read_text("utf-8"))
+    return int(config.get("text_config", config)["max_position_embeddings"])
