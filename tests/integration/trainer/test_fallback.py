@@ -73,8 +73,8 @@ async def test_a_failed_load_moves_the_run_to_a_process_with_untouched_libraries
     await run(scheduler, tmp_path)
     assert warnings(scheduler) == [
         (
-            "Unsloth load failed (RuntimeError: CUDA error: no kernel image is available for execution "
-            "on the device); falling back to transformers + PEFT. "
+            "Unsloth load failed (RuntimeError: CUDA error: no kernel image is available for "
+            "execution on the device); falling back to transformers + PEFT. "
             "Set Trainer(unsloth_fallback=False) to disable."
         )
     ]

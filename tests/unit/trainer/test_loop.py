@@ -146,7 +146,7 @@ def test_a_mixed_precision_step_keeps_the_adapter_whole_and_learns() -> None:
     """001-27: the forward pass is in bf16, the adapter and its update are in fp32."""
     plan = a_plan(precision=Precision.BF16)
     bf16 = rails.arithmetic_for(plan.precision, CPU, width=4096)
-    model = rails.attach(a_tiny_model().to(bf16.weights), plan)
+    model = peft_rail.attach(a_tiny_model().to(bf16.weights), plan)
     model.train()
     state = loop.begin(model, plan)
     assert {p.dtype for p in state.trainable.values()} == {torch.float32}

@@ -136,8 +136,8 @@ def test_a_failed_import_falls_back_with_the_words_that_users_know(
     assert rail is peft_rail
     assert told == [
         (
-            f"Unsloth load failed ({type(error).__name__}: {error}); falling back to transformers + "
-            "PEFT. Set Trainer(unsloth_fallback=False) to disable."
+            f"Unsloth load failed ({type(error).__name__}: {error}); falling back to "
+            "transformers + PEFT. Set Trainer(unsloth_fallback=False) to disable."
         )
     ]
     assert cause in told[0]
