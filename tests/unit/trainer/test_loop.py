@@ -16,6 +16,7 @@ from trainer.domain.plan import Precision, TrainPlan, total_steps
 from trainer.domain.schedule import learning_rate
 from trainer.training import checkpoint, loop, peft_rail
 from trainer.training.adapter import require_changed
+from trainer.training.arithmetic import arithmetic_for
 from trainer.training.batches import IGNORED_LABEL, Row, packed, padded, step_indices
 from trainer.training.objective import summed_loss
 
@@ -138,14 +139,14 @@ def test_mixed_precision_is_what_the_plan_says(
     precision: Precision, device: str, weights_: torch.dtype, autocast: torch.dtype | None
 ) -> None:
     """001-27: mixed precision."""
-    found = rails.arithmetic_for(precision, torch.device(device), width=4096)
+    found = arithmetic_for(precision, torch.device(device), width=4096)
     assert (found.weights, found.autocast) == (weights_, autocast)
 
 
 def test_a_mixed_precision_step_keeps_the_adapter_whole_and_learns() -> None:
     """001-27: the forward pass is in bf16, the adapter and its update are in fp32."""
     plan = a_plan(precision=Precision.BF16)
-    bf16 = rails.arithmetic_for(plan.precision, CPU, width=4096)
+    bf16 = arithmetic_for(plan.precision, CPU, width=4096)
     model = peft_rail.attach(a_tiny_model().to(bf16.weights), plan)
     model.train()
     state = loop.begin(model, plan)
