@@ -26,6 +26,8 @@ PARQUET_BATCH_ROWS = 64
 READ_BYTES = 1 << 18
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# Byte order marks of UTF-16; those of UTF-32 begin with one, or with two zeros.
+_WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 PARQUET_MAGIC = b"PAR1"
 _BLANK = re.compile(r"[ \t\r\n]*")
 
@@ -62,11 +64,16 @@ def file_kind(path: Path) -> FileKind:
     """The layout of a file by its first bytes.
 
     A line of text counts as a CSV header when it names a column that rows are recognised by.
+
+    Raises:
+        Fault: DATASET_FILE_INVALID for text in units of two or four bytes.
     """
     with path.open("rb") as file:
         head = file.read(READ_BYTES).removeprefix(BYTE_ORDER_MARK)
     if head.startswith(PARQUET_MAGIC):
         return FileKind.PARQUET
+    if _is_wide(head):
+        raise _file_fault("the text is UTF-16 or UTF-32; save it as UTF-8 and push it again")
     stripped = head.lstrip()
     if stripped.startswith(b"{"):
         return FileKind.JSONL
@@ -111,6 +118,14 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
             return _parquet(path)
         case FileKind.TEXT:
             return _plain_lines(path)
+
+
+def _is_wide(head: bytes) -> bool:
+    """Whether text has two or four bytes a unit: it says so, or every second byte is zero."""
+    if head.startswith(_WIDE_MARKS):
+        return True
+    sample = head[:1024]
+    return any(sample[half::2].count(0) > len(sample) // 3 for half in (0, 1))
 
 
 def _is_header(line: str, *, delimiter: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from corpus.rows import iterate_rows
 from corpus.shapes import Format, truth
 from lexicon.faults import Fault, FaultCode
+from lexicon.names import quoted
 
 MAX_MESSAGE_COUNT = 4096
 
@@ -161,7 +162,7 @@ class _Row:
             self.refuse(f"'{place}' is not an object with '{role_key}' and '{content_key}'")
         role = _ROLES.get(str(item.get(role_key)).lower())
         if role is None:
-            self.refuse(f"'{place}' has the unknown {role_key} {item.get(role_key)!r:.40}")
+            self.refuse(f"'{place}' has the unknown {role_key} {quoted(item.get(role_key))}")
         content = item.get(content_key)
         if isinstance(content, list):
             content = self._joined_parts(content, place)
@@ -253,7 +254,10 @@ def _shared_prefix(left: Sequence[Message], right: Sequence[Message]) -> tuple[M
 def _from_kto(row: _Row) -> KtoSample | None:
     desirable = truth(row.get("label"))
     if desirable is None:
-        row.refuse("'label' is neither true nor false")
+        row.refuse(
+            f"'label' is {quoted(row.get('label'))}, neither true nor false; a prompt with a "
+            "completion and a label is KTO data: rename the column if it is no verdict"
+        )
     completion = row.turns("completion", speaker=Role.ASSISTANT)
     if not _is_answer(completion):
         return None

@@ -62,12 +62,13 @@ SHAPES = (
     Shape(format=Format.TEXT, required=("text",), markers=frozenset({"text"})),
 )
 _BY_FORMAT = {shape.format: shape for shape in SHAPES}
+_VERDICTS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 def detect(row: Mapping[str, Any]) -> Format | None:
     """The format a row fits completely, None when it fits none."""
     for shape in SHAPES:
-        if all(name in row for name in shape.required) and _label_fits(shape.format, row):
+        if all(name in row for name in shape.required):
             return shape.format
     return None
 
@@ -94,7 +95,9 @@ def check_row(
     found = detect(row)
     if found is expected:
         return
-    if found is not None:
+    # KTO data without its verdict looks like another format, and is not meant to be one.
+    is_verdict_missing = expected is Format.KTO and found is Format.PROMPT_COMPLETION
+    if found is not None and not is_verdict_missing:
         raise Fault(
             FaultCode.DATASET_FORMAT_MIXED,
             f"Dataset row {number} has the {found} format, but the file has the {expected} format "
@@ -105,7 +108,7 @@ def check_row(
             detected=expected.value,
             detected_from_row=detected_from_row,
         )
-    missing = next((name for name in _BY_FORMAT[expected].required if name not in row), "label")
+    missing = next(name for name in _BY_FORMAT[expected].required if name not in row)
     raise Fault(
         FaultCode.DATASET_FIELD_MISSING,
         f"Dataset row {number} missing required field '{missing}'",
@@ -121,11 +124,7 @@ def truth(value: object) -> bool | None:
     if isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return {"true": True, "1": True, "false": False, "0": False}.get(value.strip().lower())
-    if isinstance(value, int) and value in {0, 1}:
+        return _VERDICTS.get(value.strip().lower())
+    if isinstance(value, int | float) and value in {0, 1}:
         return bool(value)
     return None
-
-
-def _label_fits(candidate: Format, row: Mapping[str, Any]) -> bool:
-    return candidate is not Format.KTO or truth(row["label"]) is not None

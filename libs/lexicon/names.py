@@ -33,6 +33,14 @@ def check_id(text: str, *, field: str) -> str:
     return text
 
 
+def quoted(value: object, *, characters: int = 40) -> str:
+    """What somebody gave, in quotes and short enough for a message; the quotes are always whole."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= characters else f"{value[:characters]}…")
+    text = repr(value)
+    return text if len(text) <= characters else f"{text[:characters]}…"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectName:
     """`projects/{project}`."""

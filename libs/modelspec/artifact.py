@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lexicon.faults import Fault, FaultCode
+from lexicon.names import quoted
 from modelspec.lora import LoraSpec, adapter_bytes
 from modelspec.shape import ModelShape
 
@@ -64,7 +65,7 @@ def check_quantization(name: str) -> str:
     if name not in MIXES:
         raise Fault(
             FaultCode.CONFIG_QUANTIZATION_UNKNOWN,
-            f"Unknown quantization {name!r:.40}; known are {', '.join(QUANTIZATIONS)}",
+            f"Unknown quantization {quoted(name)}; known are {', '.join(QUANTIZATIONS)}",
             quantization=name[:40],
         )
     return name

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lexicon.faults import Fault, FaultCode
+from lexicon.names import quoted
 from modelspec.shape import ModelShape
 
 ALL_LINEAR = "all-linear"
@@ -38,8 +39,8 @@ def resolve_targets(names: Sequence[str], shape: ModelShape) -> tuple[str, ...]:
             hint = f"; did you mean {near[0]!r}?" if near else "."
             raise Fault(
                 FaultCode.CONFIG_TARGET_UNKNOWN,
-                f"Target module {name!r:.60} is not a module of {shape.architecture.name}{hint} "
-                f"It has {', '.join(modules)}",
+                f"Target module {quoted(name, characters=60)} is not a module of "
+                f"{shape.architecture.name}{hint} It has {', '.join(modules)}",
                 target=name[:60],
                 modules=", ".join(modules),
             )

@@ -10,7 +10,7 @@ from typing import TypeVar
 import grpc.aio
 
 from lexicon.faults import Category, Fault, FaultCode
-from lexicon.names import DatasetName, DatasetVersionName, ProjectName
+from lexicon.names import DatasetName, DatasetVersionName, ProjectName, quoted
 from modelspec.catalog import Catalog, Plan
 from tunesmith.api.artifact.v1 import (
     artifact_pb2,
@@ -303,6 +303,6 @@ def _same_project(parent: ProjectName, project: str, name: str) -> None:
     if project != parent.project:
         raise Fault(
             FaultCode.DATASET_NOT_FOUND,
-            f"There is no dataset {name!r:.120} in project {parent.project}.",
+            f"There is no dataset {quoted(name, characters=120)} in project {parent.project}.",
             dataset=name[:120],
         )

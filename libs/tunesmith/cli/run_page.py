@@ -1,10 +1,13 @@
-"""One run in full: pill, fault, figures, configuration, samples, attempts."""
+"""Runs on the screen: one in full, or many with a line or two each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.text import Text
 
 from tunesmith.api.run.v1 import run_pb2
@@ -12,6 +15,8 @@ from tunesmith.cli import output
 
 # Settings of the snapshot that a reader looks for first, in this order.
 _TRAINING = ("max_steps", "epochs", "micro_batch_size", "learning_rate", "max_sequence_tokens")
+# Wider than any table could be.
+LONGEST_LINE = 1000
 _LORA = ("rank", "alpha", "dropout", "target_modules")
 
 
@@ -35,6 +40,50 @@ def show_run(run: run_pb2.Run, screen: Console, *, is_brief: bool = False) -> No
         screen.print(Text(f"  {sample.completion}"))
         for flag in sample.flags:
             screen.print(Text(f"  ! {flag}", style="gold3"))
+
+
+def show_list(runs: Sequence[run_pb2.Run], screen: Console, *, now: datetime) -> None:
+    """Print runs as a table; where it is too wide, two lines a run, so that no id is ever cut."""
+    rows = [_row(run, now=now) for run in runs]
+    table = output.table("RUN", "STATE", "STEP", "LOSS", "COST", "MODEL", "WHEN")
+    for row in rows:
+        table.add_row(row.run, row.pill, row.step, row.loss, row.cost, row.model, row.when)
+    unbounded = screen.options.update(max_width=LONGEST_LINE)
+    if Measurement.get(screen, unbounded, table).maximum <= screen.width:
+        screen.print(table)
+        return
+    for row in rows:
+        first = [row.run, row.step, row.when]
+        head = Text.assemble(first[0], "  ", row.pill, *(f"  {text}" for text in first[1:] if text))
+        rest = [row.model, f"loss {row.loss}" if row.loss else "", f"{row.cost} credits"]
+        screen.print(head, soft_wrap=True)
+        screen.print(Text("  " + " · ".join(filter(None, rest)), style="dim"), soft_wrap=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """A run in a list."""
+
+    run: str
+    pill: Text
+    step: str
+    loss: str
+    cost: str
+    model: str
+    when: str
+
+
+def _row(run: run_pb2.Run, *, now: datetime) -> _Row:
+    has_metrics = run.HasField("metrics")
+    return _Row(
+        run=output.last_part(run.name),
+        pill=output.pill(run.state),
+        step=f"{run.metrics.step}/{run.metrics.total_steps}" if has_metrics else "",
+        loss=f"{run.metrics.loss:.4f}" if has_metrics else "",
+        cost=output.credits_text(run.cost),
+        model=run.spec.base_model,
+        when=output.age_text(run.submit_time, now=now),
+    )
 
 
 def _figures(run: run_pb2.Run) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ from tunesmith.api.fault.v1 import fault_pb2
 from tunesmith.api.run.v1 import run_pb2, run_service_pb2, spec_pb2
 from tunesmith.cli import output
 from tunesmith.cli.live import follow
-from tunesmith.cli.run_page import show_run
+from tunesmith.cli.run_page import show_list, show_run
 from tunesmith.cli.session import (
     CANCELLED_EXIT_CODE,
     Json,
@@ -77,23 +77,11 @@ def list_runs(
     if settings().as_json:
         output.print_json(runs)
         return
-    table, now = (
-        output.table("RUN", "STATE", "STEP", "LOSS", "COST", "MODEL", "WHEN", folding=["MODEL"]),
-        datetime.now(UTC),
-    )
-    for run in runs:
-        has_metrics = run.HasField("metrics")
-        table.add_row(
-            output.last_part(run.name),
-            output.pill(run.state),
-            f"{run.metrics.step}/{run.metrics.total_steps}" if has_metrics else "",
-            f"{run.metrics.loss:.4f}" if has_metrics else "",
-            output.credits_text(run.cost),
-            run.spec.base_model,
-            output.age_text(run.submit_time, now=now),
-        )
     screen = output.console()
-    screen.print(table if runs else "There are no runs.")
+    if runs:
+        show_list(runs, screen, now=datetime.now(UTC))
+    else:
+        screen.print("There are no runs.")
 
 
 @app.command()

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterator
 
 from lexicon.faults import Fault, FaultCode
+from lexicon.names import quoted
 from validator.domain.case import Case
 from validator.domain.finding import Finding, Outcome, outcome, red
 
@@ -93,7 +94,7 @@ def check_tier(case: Case) -> Outcome:
         hint = f" Did you mean {near[0]}?" if near else ""
         fault = Fault(
             FaultCode.CONFIG_TIER_UNKNOWN,
-            f"There is no GPU tier {name!r:.40}; there are {', '.join(tiers)}.{hint}",
+            f"There is no GPU tier {quoted(name)}; there are {', '.join(tiers)}.{hint}",
             tier=name[:40],
             tiers=", ".join(tiers),
         )

@@ -12,7 +12,7 @@ import pytest
 
 from corpus import rows
 from corpus.formats import Format, inspect_file, iterate_rows
-from corpus.samples import ChatSample, iterate_samples
+from corpus.samples import ChatSample, KtoSample, iterate_samples, to_sample
 from lexicon.faults import Fault, FaultCode
 
 ROWS: dict[Format, dict[str, Any]] = {
@@ -290,3 +290,45 @@ def test_a_preference_row_may_repeat_the_prompt_in_both_conversations(tmp_path: 
 def test_an_unknown_role_is_named(tmp_path: Path) -> None:
     row = {"messages": [{"role": "wizard", "content": "Abracadabra"}]}
     assert "'wizard'" in refusal(json_lines(tmp_path, row)).message
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["data.jsonl", "data.csv", "data.txt"])
+def test_wide_text_is_refused_with_what_to_do(encoding: str, name: str, tmp_path: Path) -> None:
+    """000-18, 000-35: what a spreadsheet saves as "Unicode"."""
+    path = tmp_path / name
+    path.write_text('{"prompt": "Hi", "completion": "Ho"}\n', encoding=encoding)
+    fault = refusal(path, file_name=name)
+    assert fault.code is FaultCode.DATASET_FILE_INVALID
+    assert "save it as UTF-8" in fault.message
+
+
+@pytest.mark.parametrize(
+    ("label", "desirable"), [("yes", True), ("No", False), (1.0, True), ("0", False)]
+)
+def test_a_verdict_in_other_words_is_kto(label: object, desirable: bool, tmp_path: Path) -> None:
+    """A11"""
+    row = {"prompt": "Hi", "completion": "Ho", "label": label}
+    assert inspect_file(json_lines(tmp_path, row)).format is Format.KTO
+    sample = to_sample(row, Format.KTO, 1)
+    assert isinstance(sample, KtoSample)
+    assert sample.desirable is desirable
+
+
+def test_a_label_that_is_no_verdict_is_not_passed_over(tmp_path: Path) -> None:
+    """000-18: it could be KTO data or not; whoever knows must say."""
+    row = {"prompt": "Hi", "completion": "Ho", "label": "sports"}
+    fault = refusal(json_lines(tmp_path, row))
+    assert fault.code is FaultCode.DATASET_ROW_INVALID
+    assert "'label' is 'sports', neither true nor false" in fault.message
+    assert "rename the column" in fault.message
+    plain = {"prompt": "Hi", "completion": "Ho", "label": None}
+    assert inspect_file(json_lines(tmp_path, plain)).format is Format.PROMPT_COMPLETION
+
+
+def test_a_verdict_that_is_missing_is_named(tmp_path: Path) -> None:
+    """000-16"""
+    rows = [{"prompt": "Hi", "completion": "Ho", "label": label} for label in (True, None)]
+    fault = refusal(json_lines(tmp_path, *rows))
+    assert fault.code is FaultCode.DATASET_FIELD_MISSING
+    assert fault.message == "Dataset row 2 missing required field 'label'"

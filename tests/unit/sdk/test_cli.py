@@ -2,9 +2,12 @@
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from tests.support.platform_double import RUN, Script, a_platform
@@ -12,7 +15,9 @@ from tunesmith import credentials
 from tunesmith.api.run.v1 import run_pb2
 from tunesmith.cli import output, session
 from tunesmith.cli.main import app
+from tunesmith.cli.run_page import show_list
 
+NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 SUBMIT = ("run", "submit", "-m", "m", "-d", "habit", "-t", "cpu", "--attest")
 
 
@@ -200,3 +205,26 @@ def test_an_unknown_code_is_refused(shell: Shell) -> None:
     done = shell("fault", "explain", "NOPE")
     assert done.exit_code == 3
     assert "INPUT_FAULT_UNKNOWN" in done.stderr
+
+
+@pytest.mark.parametrize(("width", "lines"), [(80, 2), (140, 1)])
+def test_a_list_of_runs_never_cuts_an_id_or_a_model(width: int, lines: int) -> None:
+    run = run_pb2.Run(
+        name="projects/p/runs/run-01m7ytcvq486zfd161hpaht46f",
+        state=run_pb2.RUN_STATE_WAITING_FOR_GPU,
+        metrics=run_pb2.RunMetrics(step=1200, total_steps=12000, loss=0.1234),
+    )
+    run.spec.base_model = "Qwen/Qwen2.5-0.5B-Instruct"
+    run.cost.amount_micros = 1_234_560_000
+    run.submit_time.FromDatetime(NOW - timedelta(minutes=23))
+    screen = Console(width=width, file=StringIO())
+    show_list([run] * 3, screen, now=NOW)
+    file = screen.file
+    assert isinstance(file, StringIO)
+    shown = file.getvalue()
+    for text in ("run-01m7ytcvq486zfd161hpaht46f", "Qwen/Qwen2.5-0.5B-Instruct", "1200/12000",
+                 "Waiting for GPU", "0.1234", "1234.56", "23 min ago"):  # fmt: skip
+        assert shown.count(text) == 3, shown
+    header = 1 if lines == 1 else 0
+    assert len(shown.splitlines()) == 3 * lines + header
+    assert max(map(len, shown.splitlines())) <= width

@@ -406,3 +406,15 @@ def test_all_published_models_have_a_tier_they_fit() -> None:
 )
 def test_a_number_out_of_range_is_told_with_all_its_digits(number: float, text: str) -> None:
     assert in_words(number) == text
+
+
+@pytest.mark.parametrize(
+    "changes", [{"gpu_tier": "t" * 70}, {"export": Export(quantizations=("Q" * 70,))}]
+)
+def test_a_long_name_in_a_message_keeps_both_quotes(changes: dict[str, Any]) -> None:
+    """000-35"""
+    message = refusal(examined(a_spec(**changes))).message
+    assert message.count("'") == 2
+    assert "…'" in message
+    assert "t" * 41 not in message
+    assert "Q" * 41 not in message
