@@ -256,22 +256,35 @@ class AsyncArtifacts:
         """Hub entries, newest first; of one run where it is named."""
         return await self._client.run(artifacts.list_artifacts(self._project, run=run, limit=limit))
 
+    async def get(self, run: str) -> artifact_pb2.Artifact:
+        """The hub entry of a run, or the one of a full name."""
+        return await self._client.run(artifacts.get_artifact(self._project, run))
+
     async def pull(
         self,
         run: str,
         folder: Path | str = ".",
         *,
         kinds: Sequence[artifact_pb2.ArtifactKind] = (),
+        quantization: str = "",
         on_file: Callable[[artifact_pb2.ArtifactFile], OnBytes | None] | None = None,
     ) -> Sequence[Path]:
         """Download the files of a run, checked by sha256; a broken download goes on where it was.
 
         Args:
             kinds: only these; empty for all.
+            quantization: of the GGUF bundles only this one; empty for all.
             on_file: called before each file; what it returns hears of the bytes.
         """
         return await self._client.run(
-            artifacts.pull_artifacts(self._project, run, Path(folder), kinds=kinds, on_file=on_file)
+            artifacts.pull_artifacts(
+                self._project,
+                run,
+                Path(folder),
+                kinds=kinds,
+                quantization=quantization,
+                on_file=on_file,
+            )
         )
 
     async def delete(self, artifact: str, *, request_id: str = "") -> None:

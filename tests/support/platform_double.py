@@ -34,6 +34,24 @@ ARTIFACT = "projects/p/artifacts/a1"
 ZIP = bytes(range(256)) * 20_000
 
 
+def a_file(
+    content: bytes,
+    *,
+    file_name: str,
+    kind: artifact_pb2.ArtifactKind = artifact_pb2.ARTIFACT_KIND_LORA_ADAPTER,
+    quantization: str = "",
+) -> tuple[artifact_pb2.ArtifactFile, bytes]:
+    """A file of the hub entry with its bytes."""
+    file = artifact_pb2.ArtifactFile(
+        kind=kind,
+        quantization=quantization,
+        file_name=file_name,
+        size_bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+    return file, content
+
+
 @dataclass(slots=True, kw_only=True)
 class Script:
     """What the platform does wrong, and what reached it.
@@ -48,6 +66,7 @@ class Script:
         ends_as: state in which the run ends.
         is_stuck: the run stays in the queue until it is cancelled.
         node_state: of the only trainer.
+        files: what the run left behind.
     """
 
     unavailable_count: int = 0
@@ -59,6 +78,9 @@ class Script:
     ends_as: run_pb2.RunState = run_pb2.RUN_STATE_COMPLETED
     is_stuck: bool = False
     node_state: work_pb2.NodeState = work_pb2.NODE_STATE_READY
+    files: list[tuple[artifact_pb2.ArtifactFile, bytes]] = field(
+        default_factory=lambda: [a_file(ZIP, file_name="../r1-lora.zip")]
+    )
     request_ids: list[str] = field(default_factory=list)
     submitted: dict[str, run_service_pb2.SubmitRunRequest] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
@@ -295,23 +317,28 @@ class _Datasets(dataset_service_pb2_grpc.DatasetServiceServicer):
 
 
 class _Artifacts(artifact_service_pb2_grpc.ArtifactServiceServicer):
-    def __init__(self, http_url: str) -> None:
-        self.http_url = http_url
-        self.file = artifact_pb2.ArtifactFile(
-            kind=artifact_pb2.ARTIFACT_KIND_LORA_ADAPTER,
-            file_name="../r1-lora.zip",
-            size_bytes=len(ZIP),
-            sha256=hashlib.sha256(ZIP).hexdigest(),
-        )
+    def __init__(self, script: Script, http_url: str) -> None:
+        self.script, self.http_url = script, http_url
 
     async def ListArtifacts(self, request: Any, context: Any) -> Any:
         found = request.run in ("", RUN)
-        artifact = artifact_pb2.Artifact(name=ARTIFACT, run=RUN, files=[self.file])
+        artifact = artifact_pb2.Artifact(
+            name=ARTIFACT,
+            run=RUN,
+            base_model="tunesmith/anvil-3m",
+            files=[file for file, _ in self.script.files],
+        )
         return artifact_service_pb2.ListArtifactsResponse(artifacts=[artifact] if found else [])
 
     async def CreateDownload(self, request: Any, context: Any) -> Any:
+        wanted = (request.kind, request.quantization)
+        number, file = next(
+            (number, file)
+            for number, (file, _) in enumerate(self.script.files)
+            if (file.kind, file.quantization) == wanted
+        )
         return artifact_service_pb2.CreateDownloadResponse(
-            url=f"{self.http_url}/download", file=self.file
+            url=f"{self.http_url}/download/{number}", file=file
         )
 
 
@@ -355,7 +382,8 @@ class _Files(BaseHTTPRequestHandler):
         asked = self.headers.get("Range", "")
         self.script.ranges.append(asked)
         start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
-        body = ZIP[start:]
+        number = self.path.rpartition("/")[2]
+        body = self.script.files[int(number)][1][start:]
         self._head(206 if asked else 200, len(body))
         if self.script.download_cuts > 0:
             self.script.download_cuts -= 1
@@ -404,7 +432,7 @@ async def _serve(script: Script, http_url: str) -> tuple[aio.Server, int]:
     runs: Any = _Runs(script)  # type: ignore[abstract]  # see above
     events: Any = _Events(script)  # type: ignore[abstract]  # see above
     datasets: Any = _Datasets(script, http_url)  # type: ignore[abstract]  # see above
-    artifacts: Any = _Artifacts(http_url)  # type: ignore[abstract]  # see above
+    artifacts: Any = _Artifacts(script, http_url)  # type: ignore[abstract]  # see above
     billing: Any = _Billing()  # type: ignore[abstract]  # see above
     run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, server)
     event_service_pb2_grpc.add_EventServiceServicer_to_server(events, server)

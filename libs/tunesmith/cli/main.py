@@ -12,15 +12,13 @@ import typer
 from rich.prompt import Prompt
 
 from lexicon.faults import TABLE, FaultCode, FaultRow
-from tunesmith.api.artifact.v1 import artifact_pb2
 from tunesmith.api.work.v1 import work_pb2
 from tunesmith.cli import billing, datasets, output, runs, smoke
-from tunesmith.cli.progress import bars
+from tunesmith.cli.pull import OptionalName, pull
 from tunesmith.cli.session import Edge, Json, Yes, confirm, connected, is_interactive, settings
 from tunesmith.client import Client
 from tunesmith.credentials import Credentials, default_file, save
 from tunesmith.errors import InputError
-from tunesmith.transfer import OnBytes
 
 COMMANDS_GROUP = "tunesmith.commands"
 
@@ -93,40 +91,6 @@ def login(
     output.console().print(f"✔ {credentials.parent} at {credentials.address}", style="green3")
 
 
-@app.command()
-def pull(
-    run: runs.RunArgument,
-    to: Annotated[Path, typer.Option(help="Folder for the files.")] = Path(),
-    lora: Annotated[bool, typer.Option("--lora", help="Only the adapter.")] = False,
-    gguf: Annotated[bool, typer.Option("--gguf", help="Only the GGUF bundle.")] = False,
-    json_: Json = False,
-) -> None:
-    """Download what a run left behind, checked by sha256."""
-    kinds = [
-        kind
-        for wanted, kind in (
-            (lora, artifact_pb2.ARTIFACT_KIND_LORA_ADAPTER),
-            (gguf, artifact_pb2.ARTIFACT_KIND_GGUF_BUNDLE),
-        )
-        if wanted
-    ]
-    with connected() as client, bars() as progress:
-
-        def on_file(file: artifact_pb2.ArtifactFile) -> OnBytes | None:
-            if progress is None:
-                return None
-            task = progress.add_task(file.file_name, total=file.size_bytes)
-            return lambda count: progress.advance(task, count)
-
-        paths = client.artifacts.pull(run, to, kinds=kinds, on_file=on_file)
-    if settings().as_json:
-        output.print_json({"files": [str(path) for path in paths]})
-        return
-    for path in paths:
-        size = output.bytes_text(path.stat().st_size)
-        output.console().print(f"✔ {path}  {size}", markup=False)
-
-
 @nodes.command("list")
 def list_nodes(json_: Json = False) -> None:
     """List the nodes as the scheduler knows them."""
@@ -190,6 +154,7 @@ def list_faults(json_: Json = False) -> None:
 
 
 app.command()(smoke.smoke)
+app.command("pull", cls=OptionalName)(pull)
 app.add_typer(runs.app, name="run")
 app.add_typer(datasets.app, name="dataset")
 app.add_typer(billing.app, name="billing")

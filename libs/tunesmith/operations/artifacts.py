@@ -35,12 +35,31 @@ def list_artifacts(
     )
 
 
+def get_artifact(project: str, run: str) -> Operation[artifact_pb2.Artifact]:
+    """The hub entry of a run, or the one of a full name.
+
+    Raises:
+        NotFoundError: ARTIFACT_NOT_FOUND.
+    """
+    if "/artifacts/" in run:
+        request = artifact_service_pb2.GetArtifactRequest(name=run)
+        response = artifact_service_pb2.GetArtifactResponse
+        return (yield from call(ARTIFACT_SERVICE, "GetArtifact", request, response)).artifact
+    found = yield from list_artifacts(project, run=run, limit=1)
+    if not found:
+        raise NotFoundError(
+            "ARTIFACT_NOT_FOUND", f"The run {run} has stored no artifact.", metadata={"run": run}
+        )
+    return found[0]
+
+
 def pull_artifacts(
     project: str,
     run: str,
     folder: Path,
     *,
     kinds: Sequence[artifact_pb2.ArtifactKind],
+    quantization: str,
     on_file: Callable[[artifact_pb2.ArtifactFile], OnBytes | None] | None,
 ) -> Operation[list[Path]]:
     """Download the files of a run into a folder; files that are there already are not sent again.
@@ -48,18 +67,25 @@ def pull_artifacts(
     Args:
         run: a run, or the full name of a hub entry.
         kinds: only these; empty for all.
+        quantization: of the GGUF bundles only this one; empty for all.
         on_file: called before each file; what it returns hears of the bytes.
     Raises:
-        NotFoundError: ARTIFACT_NOT_FOUND when the run has stored nothing.
+        NotFoundError: ARTIFACT_NOT_FOUND when the run has stored nothing of the kind.
     """
-    artifact = yield from _artifact_of(project, run)
+    artifact = yield from get_artifact(project, run)
+    chosen = [file for file in artifact.files if not kinds or file.kind in kinds]
+    if quantization:
+        chosen = [file for file in chosen if file.quantization in ("", quantization)]
+        if not any(file.quantization for file in chosen):
+            stored = ", ".join(file.quantization for file in artifact.files if file.quantization)
+            raise NotFoundError(
+                "ARTIFACT_NOT_FOUND",
+                f"{artifact.name} has no GGUF of type {quantization}; it has {stored or 'none'}.",
+                metadata={"artifact": artifact.name, "quantization": quantization},
+            )
     paths = []
-    for file in artifact.files:
-        if kinds and file.kind not in kinds:
-            continue
-        # A name from the wire is data: only its last part is used, and never a hidden file.
-        name = Path(file.file_name.replace("\\", "/")).name.lstrip(".") or file.sha256
-        path = folder / name
+    for file in chosen:
+        path = folder / local_name(file)
         if not _is_already_there(path, file):
             on_bytes = on_file(file) if on_file else None
             yield from _pull_file(artifact.name, file, path, on_bytes=on_bytes)
@@ -76,17 +102,12 @@ def delete_artifact(project: str, artifact: str, *, request_id: str) -> Operatio
     yield from call(ARTIFACT_SERVICE, "DeleteArtifact", request, response)
 
 
-def _artifact_of(project: str, run: str) -> Operation[artifact_pb2.Artifact]:
-    if "/artifacts/" in run:
-        request = artifact_service_pb2.GetArtifactRequest(name=run)
-        response = artifact_service_pb2.GetArtifactResponse
-        return (yield from call(ARTIFACT_SERVICE, "GetArtifact", request, response)).artifact
-    found = yield from list_artifacts(project, run=run, limit=1)
-    if not found:
-        raise NotFoundError(
-            "ARTIFACT_NOT_FOUND", f"The run {run} has stored no artifact.", metadata={"run": run}
-        )
-    return found[0]
+def local_name(file: artifact_pb2.ArtifactFile) -> str:
+    """The name under which a file is kept here.
+
+    A name from the wire is data: only its last part is used, and never a hidden file.
+    """
+    return Path(file.file_name.replace("\\", "/")).name.lstrip(".") or file.sha256
 
 
 def _pull_file(

@@ -48,9 +48,10 @@ class BundleFacts:
 def modelfile(facts: BundleFacts) -> str:
     """Returns the Modelfile: source, template, stop words and the base's own sampling defaults."""
     lines = ["FROM ./model.gguf", ""]
-    if facts.template is not None:
-        lines += [f'TEMPLATE """{facts.template}"""', ""]
-    lines += [f"PARAMETER stop {_quoted(stop)}" for stop in facts.stops]
+    template = None if facts.template is None else quoted(facts.template, '"""')
+    if template is not None:
+        lines += [f"TEMPLATE {template}", ""]
+    lines += [f"PARAMETER stop {stop}" for stop in map(quoted, facts.stops) if stop is not None]
     lines += sampling_lines(facts.generation)
     if facts.context_tokens > 0:
         lines.append(f"PARAMETER num_ctx {min(facts.context_tokens, MAX_DEFAULT_CONTEXT)}")
@@ -172,5 +173,25 @@ def _proof_text(figures: Figures | None) -> str:
 The held-out loss differs from the adapter's by {figures.loss_delta:+.4f} nats per token."""
 
 
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+def quoted(text: str, *quotes: str) -> str | None:
+    """The text as a value that Ollama reads as this text; None when it cannot be said.
+
+    Ollama's quotes know no escapes: a value ends at the first line end before which its quotes are
+    closed, and what cannot be printed is dropped.
+
+    Source: parser of Ollama, whose reading `tunesmith.ollama.modelfile` repeats.
+    """
+    if not all(character.isprintable() or character in "\t\r\n" for character in text):
+        return None
+    for quote in quotes or ('"', '"""'):
+        whole = quote + text + quote
+        opens_longer = quote == '"' and whole.startswith('"""')
+        places = [place for place, character in enumerate(whole) if character in "\r\n"]
+        if not opens_longer and not any(_is_closed(whole[:place], quote) for place in places):
+            return whole
+    return None
+
+
+def _is_closed(text: str, quote: str) -> bool:
+    text = text.strip(" \t\r\n")
+    return len(text) >= 2 * len(quote) and text.endswith(quote)

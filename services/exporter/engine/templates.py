@@ -11,7 +11,7 @@ from corpus import chat
 from corpus.samples import Message as ChatMessage
 from corpus.samples import Role
 from exporter.domain import go_template, template_synthesis
-from exporter.domain.bundle import stop_words
+from exporter.domain.bundle import quoted, stop_words
 from exporter.domain.gguf_format import (
     Header,
     Metadata,
@@ -88,8 +88,11 @@ def read_template(adapter_folder: Path, base: Header) -> TrainedTemplate:
     )
     begin = begin_token(base)
     source = template_synthesis.go_source(marks.without_begin(begin)) if marks else None
-    if source is not None and not template_synthesis.prints_the_same(
-        source, lambda m, p: _render(template, m, p), begin_token=begin
+    if source is not None and (
+        quoted(source, '"""') is None
+        or not template_synthesis.prints_the_same(
+            source, lambda m, p: _render(template, m, p), begin_token=begin
+        )
     ):
         source = None
     special = [

@@ -38,7 +38,7 @@ def test_the_modelfile_holds_template_stops_and_sampling() -> None:
         "FROM ./model.gguf\n\n"
         'TEMPLATE """{{ .System }}"""\n\n'
         'PARAMETER stop "<|im_end|>"\n'
-        'PARAMETER stop "a\\"b"\n'
+        'PARAMETER stop "a"b"\n'
         "PARAMETER temperature 0.7\n"
         "PARAMETER top_k 20\n"
         "PARAMETER repeat_penalty 1.05\n"
