@@ -14,6 +14,9 @@ OUT_OF_MEMORY_TEXTS = (
     "cudnn_status_alloc_failed",
     "can't allocate memory",
     "not enough memory",
+    "attempting to allocate",
+    "unable to allocate",
+    "insufficient memory",
     "defaultcpuallocator",
 )
 

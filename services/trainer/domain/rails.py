@@ -17,29 +17,36 @@ class Device(enum.StrEnum):
 
     CUDA = "cuda"
     CPU = "cpu"
+    MLX = "mlx"
 
 
-def device_of(backend: Backend, *, has_cuda: bool, tier: str) -> Device:
+def device_of(backend: Backend, *, has_cuda: bool, tier: str, prefers_mlx: bool = False) -> Device:
     """The device of a run.
 
     A run that was sold a GPU never trains on the processor because a driver broke: that would be a
     hundred times slower at the price of the GPU.
 
-    | asked for | CUDA there | CUDA missing, tier cpu | CUDA missing, any other tier |
-    |---|---|---|---|
-    | auto | CUDA | CPU | DEP_GPU_NOT_AVAILABLE |
-    | cuda | CUDA | DEP_GPU_NOT_AVAILABLE | DEP_GPU_NOT_AVAILABLE |
-    | cpu | CPU | CPU | CPU |
-    | mlx | DEP_MLX_UNAVAILABLE | DEP_MLX_UNAVAILABLE | DEP_MLX_UNAVAILABLE |
+    | asked for | prefers MLX | CUDA there | CUDA missing, tier cpu | CUDA missing, any other tier |
+    |---|---|---|---|---|
+    | auto | MLX | CUDA | CPU | DEP_GPU_NOT_AVAILABLE |
+    | cuda | as without | CUDA | DEP_GPU_NOT_AVAILABLE | DEP_GPU_NOT_AVAILABLE |
+    | cpu | as without | CPU | CPU | CPU |
+    | mlx | MLX | MLX | MLX | MLX |
 
+    Whether MLX is installed is asked when the run begins to train, not here.
+
+    Args:
+        prefers_mlx: an Apple host, and a plan that MLX does; auto never means MLX on other hosts.
     Raises:
-        Fault: DEP_GPU_NOT_AVAILABLE; DEP_MLX_UNAVAILABLE, as MLX is a process of its own.
+        Fault: DEP_GPU_NOT_AVAILABLE.
     """
     match backend:
         case Backend.CPU:
             return Device.CPU
         case Backend.MLX:
-            raise Fault(FaultCode.DEP_MLX_UNAVAILABLE)
+            return Device.MLX
+        case Backend.AUTO if prefers_mlx:
+            return Device.MLX
         case Backend.AUTO | Backend.CUDA if has_cuda:
             return Device.CUDA
         case Backend.AUTO if tier == CPU_TIER:

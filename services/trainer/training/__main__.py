@@ -15,11 +15,13 @@ import msgspec
 import torch
 
 from lexicon.faults import Fault, FaultCode
+from trainer.domain.mlx import CAPABILITY
 from trainer.domain.plan import Precision
 from trainer.pipe import Failed, Ready, Terms, UnslothFailed
 from trainer.training.arithmetic import cpu_has_bf16_matrix_units
 from trainer.training.channel import Channel
 from trainer.training.memory import is_out_of_memory
+from trainer.training.mlx_presence import is_apple_silicon, is_available
 from trainer.training.rails import Rails, WarmBase, find_rails, import_peft, import_unsloth
 
 log = logging.getLogger("trainer.training")
@@ -37,6 +39,7 @@ def main() -> None:
     rails = find_rails(
         terms,
         has_cuda=torch.cuda.is_available(),
+        is_apple=is_apple_silicon(),
         import_unsloth=import_unsloth,
         import_peft=import_peft,
     )
@@ -101,6 +104,8 @@ def _capabilities(rails: Rails) -> tuple[str, ...]:
     found = [rail.NAME for rail in (rails.peft, rails.unsloth) if rail is not None]
     if torch.cuda.is_available() or cpu_has_bf16_matrix_units():
         found.append(Precision.BF16.value)
+    if is_available():
+        found.append(CAPABILITY)
     return tuple(found)
 
 

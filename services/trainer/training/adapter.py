@@ -2,11 +2,11 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from peft import PeftModel
 
 from lexicon.faults import Fault, FaultCode
 from trainer.domain.plan import TrainPlan
@@ -21,8 +21,18 @@ FILE_NAMES = (
 )
 
 
+class Adapter(Protocol):
+    """An adapter of whichever rail: a `PeftModel`, or what names and saves its weights like one."""
+
+    def named_parameters(self) -> Iterator[tuple[str, Any]]: ...
+
+    def save_pretrained(
+        self, save_directory: str, *, safe_serialization: bool, save_embedding_layers: bool
+    ) -> None: ...
+
+
 def write_adapter(
-    adapted: PeftModel,
+    adapted: Adapter,
     plan: TrainPlan,
     folder: Path,
     *,
@@ -61,7 +71,7 @@ def write_adapter(
             path.chmod(0o644)
 
 
-def require_changed(adapted: PeftModel) -> None:
+def require_changed(adapted: Adapter) -> None:
     """Make sure that training has moved the adapter: every B begins as zero.
 
     Raises:

@@ -152,7 +152,7 @@ def _try_step(
         loss_sum += loss.item()
         computed_count += batch.computed_token_count
     grad_norm = clip(state, max_norm=plan.max_grad_norm)
-    _require_finite(loss_sum / divisor, grad_norm, step=state.step)
+    require_finite(loss_sum / divisor, grad_norm, step=state.step)
     lr = learning_rate(
         state.step,
         steps=steps,
@@ -319,7 +319,12 @@ def _loss_of(
         )
 
 
-def _require_finite(loss: float, grad_norm: float, *, step: int) -> None:
+def require_finite(loss: float, grad_norm: float, *, step: int) -> None:
+    """Checks what step `step` (0-based) has measured.
+
+    Raises:
+        Fault: RUNTIME_LOSS_NOT_FINITE.
+    """
     infinity = float("inf")
     if not (abs(loss) < infinity and grad_norm < infinity):
         raise Fault(

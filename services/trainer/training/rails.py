@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from lexicon.faults import Fault, FaultCode
+from trainer.domain import mlx
 from trainer.domain.plan import Base, TrainPlan
 from trainer.domain.rails import (
     Device,
@@ -82,21 +83,35 @@ class Rails:
     Attributes:
         unsloth: None when it is not wanted here, or when it cannot be used.
         failure: why it cannot be used; empty when it can, or is not wanted.
+        is_apple: whether this is a host on which auto means MLX.
     """
 
     terms: Terms
     peft: Rail
     unsloth: Rail | None
     failure: str
+    is_apple: bool = False
 
-    def device(self, plan: TrainPlan) -> torch.device:
-        """The device of a run.
+    def resolve(self, plan: TrainPlan) -> Device:
+        """What a run computes on.
 
         Raises:
-            Fault: DEP_GPU_NOT_AVAILABLE, DEP_MLX_UNAVAILABLE.
+            Fault: DEP_GPU_NOT_AVAILABLE.
         """
-        has_cuda = torch.cuda.is_available()
-        return torch.device(device_of(plan.backend, has_cuda=has_cuda, tier=self.terms.tier).value)
+        return device_of(
+            plan.backend,
+            has_cuda=torch.cuda.is_available(),
+            tier=self.terms.tier,
+            prefers_mlx=self.is_apple and not mlx.unsupported(plan),
+        )
+
+    def device(self, plan: TrainPlan) -> torch.device:
+        """The device of a run that is not one for MLX.
+
+        Raises:
+            Fault: DEP_GPU_NOT_AVAILABLE.
+        """
+        return torch.device(self.resolve(plan).value)
 
     def choose(self, plan: TrainPlan, device: torch.device, *, warn: Warn) -> Rail:
         """The rail of a run; the user is told when it is the fallback.
@@ -121,6 +136,7 @@ def find_rails(
     terms: Terms,
     *,
     has_cuda: bool,
+    is_apple: bool = False,
     import_unsloth: Callable[[], Rail],
     import_peft: Callable[[], Rail],
 ) -> Rails:
@@ -132,7 +148,9 @@ def find_rails(
         except Exception as error:
             log.exception("Unsloth cannot be imported")
             failure = short_cause(error)
-    return Rails(terms=terms, peft=import_peft(), unsloth=unsloth, failure=failure)
+    return Rails(
+        terms=terms, peft=import_peft(), unsloth=unsloth, failure=failure, is_apple=is_apple
+    )
 
 
 def import_unsloth() -> Rail:

@@ -15,6 +15,7 @@ from peft import PeftModel
 from lexicon.faults import Fault, FaultCode
 from trainer.domain.card import model_card
 from trainer.domain.healing import Ladder
+from trainer.domain.mlx import require_supported
 from trainer.domain.plan import (
     TrainPlan,
     checkpoint_due,
@@ -23,6 +24,7 @@ from trainer.domain.plan import (
     total_epochs,
     total_steps,
 )
+from trainer.domain.rails import Device
 from trainer.domain.remaining import StepTimer
 from trainer.pipe import (
     Answer,
@@ -39,6 +41,7 @@ from trainer.training.arithmetic import Arithmetic, arithmetic_for, threads_for
 from trainer.training.channel import Channel
 from trainer.training.dataset import Desk
 from trainer.training.memory import is_out_of_memory, peak_bytes
+from trainer.training.mlx_presence import require_available
 from trainer.training.peft_rail import width_of
 from trainer.training.rails import Rail, Rails, WarmBase, loading
 from trainer.training.validation import BEST_PREFIX, Validation, split
@@ -56,6 +59,8 @@ def train_run(
     """
     log.info("run_started run_id=%s attempt=%d", plan.run, plan.attempt)
     channel.send(StageBegan(stage="initialization"))
+    if rails.resolve(plan) is Device.MLX:
+        return _on_mlx(plan, channel), None
     checkpoint.remove_partials(_checkpoints(plan))
 
     def tell(code: FaultCode, text: str) -> None:
@@ -77,6 +82,19 @@ def train_run(
         return finished, None
     kept = WarmBase(digest=plan.base.digest, arithmetic=arithmetic, rail=rail.NAME, model=base)
     return msgspec.structs.replace(finished, warm=(plan.base.base_model,)), kept
+
+
+def _on_mlx(plan: TrainPlan, channel: Channel) -> Finished:
+    """The run on MLX, whose libraries are imported for it alone.
+
+    Raises:
+        Fault: DEP_MLX_UNAVAILABLE, CONFIG_INVALID_SETTING, and what a run may raise.
+    """
+    require_available()
+    require_supported(plan)
+    from trainer.training.mlx_rail.run import train_run as train_on_mlx
+
+    return train_on_mlx(plan, channel)
 
 
 def warn(channel: Channel, code: FaultCode, text: str) -> None:
@@ -125,7 +143,7 @@ def _train(
             plan,
             arithmetic,
             steps=steps,
-            healed=lambda ladder: _tell_healed(channel, ladder),
+            healed=lambda ladder: tell_healed(channel, ladder),
         )
         timer.add(figures.seconds)
         validation.after_step(state, steps=steps, warn=lambda code, text: warn(channel, code, text))
@@ -276,7 +294,8 @@ def _deliver(
     )
 
 
-def _tell_healed(channel: Channel, ladder: Ladder) -> None:
+def tell_healed(channel: Channel, ladder: Ladder) -> None:
+    """Tell the user that memory ran out and how the step is cut now."""
     warn(
         channel,
         FaultCode.RUNTIME_GPU_OOM,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +28,35 @@ PROOF_FORMAT_VERSION = "1"
 PROOF_NAME = "proof_reference.safetensors"
 
 
+class Voice(Protocol):
+    """A model that can be asked, on whichever rail it was trained."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        ...
+
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        """What the tokenizer declares special."""
+        ...
+
+    def as_base(self) -> AbstractContextManager[Any]:
+        """The context in which the adapter is switched off."""
+        ...
+
+    def generate(self, prompts: Sequence["Prompt"]) -> list[list[int]]:
+        """Greedy answers as token ids, the end token included where one came."""
+        ...
+
+    def top_logprobs(self, conversation: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The likeliest tokens after every token: logarithms (T, K), then their ids (T, K)."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speaker:
     """A model with what is needed to ask it: tokenizer, end tokens, arithmetic."""
@@ -42,6 +71,14 @@ class Speaker:
         """The context in which the adapter is switched off."""
         return self.model.disable_adapter()  # type: ignore[no-any-return]
 
+    def generate(self, prompts: Sequence["Prompt"]) -> list[list[int]]:
+        """See `Voice`."""
+        return generate(self, prompts)
+
+    def top_logprobs(self, conversation: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Voice`."""
+        return _top_logprobs(self, conversation)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
@@ -52,12 +89,12 @@ class Prompt:
 
 
 def ask_both(
-    speaker: Speaker, prompts: Sequence[Prompt]
+    speaker: Voice, prompts: Sequence[Prompt]
 ) -> tuple[tuple[Answer, ...], list[list[int]]]:
     """Three samples, and the adapter's greedy answers to all prompts, as ids with the end token."""
-    adapter_ids = generate(speaker, prompts)
+    adapter_ids = speaker.generate(prompts)
     with speaker.as_base():
-        base_ids = generate(speaker, prompts[:SAMPLES_COUNT])
+        base_ids = speaker.generate(prompts[:SAMPLES_COUNT])
     samples = tuple(
         Answer(
             prompt=prompt.text,
@@ -95,14 +132,14 @@ def generate(speaker: Speaker, prompts: Sequence[Prompt]) -> list[list[int]]:
     return answers
 
 
-def decode(speaker: Speaker, ids: Sequence[int]) -> str:
+def decode(speaker: Voice, ids: Sequence[int]) -> str:
     """The answer as text: its end token gone, any other special token left to be seen."""
     spoken = ids[:-1] if ids and ids[-1] in speaker.end_ids else ids
     return str(speaker.tokenizer.decode(list(spoken), skip_special_tokens=False)).strip()
 
 
 def write_proof(
-    speaker: Speaker,
+    speaker: Voice,
     prompts: Sequence[Prompt],
     answers: Sequence[Sequence[int]],
     path: Path,
@@ -126,7 +163,7 @@ def write_proof(
         offsets.append(len(ids))
         for who, context in (("base", speaker.as_base()), ("adapter", nullcontext())):
             with context:
-                logprobs_TK, ids_TK = _top_logprobs(speaker, conversation)
+                logprobs_TK, ids_TK = speaker.top_logprobs(conversation)
             tables[f"{who}_ids"].append(ids_TK)
             tables[f"{who}_logprobs"].append(logprobs_TK)
     save_file(
@@ -187,7 +224,7 @@ def _generate_batch(speaker: Speaker, prompts: Sequence[Prompt]) -> list[list[in
                 pad_token_id=pad_id,
             ),
         )
-    return [_until_end(row, speaker.end_ids) for row in out_BT[:, longest:].tolist()]
+    return [until_end(row, speaker.end_ids) for row in out_BT[:, longest:].tolist()]
 
 
 def _top_logprobs(
@@ -200,8 +237,9 @@ def _top_logprobs(
     return top.values.cpu(), top.indices.to(torch.int32).cpu()
 
 
-def _until_end(ids: list[int], end_ids: frozenset[int]) -> list[int]:
+def until_end(ids: Sequence[int], end_ids: frozenset[int]) -> list[int]:
+    """The ids up to the first that ends an answer, that one included."""
     for index, token in enumerate(ids):
         if token in end_ids:
-            return ids[: index + 1]
-    return ids
+            return list(ids[: index + 1])
+    return list(ids)

@@ -27,7 +27,7 @@ from trainer.training.peft_rail import load_base
 from trainer.training.rails import Rail, Rails, find_rails, loading
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-NO_GPU, NO_MLX = FaultCode.DEP_GPU_NOT_AVAILABLE, FaultCode.DEP_MLX_UNAVAILABLE
+NO_GPU = FaultCode.DEP_GPU_NOT_AVAILABLE
 # The rail is only ever handed on here; which module it is does not matter.
 UNSLOTH = cast(Rail, object())
 
@@ -45,7 +45,7 @@ def outcome(backend: Backend, *, has_cuda: bool, tier: str) -> Device | FaultCod
         (Backend.AUTO, Device.CUDA, Device.CPU, NO_GPU),
         (Backend.CUDA, Device.CUDA, NO_GPU, NO_GPU),
         (Backend.CPU, Device.CPU, Device.CPU, Device.CPU),
-        (Backend.MLX, NO_MLX, NO_MLX, NO_MLX),
+        (Backend.MLX, Device.MLX, Device.MLX, Device.MLX),
     ],
 )
 def test_a_backend_resolves_by_the_table(
@@ -59,6 +59,42 @@ def test_a_backend_resolves_by_the_table(
     assert outcome(backend, has_cuda=True, tier="cpu") == with_cuda
     assert outcome(backend, has_cuda=False, tier="cpu") == cpu_tier_without
     assert outcome(backend, has_cuda=False, tier="a100") == gpu_tier_without
+
+
+@pytest.mark.parametrize("tier", ["cpu", "apple"])
+@pytest.mark.parametrize(
+    ("backend", "device"),
+    [
+        (Backend.AUTO, Device.MLX),
+        (Backend.MLX, Device.MLX),
+        (Backend.CPU, Device.CPU),
+        (Backend.CUDA, NO_GPU),
+    ],
+)
+def test_auto_means_mlx_on_apple_hosts_alone(
+    backend: Backend, device: Device | FaultCode, tier: str
+) -> None:
+    """002-39, 002-41"""
+    try:
+        found: Device | FaultCode = on_apple(tier).resolve(a_plan(backend=backend))
+    except Fault as fault:
+        found = fault.code
+    assert found == device
+
+
+def test_auto_leaves_what_mlx_does_not_do_to_the_processor() -> None:
+    """002-38: on an Apple host, too, DoRA trains by PEFT, where the tier sells the processor."""
+    assert on_apple("cpu").resolve(a_plan(backend=Backend.AUTO, adapter_use_dora=True)) == "cpu"
+
+
+def on_apple(tier: str) -> Rails:
+    return find_rails(
+        Terms(tier=tier),
+        has_cuda=False,
+        is_apple=True,
+        import_unsloth=lambda: UNSLOTH,
+        import_peft=lambda: peft_rail,
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,8 @@
+"""The MLX rail: mlx-lm's models and LoRA layers under our rows, order and reports.
+
+Reading any module of it imports MLX; `trainer.training.mlx_presence` says whether that works here.
+"""
+
+from trainer.training.mlx_presence import import_mlx
+
+import_mlx()

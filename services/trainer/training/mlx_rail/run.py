@@ -1,0 +1,258 @@
+"""One run on MLX, from plan to adapter; what it says and leaves is what every rail does."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.tuner.trainer import grad_checkpoint
+
+from lexicon.faults import Fault, FaultCode
+from trainer.domain.card import model_card
+from trainer.domain.plan import (
+    TrainPlan,
+    checkpoint_due,
+    steps_per_epoch,
+    total_epochs,
+    total_steps,
+)
+from trainer.domain.remaining import StepTimer
+from trainer.pipe import Answer, CheckpointWritten, Finished, StageBegan, Started, StepTaken
+from trainer.training import checkpoint, speech
+from trainer.training.adapter import require_changed, write_adapter
+from trainer.training.channel import Channel
+from trainer.training.dataset import Desk
+from trainer.training.loop import StepFigures
+from trainer.training.memory import is_out_of_memory
+from trainer.training.mlx_rail import model, steps
+from trainer.training.mlx_rail.speaker import MlxSpeaker
+from trainer.training.mlx_rail.validation import MlxValidation, split
+from trainer.training.run import fingerprint, tell_healed, warn
+from trainer.training.validation import BEST_PREFIX
+
+log = logging.getLogger(__name__)
+
+
+def train_run(plan: TrainPlan, channel: Channel) -> Finished:
+    """Train the plan and write the adapter.
+
+    Raises:
+        Fault: what is wrong with model, data, configuration or device.
+    """
+    root = Path(plan.work_folder) / "checkpoints"
+    checkpoint.remove_partials(root)
+    desk = Desk.prepare(plan, warn=partial(warn, channel))
+    adapted = model.attach(model.load_base(plan.base, plan.precision), plan)
+    rows, validation = split(plan, desk)
+    run = _Run(
+        plan=plan,
+        channel=channel,
+        checkpoints=root,
+        state=steps.begin(adapted, plan),
+        desk=replace(desk, rows=rows),
+        validation=validation,
+    )
+    with gradient_checkpointing(adapted.model, wanted=plan.gradient_checkpointing):
+        last = run.train()
+    return run.deliver(last)
+
+
+class _Run:
+    """A run under way."""
+
+    def __init__(
+        self,
+        *,
+        plan: TrainPlan,
+        channel: Channel,
+        checkpoints: Path,
+        state: steps.MlxState,
+        desk: Desk,
+        validation: MlxValidation,
+    ) -> None:
+        self._plan = plan
+        self._channel = channel
+        self._checkpoints = checkpoints
+        self._state = state
+        self._desk = desk
+        self._validation = validation
+        self._steps = total_steps(plan, row_count=len(desk.rows))
+        self._timer = StepTimer()
+
+    def train(self) -> StepTaken | None:
+        """Take all steps that are left; the figures of the last one, None when none was left."""
+        plan, channel, state = self._plan, self._channel, self._state
+        state.adapted.model.train()
+        self._resume()
+        last: StepTaken | None = None
+        last_step, last_time = state.step, time.monotonic()
+        channel.send(StageBegan(stage="training"))
+        channel.send(Started(from_step=state.step, total_steps=self._steps))
+        while state.step < self._steps and not channel.finish.is_set():
+            channel.running.wait()
+            figures = steps.take_step(
+                state,
+                self._desk.rows,
+                plan,
+                steps=self._steps,
+                healed=partial(tell_healed, channel),
+            )
+            self._timer.add(figures.seconds)
+            self._validation.after_step(state, steps=self._steps, warn=partial(warn, channel))
+            last = self._told(figures)
+            channel.send(last)
+            if checkpoint_due(
+                plan,
+                step=state.step,
+                steps=self._steps,
+                last_step=last_step,
+                seconds_since=time.monotonic() - last_time,
+            ):
+                self._write_checkpoint()
+                last_step, last_time = state.step, time.monotonic()
+            if self._validation.wants_stop:
+                break
+        if self._validation.promote_best(state):
+            log.info("the best validation's weights were promoted")
+        return last
+
+    def deliver(self, last: StepTaken | None) -> Finished:
+        """Write the adapter first; samples and proof come after it and cannot take it away."""
+        plan, desk, adapted = self._plan, self._desk, self._state.adapted
+        self._channel.send(StageBegan(stage="saving"))
+        require_changed(adapted)
+        folder = Path(plan.work_folder) / "adapter"
+        write_adapter(
+            adapted,
+            plan,
+            folder,
+            tokenizer=desk.tokenizer,
+            template_source=desk.template.source,
+            card=model_card(
+                plan, steps=last.step if last else None, loss=last.loss if last else None
+            ),
+        )
+        adapted.model.eval()
+        samples, proof = self._speak()
+        return Finished(
+            adapter_folder=str(folder),
+            proof_path=str(proof) if proof else None,
+            samples=samples,
+            warm=(),
+        )
+
+    def _speak(self) -> tuple[tuple[Answer, ...], Path | None]:
+        plan, desk = self._plan, self._desk
+        ends = SimpleNamespace(eos_token_id=list(model.end_ids_of(Path(plan.base.folder))))
+        speaker = MlxSpeaker(
+            adapted=self._state.adapted,
+            tokenizer=desk.tokenizer,
+            end_ids=desk.end_ids(SimpleNamespace(generation_config=ends)),
+            special_tokens=desk.special_tokens,
+        )
+        samples: tuple[Answer, ...] = ()
+        try:
+            samples, answers = speech.ask_both(speaker, desk.prompts)
+            proof = Path(plan.work_folder) / speech.PROOF_NAME
+            speech.write_proof(
+                speaker, desk.prompts, answers, proof, base_model=plan.base.base_model, run=plan.run
+            )
+        except (Fault, RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            warn(
+                self._channel,
+                FaultCode.RUNTIME_GPU_OOM,
+                "No memory was left for samples and proof",
+            )
+            return samples, None
+        return samples, proof
+
+    def _resume(self) -> None:
+        """Continue from the plan's checkpoint; one that is not whole costs its steps alone."""
+        plan, state = self._plan, self._state
+        if plan.checkpoint_folder is None:
+            return
+        try:
+            progress, tensors = checkpoint.read(
+                Path(plan.checkpoint_folder), run=plan.run, fingerprint=fingerprint(plan)
+            )
+            steps.restore(
+                state, {k: v for k, v in tensors.items() if not k.startswith(BEST_PREFIX)}
+            )
+        except Fault as fault:
+            warn(self._channel, fault.code, f"{fault.message}; training begins anew")
+            return
+        self._validation.restore(progress, tensors)
+        state.step = progress.step
+        state.trained_token_count = progress.trained_token_count
+        state.ladder = replace(state.ladder, micro_batch_size=progress.micro_batch_size)
+        log.info("resumed at step %d", state.step)
+
+    def _write_checkpoint(self) -> None:
+        plan, state, validation = self._plan, self._state, self._validation
+        progress = checkpoint.Progress(
+            run=plan.run,
+            attempt=plan.attempt,
+            fencing_epoch=plan.fencing_epoch,
+            step=state.step,
+            fingerprint=fingerprint(plan),
+            micro_batch_size=state.ladder.micro_batch_size,
+            trained_token_count=state.trained_token_count,
+            latest_validation_loss=validation.latest_loss,
+            best_validation_loss=validation.best_loss,
+            validations_without_gain=validation.without_gain_count,
+        )
+        tensors = {**steps.capture(state), **validation.tensors()}
+        try:
+            folder = checkpoint.write(self._checkpoints, progress, tensors)
+        except Fault as fault:
+            # Training can go on: the last good checkpoint stands, and the adapter is saved
+            # elsewhere.
+            warn(self._channel, fault.code, fault.message)
+            return
+        self._channel.send(CheckpointWritten(step=state.step, folder=str(folder)))
+
+    def _told(self, figures: StepFigures) -> StepTaken:
+        plan, state, row_count = self._plan, self._state, len(self._desk.rows)
+        return StepTaken(
+            step=state.step,
+            total_steps=self._steps,
+            epoch=(state.step - 1) // steps_per_epoch(plan, row_count=row_count) + 1,
+            total_epochs=total_epochs(plan, row_count=row_count),
+            loss=figures.loss,
+            learning_rate=figures.learning_rate,
+            grad_norm=figures.grad_norm,
+            tokens_per_second=figures.token_count / max(figures.seconds, 1e-9),
+            real_token_ratio=figures.token_count / figures.computed_token_count,
+            memory_bytes=int(mx.get_peak_memory()),
+            remaining_seconds=self._timer.remaining_seconds(steps_left=self._steps - state.step),
+            validation_loss=self._validation.latest_loss,
+            micro_batch_size=state.ladder.micro_batch_size,
+            accumulation_steps=state.ladder.accumulation_steps,
+            trained_token_count=state.trained_token_count,
+        )
+
+
+@contextmanager
+def gradient_checkpointing(trained: Any, *, wanted: bool) -> Iterator[None]:
+    """Layers are computed again in the backward pass.
+
+    mlx-lm changes the layer's class for good; the class is put back for the runs that follow.
+    """
+    if not wanted:
+        yield
+        return
+    kind = type(trained.layers[0])
+    before = kind.__call__
+    grad_checkpoint(trained.layers[0])
+    try:
+        yield
+    finally:
+        kind.__call__ = before

@@ -1,0 +1,134 @@
+"""What the MLX rail takes on, and how its adapter is laid out for PEFT; no MLX is needed here."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lexicon.faults import Fault, FaultCode
+from tests.support.training import a_plan, a_preference_plan
+from trainer.domain.mlx import (
+    chosen_layers,
+    require_same_layers,
+    require_supported,
+    to_mlx,
+    to_peft,
+)
+from trainer.domain.plan import Backend, Method, Optimizer, Precision
+
+LAYERS = (
+    "model.layers.0.self_attn.q_proj",
+    "model.layers.0.mlp.up_proj",
+    "lm_head",
+)
+
+
+def a_pair(layer: str = "model.layers.0.mlp.up_proj", *, rank: int = 3) -> dict[str, np.ndarray]:
+    return {
+        f"{layer}.lora_a": np.arange(5 * rank, dtype=np.float32).reshape(5, rank),
+        f"{layer}.lora_b": np.arange(rank * 7, dtype=np.float32).reshape(rank, 7),
+    }
+
+
+def test_a_pair_gets_pefts_names_and_the_shapes_of_torch() -> None:
+    """A17: PEFT's A is (rank, in), its B (out, rank); mlx-lm multiplies from the other side."""
+    pair = a_pair()
+    named = to_peft(pair)
+    prefix = "base_model.model.model.layers.0.mlp.up_proj"
+    assert list(named) == [f"{prefix}.lora_A.weight", f"{prefix}.lora_B.weight"]
+    a_RI, b_OR = named.values()
+    assert (a_RI.shape, b_OR.shape) == ((3, 5), (7, 3))
+    x_BI = np.ones((2, 5), dtype=np.float32)
+    by_mlx = x_BI @ pair["model.layers.0.mlp.up_proj.lora_a"]
+    by_mlx = by_mlx @ pair["model.layers.0.mlp.up_proj.lora_b"]
+    np.testing.assert_array_equal(x_BI @ a_RI.T @ b_OR.T, by_mlx)
+    assert all(array.flags.c_contiguous for array in named.values())
+
+
+def test_there_and_back_is_the_same() -> None:
+    pair = a_pair()
+    again = to_mlx(to_peft(pair))
+    assert again.keys() == pair.keys()
+    for name, array in pair.items():
+        np.testing.assert_array_equal(again[name], array)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"layer.lora_a": np.zeros((5, 3))},
+        {"layer.lora_a": np.zeros((5, 3)), "layer.lora_b": np.zeros((2, 7))},
+        {"layer.lora_a": np.zeros((4, 5, 3)), "layer.lora_b": np.zeros((3, 7))},
+        {"layer.m": np.zeros(7)},
+        {"layer.lora_a.weight": np.zeros((5, 3))},
+        {"layer.lora_a": np.zeros((5, 3)), "other.lora_b": np.zeros((3, 7))},
+    ],
+)
+def test_what_is_not_pairs_of_matrices_is_refused(broken: dict[str, np.ndarray]) -> None:
+    with pytest.raises(Fault) as caught:
+        to_peft(broken)
+    assert caught.value.code is FaultCode.RUNTIME_TRAINING_FAILED
+
+
+def test_a_name_that_peft_did_not_write_is_refused_on_the_way_back() -> None:
+    with pytest.raises(Fault):
+        to_mlx({"model.layers.0.lora_A.weight": np.zeros((3, 5))})
+
+
+@pytest.mark.parametrize(
+    ("targets", "chosen"),
+    [
+        (("all-linear",), LAYERS[1::-1]),
+        (("q_proj",), LAYERS[:1]),
+        (("model.layers.0.mlp.up_proj", "lm_head"), ("lm_head", LAYERS[1])),
+    ],
+)
+def test_layers_are_chosen_by_pefts_rule(targets: tuple[str, ...], chosen: tuple[str, ...]) -> None:
+    assert chosen_layers(LAYERS, targets) == chosen
+
+
+def test_a_target_that_only_ends_alike_is_not_meant() -> None:
+    with pytest.raises(Fault) as caught:
+        chosen_layers(LAYERS, ("proj",))
+    assert caught.value.code is FaultCode.CONFIG_TARGET_UNKNOWN
+
+
+@pytest.mark.parametrize("stored", [{}, {"a.q_proj.weight": (8, 4)}, {"a.q_proj": (4, 8)}])
+def test_a_layer_that_mlx_holds_in_another_form_is_refused(
+    stored: dict[str, tuple[int, ...]],
+) -> None:
+    """Its adapter would fit no other program."""
+    with pytest.raises(Fault) as caught:
+        require_same_layers({"a.q_proj": (4, 8)}, stored)
+    assert caught.value.code is FaultCode.MODEL_ARCHITECTURE_UNSUPPORTED
+    require_same_layers({"a.q_proj": (4, 8)}, {"a.q_proj.weight": (4, 8), "b": (1,)})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": Precision.FP8},
+        {"adapter_use_dora": True},
+        {"load_in_4bit": True},
+        {"optimizer": Optimizer.PAGED_ADAMW_8BIT},
+        {"torch_compile": True},
+    ],
+)
+def test_a_node_refuses_what_mlx_does_not_do(changes: dict[str, Any]) -> None:
+    """002-38: the node does not rely on the validator."""
+    with pytest.raises(Fault) as caught:
+        require_supported(a_plan(backend=Backend.MLX, **changes))
+    assert caught.value.code is FaultCode.CONFIG_INVALID_SETTING
+
+
+@pytest.mark.parametrize("method", [Method.ORPO, Method.DPO, Method.KTO, Method.SIMPO])
+def test_a_node_refuses_preferences_on_mlx(method: Method) -> None:
+    """002-38"""
+    with pytest.raises(Fault) as caught:
+        require_supported(a_preference_plan(method, backend=Backend.MLX))
+    assert caught.value.code is FaultCode.CONFIG_INVALID_SETTING
+    assert method.upper() in caught.value.message
+
+
+def test_plain_lora_is_what_mlx_does() -> None:
+    require_supported(a_plan(backend=Backend.MLX, adapter_use_rslora=True, adapter_dropout=0.1))

@@ -1,0 +1,338 @@
+"""The MLX rail against transformers, PEFT and our own loop, on MLX's build for this machine."""
+
+import json
+import resource
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from lexicon.faults import Fault, FaultCode
+from tests.support.mlx import a_model_folder, an_mlx_plan, needs_mlx
+from tests.support.training import FP32, a_plan, some_rows
+from trainer.domain.plan import Backend, TrainPlan
+from trainer.pipe import Terms
+from trainer.training import loop, mlx_presence, peft_rail
+from trainer.training.rails import Rail, find_rails
+from trainer.training.run import train_run
+
+IDS = np.arange(24).reshape(2, 12) * 5 % 64
+ROWS = some_rows(30)
+CURVE_STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return a_model_folder(tmp_path_factory.mktemp("base"))
+
+
+def adapted(plan: TrainPlan) -> Any:
+    from trainer.training.mlx_rail import model
+
+    return model.attach(model.load_base(plan.base, plan.precision), plan)
+
+
+def moved(plan: TrainPlan) -> Any:
+    """An adapter that says something: its B is not zero."""
+    one = adapted(plan)
+    rng = torch.Generator().manual_seed(3)
+    one.put(
+        {name: torch.randn(each.shape, generator=rng) * 0.2 for name, each in one.tensors().items()}
+    )
+    one.model.eval()
+    return one
+
+
+def logits(one: Any) -> np.ndarray:
+    import mlx.core as mx
+
+    return np.array(one.model(mx.array(IDS)))
+
+
+def hf_model(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False, local_files_only=True
+    )
+
+
+@needs_mlx
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"adapter_use_rslora": True, "adapter_rank": 9},
+        {"adapter_target_modules": ("q_proj", "v_proj"), "adapter_dropout": 0.3},
+    ],
+)
+def test_peft_reads_the_adapter_and_says_what_mlx_says(
+    folder: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """A17, 002-40: the adapter is one for PEFT, whichever rail made it."""
+    one = moved(an_mlx_plan(folder, **changes))
+    one.save_pretrained(str(tmp_path), safe_serialization=True, save_embedding_layers=False)
+    theirs = PeftModel.from_pretrained(hf_model(folder), str(tmp_path)).eval()
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(IDS)).logits.numpy()
+        base = theirs.get_base_model()
+        with theirs.disable_adapter():
+            without = base(torch.from_numpy(IDS)).logits.numpy()
+    np.testing.assert_allclose(logits(one), expected, atol=1e-3)
+    assert np.abs(expected - without).max() > 0.5
+
+
+@needs_mlx
+def test_the_curve_is_that_of_our_own_loop(folder: Path) -> None:
+    """A17: same first weights, rows, order, loss, clipping, schedule and AdamW."""
+    from trainer.training.mlx_rail import steps
+
+    plan = an_mlx_plan(folder, max_steps=CURVE_STEPS, weight_decay=0.1, max_grad_norm=0.5)
+    ours = loop.begin(peft_rail.attach(hf_model(folder), plan), plan)
+    first = {
+        name.replace(".default", ""): each.detach().clone() for name, each in ours.trainable.items()
+    }
+    one = adapted(plan)
+    one.put(first)
+    theirs = steps.begin(one, plan)
+    curve = [
+        (
+            loop.take_step(ours, ROWS, plan, FP32, steps=CURVE_STEPS, healed=lambda _: None),
+            steps.take_step(theirs, ROWS, plan, steps=CURVE_STEPS, healed=lambda _: None),
+        )
+        for _ in range(CURVE_STEPS)
+    ]
+    for mine, other in curve:
+        assert other.loss == pytest.approx(mine.loss, abs=2e-4)
+        assert other.grad_norm == pytest.approx(mine.grad_norm, rel=2e-3)
+        assert other.learning_rate == mine.learning_rate
+        assert other.trained_token_count == mine.trained_token_count
+    assert curve[-1][1].loss < curve[0][1].loss - 0.2
+    assert ours.trained_token_count == theirs.trained_token_count
+
+
+@needs_mlx
+def test_a_resumed_run_is_the_same_run(folder: Path) -> None:
+    """000-24 on MLX: weights, moments and dropout's random numbers continue bit for bit."""
+    from trainer.training.mlx_rail import steps
+
+    plan = an_mlx_plan(folder, max_steps=6, adapter_dropout=0.2)
+
+    def taken(state: Any, count: int) -> list[float]:
+        return [
+            steps.take_step(state, ROWS, plan, steps=6, healed=lambda _: None).loss
+            for _ in range(count)
+        ]
+
+    whole = steps.begin(adapted(plan), plan)
+    losses = taken(whole, 6)
+    cut = steps.begin(adapted(plan), plan)
+    assert taken(cut, 3) == losses[:3]
+    again = steps.begin(adapted(plan), plan)
+    steps.restore(again, steps.capture(cut))
+    again.step = cut.step
+    assert taken(again, 3) == losses[3:]
+    for name, tensor in whole.adapted.tensors().items():
+        assert torch.equal(tensor, again.adapted.tensors()[name]), name
+
+
+@needs_mlx
+def test_a_checkpoint_of_another_adapter_is_refused(folder: Path) -> None:
+    from trainer.training.mlx_rail import steps
+
+    plan = an_mlx_plan(folder)
+    other = steps.begin(adapted(an_mlx_plan(folder, adapter_rank=2)), plan)
+    with pytest.raises(Fault) as caught:
+        steps.restore(steps.begin(adapted(plan), plan), steps.capture(other))
+    assert caught.value.code is FaultCode.STATE_CHECKPOINT_INVALID
+
+
+@needs_mlx
+def test_a_loss_that_is_no_number_ends_the_run_and_moves_nothing(folder: Path) -> None:
+    """002-03 on MLX"""
+    from trainer.training.mlx_rail import steps
+
+    plan = an_mlx_plan(folder)
+    state = steps.begin(adapted(plan), plan)
+    spoiled = state.adapted.tensors()
+    next(iter(spoiled.values()))[0, 0] = float("nan")
+    state.adapted.put(spoiled)
+    with pytest.raises(Fault) as caught:
+        steps.take_step(state, ROWS, plan, steps=5, healed=lambda _: None)
+    assert caught.value.code is FaultCode.RUNTIME_LOSS_NOT_FINITE
+    assert state.step == 0
+    for name, tensor in state.adapted.tensors().items():
+        torch.testing.assert_close(tensor, spoiled[name], equal_nan=True, rtol=0, atol=0)
+
+
+@needs_mlx
+def test_without_its_adapter_the_model_is_the_base_and_it_comes_back(folder: Path) -> None:
+    one = moved(an_mlx_plan(folder))
+    said = logits(one)
+    with torch.no_grad():
+        base = hf_model(folder)(torch.from_numpy(IDS)).logits.numpy()
+
+    def interrupted() -> None:
+        with one.as_base():
+            np.testing.assert_allclose(logits(one), base, atol=1e-3)
+            raise RuntimeError("in between")
+
+    with pytest.raises(RuntimeError, match="in between"):
+        interrupted()
+    np.testing.assert_array_equal(logits(one), said)
+
+
+@needs_mlx
+def test_out_of_memory_takes_the_same_step_in_smaller_parts(folder: Path) -> None:
+    """000-13, 002-02 on MLX: the ladder is climbed down, and the loss is what it was."""
+    from mlx import nn
+
+    from trainer.training.mlx_rail import steps
+
+    class Tight(nn.Module):  # type: ignore[misc]  # MLX is not typed where it is not installed
+        """An embedding that has room for two rows."""
+
+        def __init__(self, inner: Any) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def __call__(self, ids_BT: Any) -> Any:
+            if ids_BT.shape[0] > 2:
+                raise RuntimeError(
+                    "[metal::malloc] Attempting to allocate 1 bytes which is greater"
+                )
+            return self.inner(ids_BT)
+
+        def as_linear(self, hidden: Any) -> Any:
+            return self.inner.as_linear(hidden)
+
+    plan = an_mlx_plan(folder, micro_batch_size=8, accumulation_steps=1)
+    narrow = adapted(plan)
+    narrow.model.model.embed_tokens = Tight(narrow.model.model.embed_tokens)
+    narrow.model.model.embed_tokens.freeze()
+    roomy, tight = steps.begin(adapted(plan), plan), steps.begin(narrow, plan)
+    rungs: list[int] = []
+    one, other = (
+        steps.take_step(
+            state, ROWS, plan, steps=5, healed=lambda ladder: rungs.append(ladder.micro_batch_size)
+        )
+        for state in (roomy, tight)
+    )
+    assert rungs == [4, 2]
+    assert other.loss == pytest.approx(one.loss, abs=1e-6)
+    never = replace(plan, oom_recovery=False)
+    tight.ladder = replace(tight.ladder, micro_batch_size=8)
+    with pytest.raises(Fault) as caught:
+        steps.take_step(tight, ROWS, never, steps=5, healed=lambda _: None)
+    assert caught.value.code is FaultCode.RUNTIME_GPU_OOM
+
+
+@needs_mlx
+def test_gradient_checkpointing_changes_no_gradient_and_leaves_nothing_behind(folder: Path) -> None:
+    from trainer.training.mlx_rail import steps
+    from trainer.training.mlx_rail.run import gradient_checkpointing
+
+    plan = an_mlx_plan(folder)
+    one, other = steps.begin(adapted(plan), plan), steps.begin(adapted(plan), plan)
+    kind = type(other.adapted.model.layers[0])
+    before = kind.__call__
+    plain = steps.take_step(one, ROWS, plan, steps=5, healed=lambda _: None)
+    with gradient_checkpointing(other.adapted.model, wanted=True):
+        assert kind.__call__ is not before
+        spared = steps.take_step(other, ROWS, plan, steps=5, healed=lambda _: None)
+    assert kind.__call__ is before
+    assert spared.loss == pytest.approx(plain.loss, abs=1e-6)
+    assert spared.grad_norm == pytest.approx(plain.grad_norm, rel=1e-4)
+
+
+@needs_mlx
+def test_the_likeliest_tokens_are_those_that_transformers_expects(folder: Path) -> None:
+    from trainer.training.mlx_rail.speaker import MlxSpeaker
+
+    one = adapted(an_mlx_plan(folder))
+    speaker = MlxSpeaker(
+        adapted=one, tokenizer=None, end_ids=frozenset(), special_tokens=frozenset()
+    )
+    logprobs_TK, ids_TK = speaker.top_logprobs(IDS[0].tolist())
+    with torch.no_grad():
+        logits_TV = hf_model(folder)(torch.from_numpy(IDS[:1])).logits[0]
+    expected = logits_TV.log_softmax(-1).gather(-1, ids_TK.long())
+    torch.testing.assert_close(logprobs_TK, expected, atol=1e-3, rtol=0)
+    assert bool((logprobs_TK[:, :-1] >= logprobs_TK[:, 1:]).all())
+
+
+@needs_mlx
+def test_code_beside_a_model_is_not_run(folder: Path, tmp_path: Path) -> None:
+    """Attack list 3: mlx-lm would import the file that config.json names."""
+    from trainer.training.mlx_rail import model
+
+    trap = a_model_folder(tmp_path / "base")
+    canary = tmp_path / "canary"
+    (trap / "evil.py").write_text(f"open({str(canary)!r}, 'w')\n", "utf-8")
+    config = json.loads((trap / "config.json").read_text("utf-8"))
+    (trap / "config.json").write_text(json.dumps({**config, "model_file": "evil.py"}), "utf-8")
+    plan = an_mlx_plan(trap)
+    with pytest.raises(Fault) as caught:
+        model.load_base(plan.base, plan.precision)
+    assert caught.value.code is FaultCode.MODEL_ARCHITECTURE_UNSUPPORTED
+    assert str(tmp_path) not in caught.value.message
+    assert not canary.exists()
+
+
+@needs_mlx
+def test_cut_weights_are_told_without_a_path_of_the_node(tmp_path: Path) -> None:
+    """004-10, 000-35 on MLX"""
+    from trainer.training.mlx_rail import model
+
+    plan = an_mlx_plan(a_model_folder(tmp_path / "base"))
+    weights = tmp_path / "base" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(Fault) as caught:
+        model.load_base(plan.base, plan.precision)
+    assert caught.value.code is FaultCode.MODEL_WEIGHTS_INVALID
+    assert str(tmp_path) not in caught.value.message
+
+
+@needs_mlx
+def test_importing_mlx_takes_no_open_files_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mlx-lm lowers the limit of the process while it is imported."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for name in [name for name in sys.modules if name.split(".")[0] == "mlx_lm"]:
+        monkeypatch.delitem(sys.modules, name)
+    mlx_presence.import_mlx()
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == before[0]
+
+
+@pytest.fixture
+def without_mlx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host on which mlx-lm is not installed."""
+    monkeypatch.setitem(sys.modules, "mlx_lm", None)
+
+
+@pytest.mark.usefixtures("without_mlx")
+@pytest.mark.parametrize("backend", [Backend.MLX, Backend.AUTO])
+def test_without_mlx_lm_the_training_step_says_so(backend: Backend) -> None:
+    """002-36: on an Apple host the rail resolves to MLX, but `mlx_lm` is missing."""
+
+    class Agent:
+        """An agent that hears nothing of interest."""
+
+        def send(self, message: Any) -> None:
+            assert message.stage == "initialization"
+
+    agent: Any = Agent()
+    assert not mlx_presence.is_available()
+    apple = find_rails(
+        Terms(tier="apple"),
+        has_cuda=False,
+        is_apple=True,
+        import_unsloth=lambda: cast(Rail, None),
+        import_peft=lambda: peft_rail,
+    )
+    with pytest.raises(Fault) as caught:
+        train_run(a_plan(backend=backend), agent, apple, None)
+    assert caught.value.code is FaultCode.DEP_MLX_UNAVAILABLE
