@@ -29,6 +29,7 @@ def decided_by() -> list[Path]:
         "requirements/uv.txt",
         "requirements/lock.txt",
         "requirements/torch.txt",
+        "requirements/mlx.txt",
         "requirements/llama.txt",
     )
     return [root / name for name in names]
@@ -146,6 +147,28 @@ def install_torch(progress: Progress, log: Path) -> str:
         return f"{torch_version()} ({way[0].lstrip('-') if way else 'package index'})"
     assert refused is not None
     raise refused
+
+
+def install_mlx(progress: Progress, log: Path) -> str:
+    """Install MLX where there is a build of it; only tests of its rail need it here.
+
+    Nothing is compiled, and a machine that none of the wheels fits is none the worse for it.
+    """
+    wanted = places.repository() / "requirements" / "mlx.txt"
+    stamp = stamp_of(wanted)
+    if is_done("mlx", stamp):
+        return "already there"
+    exactly = ["--no-deps", "--require-hashes", "--only-binary", ":all:", "-r", str(wanted)]
+    try:
+        uv_install(exactly, label="mlx", log=log, progress=progress)
+    except SetupRefused:
+        return "no wheel fits this machine; tests of the MLX rail are skipped"
+    mark_done("mlx", stamp)
+    return ", ".join(
+        line.split()[0]
+        for line in wanted.read_text(encoding="utf-8").splitlines()
+        if line.startswith("mlx-lm==")
+    )
 
 
 def install_project(progress: Progress, log: Path) -> str:

@@ -127,6 +127,7 @@ def _make(progress: Progress) -> Parts:
 
 def _fetch_beside(steps: Steps, nats_step: Callable[[Progress, Path], str]) -> None:
     steps.run("torch", python_parts.install_torch)
+    steps.run("mlx", python_parts.install_mlx)
     steps.run("nats-server", nats_step)
 
 
