@@ -207,7 +207,12 @@ def duration(seconds: float) -> duration_pb2.Duration:
 def _dataset(given: work_pb2.DatasetInput, path: Path) -> DatasetFile:
     if given.format not in _FORMATS:
         raise Fault(FaultCode.DATASET_FORMAT_UNKNOWN, f"Dataset {given.name} came without a format")
-    return DatasetFile(name=given.name, format=_FORMATS[given.format], path=str(path))
+    return DatasetFile(
+        name=given.name,
+        format=_FORMATS[given.format],
+        path=str(path),
+        digest=given.file.sha256,
+    )
 
 
 def _validation(task: work_pb2.TrainTask, path: Path | None) -> ValidationPlan | None:

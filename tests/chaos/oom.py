@@ -1,7 +1,7 @@
 """Out of memory changes nothing: `python -m tests.chaos.oom`.
 
-Memory runs out at tensor operations chosen over a whole run: in the forward pass, the backward
-pass, the update, the validation and the sampling. Each time the run must go on as if nothing had
+Memory runs out at tensor operations chosen over a whole run: in the trial of the longest batch, the
+forward pass, the backward pass, the update, the validation and the sampling. Each time the run must go on as if nothing had
 been: the same effective batch, train mode, every loss within 1e-6 of the clean run's, the same
 answers. Where it runs out for good, the run must end with its code after three tries at a
 micro-batch of one.
@@ -26,6 +26,7 @@ from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
 from trainer.domain.plan import ValidationPlan
 from trainer.training import loop, peft_rail
 from trainer.training.dataset import Desk
+from trainer.training.probe import probe
 from trainer.training.speech import Speaker, ask_both
 from trainer.training.validation import Validation
 
@@ -38,7 +39,7 @@ PLAN = a_plan(micro_batch_size=8, accumulation_steps=1, max_steps=STEPS)
 VALIDATION = ValidationPlan(
     holdout_ratio=0.1, dataset=None, every_steps=2, early_stop_patience=0, early_stop_min_delta=0.0
 )
-PHASES = ("forward", "backward", "update", "validation")
+PHASES = ("probe", "forward", "backward", "update", "validation")
 
 
 class OutOfMemoryAt(TorchDispatchMode):
@@ -114,6 +115,9 @@ def train(mode: OutOfMemoryAt) -> tuple[list[float], OutOfMemoryAt]:
     validation = Validation(plan=VALIDATION, rows=HELD_OUT, arithmetic=FP32, packing=True)
     losses = []
     with phases(mode, state), mode:
+        mode.current = "probe"
+        probe(state, ROWS, PLAN, FP32, steps=STEPS, healed=lambda _: None)
+        mode.current = ""
         for _ in range(STEPS):
             figures = loop.take_step(
                 state, ROWS, PLAN, FP32, steps=STEPS, healed=lambda ladder: None

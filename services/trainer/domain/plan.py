@@ -65,11 +65,12 @@ class TrainOn(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetFile:
-    """One dataset version on the local disk."""
+    """One dataset version on the local disk; `digest` is the file's sha256, if it is known."""
 
     name: str
     format: str
     path: str
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,19 +10,20 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
 
 import msgspec
 import torch
 
 from lexicon.faults import Fault, FaultCode
 from trainer.domain.mlx import CAPABILITY
-from trainer.domain.plan import Precision
-from trainer.pipe import Failed, Ready, Terms, UnslothFailed
+from trainer.domain.plan import Precision, TrainPlan
+from trainer.pipe import Failed, Finished, Ready, Terms, UnslothFailed
 from trainer.training.arithmetic import cpu_has_bf16_matrix_units
 from trainer.training.channel import Channel
 from trainer.training.memory import is_out_of_memory
 from trainer.training.mlx_presence import is_apple_silicon, is_available
-from trainer.training.rails import Rails, WarmBase, find_rails, import_peft, import_unsloth
+from trainer.training.rails import Rails, find_rails, import_peft, import_unsloth
 
 log = logging.getLogger("trainer.training")
 # How the libraries in other languages word it.
@@ -48,28 +49,39 @@ def main() -> None:
 
 def serve(channel: Channel, rails: Rails) -> None:
     """Train plan after plan; the base of one run is warm for the next."""
-    # It imports transformers and PEFT, which the rails must have done first.
+    # They import transformers and PEFT, which the rails must have done first.
     from trainer.training.run import train_run
+    from trainer.training.warm import Warm
 
     channel.send(Ready(warm=(), capabilities=_capabilities(rails)))
-    warm: WarmBase | None = None
+    warm = Warm()
+    # Modules live as long as the process: without them the collection after a run is short.
+    gc.collect()
+    gc.freeze()
     while True:
         plan = channel.next_plan().plan
         _log_to(plan.log_path)
-        try:
-            finished, warm = train_run(plan, channel, rails, warm)
-            channel.send(finished)
-        except Fault as fault:
-            warm = None
-            if fault.code is FaultCode.RUNTIME_UNSLOTH_FAILED and plan.unsloth_fallback:
-                channel.send(UnslothFailed(cause=str(fault.metadata["cause"])))
-            else:
-                channel.send(_failed(fault))
-        except Exception as error:
-            log.exception("run %s ended unexpectedly", plan.run)
-            warm = None
-            channel.send(_failed(_as_fault(error)))
+        ended = _ended(plan, lambda plan: train_run(plan, channel, rails, warm))
+        if not isinstance(ended, Finished):
+            # Outside the handler, whose traceback holds the run's tensors.
+            warm.drop()
+        channel.send(ended)
         gc.collect()
+
+
+def _ended(
+    plan: TrainPlan, train: Callable[[TrainPlan], Finished]
+) -> Finished | Failed | UnslothFailed:
+    """How the run ended, whatever came of it."""
+    try:
+        return train(plan)
+    except Fault as fault:
+        if fault.code is FaultCode.RUNTIME_UNSLOTH_FAILED and plan.unsloth_fallback:
+            return UnslothFailed(cause=str(fault.metadata["cause"]))
+        return _failed(fault)
+    except Exception as error:
+        log.exception("run %s ended unexpectedly", plan.run)
+        return _failed(_as_fault(error))
 
 
 def _log_to(path: str) -> None:

@@ -1,6 +1,7 @@
 """The data of a run: every row encoded once, in memory, with tokenizer and template beside it."""
 
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -36,6 +37,69 @@ DEFAULT_PROMPTS = (
     "What can you help me with?",
     "Tell me something interesting in one sentence.",
 )
+# Encoded rows that are kept for runs to come: some 30 million tokens.
+KEPT_BYTES_MAX = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reader:
+    """How a base model reads: its tokenizer and its chat template."""
+
+    tokenizer: Tokenizer
+    template: chat.ChatTemplate
+
+    @classmethod
+    def load(cls, base: Base) -> Self:
+        """The reader of the model in the folder.
+
+        Raises:
+            Fault: MODEL_TOKENIZER_NOT_FOUND, MODEL_CHAT_TEMPLATE_INVALID.
+        """
+        return cls(tokenizer=load_tokenizer(base), template=chat.load(Path(base.folder)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedRows:
+    """Datasets as examples, and what there is to be told about them."""
+
+    examples: tuple[Example, ...]
+    warnings: tuple[tuple[FaultCode, str], ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory of the token ids and labels."""
+        rows = (row for example in self.examples for row in example.sequences)
+        return sum(row.ids.nbytes + row.labels.nbytes for row in rows)
+
+
+class Shelf:
+    """Readers and encoded datasets of the runs before, found again by the hashes of their files.
+
+    A dataset without a hash is read anew each time. What was not used for longest goes first.
+    """
+
+    def __init__(self, *, bytes_max: int = KEPT_BYTES_MAX) -> None:
+        self._bytes_max = bytes_max
+        self._readers: dict[str, Reader] = {}
+        self._rows: OrderedDict[Hashable, EncodedRows] = OrderedDict()
+
+    def reader(self, base: Base) -> Reader:
+        """The base model's reader; only that of the latest base is kept."""
+        if base.digest not in self._readers:
+            self._readers = {base.digest: Reader.load(base)}
+        return self._readers[base.digest]
+
+    def rows(self, key: Hashable, make: Callable[[], EncodedRows]) -> EncodedRows:
+        """The rows under `key`, made when they are not there; None as key keeps nothing."""
+        if key is None:
+            return make()
+        if key not in self._rows:
+            self._rows[key] = make()
+        self._rows.move_to_end(key)
+        found = self._rows[key]
+        while sum(rows.size_bytes for rows in self._rows.values()) > self._bytes_max:
+            self._rows.popitem(last=False)
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,21 +118,24 @@ class Desk:
     prompts: tuple[Prompt, ...]
 
     @classmethod
-    def prepare(cls, plan: TrainPlan, *, warn: Warn) -> Self:
+    def prepare(cls, plan: TrainPlan, *, warn: Warn, shelf: Shelf | None = None) -> Self:
         """Read, encode and count everything the run needs.
 
+        Args:
+            shelf: what earlier runs of this process have read.
         Raises:
             Fault: the DATASET_ codes of `corpus`, DATASET_NO_TRAINED_TOKENS,
                 MODEL_TOKENIZER_NOT_FOUND, MODEL_CHAT_TEMPLATE_INVALID, CONFIG_INVALID_SETTING when
                 the method does not learn from rows like these.
         """
-        tokenizer = load_tokenizer(plan.base)
-        template = chat.load(Path(plan.base.folder))
+        shelf = shelf or Shelf()
+        reader = shelf.reader(plan.base)
+        tokenizer, template = reader.tokenizer, reader.template
         if template.is_fallback:
             warn(FaultCode.MODEL_CHAT_TEMPLATE_MISSING, chat.fallback_warning(plan.base.model_id))
         given = plan.validation.dataset if plan.validation else None
-        rows = _encoded(plan, plan.datasets, tokenizer, template, warn)
-        held = _encoded(plan, [given], tokenizer, template, warn) if given else ()
+        rows = _told(plan, plan.datasets, reader, shelf, warn)
+        held = _told(plan, (given,), reader, shelf, warn) if given else ()
         weights = _weights(plan, rows)
         return cls(
             rows=_weighted(rows, weights),
@@ -119,14 +186,28 @@ def load_tokenizer(base: Base) -> Tokenizer:
         return tokenizer
 
 
-def _encoded(
-    plan: TrainPlan,
-    datasets: Sequence[DatasetFile],
-    tokenizer: Tokenizer,
-    template: chat.ChatTemplate,
-    warn: Warn,
+def _told(
+    plan: TrainPlan, datasets: tuple[DatasetFile, ...], reader: Reader, shelf: Shelf, warn: Warn
 ) -> tuple[Example, ...]:
+    """The datasets as examples, from the shelf where they stand there; the warnings come anyway."""
+    found = shelf.rows(_key(plan, datasets), lambda: _encoded(plan, datasets, reader))
+    for code, text in found.warnings:
+        warn(code, text)
+    return found.examples
+
+
+def _key(plan: TrainPlan, datasets: tuple[DatasetFile, ...]) -> Hashable:
+    """Everything that the encoded rows are a function of; None when a file's hash is not known."""
+    if not all(dataset.digest for dataset in datasets):
+        return None
+    files = tuple((dataset.digest, dataset.format) for dataset in datasets)
+    return plan.base.digest, files, plan.method, plan.max_sequence_tokens, plan.train_on
+
+
+def _encoded(plan: TrainPlan, datasets: Sequence[DatasetFile], reader: Reader) -> EncodedRows:
     """All datasets one after another; rows without a trained token are left out and counted."""
+    template, tokenizer = reader.template, reader.tokenizer
+    warnings: list[tuple[FaultCode, str]] = []
     rows: list[Example] = []
     truncated: list[int] = []
     silent: list[int] = []
@@ -140,19 +221,17 @@ def _encoded(
             else:
                 silent.append(number)
     if truncated:
-        warn(
-            FaultCode.DATASET_ROW_INVALID,
+        text = (
             f"{len(truncated)} rows are longer than {plan.max_sequence_tokens} tokens and were "
-            f"truncated: {_named(truncated)}",
+            f"truncated: {_named(truncated)}"
         )
+        warnings.append((FaultCode.DATASET_ROW_INVALID, text))
     if silent:
-        warn(
-            FaultCode.DATASET_NO_TRAINED_TOKENS,
-            f"{len(silent)} rows hold nothing to learn and were left out: {_named(silent)}",
-        )
+        text = f"{len(silent)} rows hold nothing to learn and were left out: {_named(silent)}"
+        warnings.append((FaultCode.DATASET_NO_TRAINED_TOKENS, text))
     if not rows:
         raise Fault(FaultCode.DATASET_NO_TRAINED_TOKENS)
-    return tuple(rows)
+    return EncodedRows(examples=tuple(rows), warnings=tuple(warnings))
 
 
 def _example(
@@ -181,6 +260,8 @@ def _example(
 
 
 def _row(encoded: Encoded) -> Row:
+    # Runs to come may read the same rows: nobody writes to them.
+    encoded.input_ids.flags.writeable = encoded.labels.flags.writeable = False
     return Row(ids=encoded.input_ids, labels=encoded.labels)
 
 

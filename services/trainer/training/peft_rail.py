@@ -100,7 +100,6 @@ def attach(model: Any, plan: TrainPlan) -> PeftModel:
             targets=wanted,
         ) from error
     if plan.gradient_checkpointing:
-        adapted.enable_input_require_grads()
         adapted.gradient_checkpointing_enable(
             gradient_checkpointing_kwargs={"use_reentrant": False}
         )
@@ -124,7 +123,9 @@ def detach(adapted: PeftModel) -> Any:
     """The base model as it was before `attach`, for the next run."""
     if getattr(adapted, "is_gradient_checkpointing", False):
         adapted.gradient_checkpointing_disable()
-    model = adapted.unload()
+    model: Any = adapted.unload()
+    # Gradient checkpointing hangs a hook on the embeddings, which its end leaves there.
+    model.disable_input_require_grads()
     # PEFT leaves its configuration on the model, where the next adapter would warn about it.
     if hasattr(model, "peft_config"):
         del model.peft_config

@@ -67,16 +67,6 @@ class Rail(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WarmBase:
-    """A base model in memory, and what it was loaded as."""
-
-    digest: str
-    arithmetic: Arithmetic
-    rail: str
-    model: Any
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Rails:
     """The rails of this process.
 

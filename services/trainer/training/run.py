@@ -4,9 +4,9 @@ import hashlib
 import logging
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
@@ -38,29 +38,34 @@ from trainer.pipe import (
 from trainer.training import checkpoint, loop, speech
 from trainer.training.adapter import require_changed, write_adapter
 from trainer.training.arithmetic import Arithmetic, arithmetic_for, threads_for
+from trainer.training.batches import Example
 from trainer.training.channel import Channel
 from trainer.training.dataset import Desk
 from trainer.training.memory import is_out_of_memory, peak_bytes
 from trainer.training.mlx_presence import require_available
 from trainer.training.peft_rail import width_of
-from trainer.training.rails import Rail, Rails, WarmBase, loading
+from trainer.training.probe import probe
+from trainer.training.rails import Rail, Rails, loading
 from trainer.training.validation import BEST_PREFIX, Validation, split
+from trainer.training.warm import Warm, conditions_of
 
 log = logging.getLogger(__name__)
 
 
-def train_run(
-    plan: TrainPlan, channel: Channel, rails: Rails, warm: WarmBase | None
-) -> tuple[Finished, WarmBase | None]:
-    """Train the plan and write the adapter; the base model is handed back for the next run.
+def train_run(plan: TrainPlan, channel: Channel, rails: Rails, warm: Warm) -> Finished:
+    """Train the plan and write the adapter.
 
+    Args:
+        warm: what earlier runs have left in memory; it is the next run's afterwards, unless this
+            one fails.
     Raises:
         Fault: what is wrong with model, data, configuration or device.
     """
     log.info("run_started run_id=%s attempt=%d", plan.run, plan.attempt)
     channel.send(StageBegan(stage="initialization"))
     if rails.resolve(plan) is Device.MLX:
-        return _on_mlx(plan, channel), None
+        warm.drop()
+        return _on_mlx(plan, channel)
     checkpoint.remove_partials(_checkpoints(plan))
 
     def tell(code: FaultCode, text: str) -> None:
@@ -71,17 +76,13 @@ def train_run(
     arithmetic = arithmetic_for(plan.precision, device, width=width)
     torch.set_num_threads(threads_for(width, available=_cores()))
     rail = rails.choose(plan, device, warn=tell)
-    desk = Desk.prepare(plan, warn=tell)
+    desk = Desk.prepare(plan, warn=tell, shelf=warm.shelf)
     with loading(rail, rails):
-        model = _base(rail, plan, arithmetic, warm)
-        adapted = rail.attach(model, plan)
-    last = _train(adapted, plan, desk, arithmetic, channel)
+        adapted = warm.adapted_for(plan, rail, arithmetic)
+    last = _train(adapted, plan, desk, arithmetic, channel, warm)
     finished = _deliver(adapted, plan, desk, arithmetic, rail, channel=channel, last=last)
-    base = rail.detach(adapted)
-    if base is None:
-        return finished, None
-    kept = WarmBase(digest=plan.base.digest, arithmetic=arithmetic, rail=rail.NAME, model=base)
-    return msgspec.structs.replace(finished, warm=(plan.base.base_model,)), kept
+    kept = (plan.base.base_model,) if warm.keep() else ()
+    return msgspec.structs.replace(finished, warm=kept)
 
 
 def _on_mlx(plan: TrainPlan, channel: Channel) -> Finished:
@@ -108,20 +109,13 @@ def fingerprint(plan: TrainPlan) -> str:
     return hashlib.sha256(msgspec.json.encode(essence(plan))).hexdigest()
 
 
-def _base(rail: Rail, plan: TrainPlan, arithmetic: Arithmetic, warm: WarmBase | None) -> Any:
-    wanted = (plan.base.digest, arithmetic, rail.NAME)
-    if warm and (warm.digest, warm.arithmetic, warm.rail) == wanted:
-        log.info("base %s is warm", plan.base.base_model)
-        return warm.model
-    return rail.load_base(plan.base, arithmetic)
-
-
 def _train(
     adapted: PeftModel,
     plan: TrainPlan,
     desk: Desk,
     arithmetic: Arithmetic,
     channel: Channel,
+    warm: Warm,
 ) -> StepTaken | None:
     """Take all steps that are left; the figures of the last one, None when none was left."""
     adapted.train()
@@ -132,6 +126,7 @@ def _train(
     last: StepTaken | None = None
     steps = total_steps(plan, row_count=len(rows))
     timer = StepTimer()
+    _probe(state, rows, plan, arithmetic, steps=steps, channel=channel, warm=warm)
     last_step, last_time = state.step, time.monotonic()
     channel.send(StageBegan(stage="training"))
     channel.send(Started(from_step=state.step, total_steps=steps))
@@ -163,6 +158,31 @@ def _train(
     if validation.promote_best(state):
         log.info("the best validation's weights were promoted")
     return last
+
+
+def _probe(
+    state: loop.TrainState,
+    rows: Sequence[Example],
+    plan: TrainPlan,
+    arithmetic: Arithmetic,
+    *,
+    steps: int,
+    channel: Channel,
+    warm: Warm,
+) -> None:
+    """Try the largest micro-batch while the run is still free of charge."""
+    conditions = conditions_of(plan)
+    proven = probe(
+        state,
+        rows,
+        plan,
+        arithmetic,
+        steps=steps,
+        healed=lambda ladder: tell_healed(channel, ladder, what="the longest batch"),
+        proven=warm.proven.get(conditions),
+    )
+    if proven is not None:
+        warm.proven[conditions] = proven
 
 
 def _resume(
@@ -294,12 +314,12 @@ def _deliver(
     )
 
 
-def tell_healed(channel: Channel, ladder: Ladder) -> None:
+def tell_healed(channel: Channel, ladder: Ladder, *, what: str = "the step") -> None:
     """Tell the user that memory ran out and how the step is cut now."""
     warn(
         channel,
         FaultCode.RUNTIME_GPU_OOM,
-        f"Out of memory; the step is taken again with micro-batch {ladder.micro_batch_size} and "
+        f"Out of memory; {what} is taken again with micro-batch {ladder.micro_batch_size} and "
         f"{ladder.accumulation_steps} accumulation steps",
     )
 

@@ -21,6 +21,7 @@ from trainer.pipe import Terms
 from trainer.training import loop, mlx_presence, peft_rail
 from trainer.training.rails import Rail, find_rails
 from trainer.training.run import train_run
+from trainer.training.warm import Warm
 
 IDS = np.arange(24).reshape(2, 12) * 5 % 64
 ROWS = some_rows(30)
@@ -334,5 +335,5 @@ def test_without_mlx_lm_the_training_step_says_so(backend: Backend) -> None:
         import_peft=lambda: peft_rail,
     )
     with pytest.raises(Fault) as caught:
-        train_run(a_plan(backend=backend), agent, apple, None)
+        train_run(a_plan(backend=backend), agent, apple, Warm())
     assert caught.value.code is FaultCode.DEP_MLX_UNAVAILABLE

@@ -1,0 +1,183 @@
+"""The largest micro-batch of a run, tried before the run costs anything.
+
+Memory that is too small for it is found while the run is still free of charge, and the ladder of
+out-of-memory healing is walked there. The trial takes no optimizer step; random numbers, gradients
+and the model's mode are afterwards what they were, so that a run is bit for bit the same with it
+and without it.
+
+Shapes: E examples of a pass over the rows, M micro-batches of it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from corpus.packing import shuffle_order
+from trainer.domain.healing import Ladder
+from trainer.domain.plan import TrainPlan, steps_per_epoch
+from trainer.training import loop, preference
+from trainer.training.arithmetic import Arithmetic
+from trainer.training.batches import Example, MicroBatch, micro_batches, sequences_of
+from trainer.training.memory import is_out_of_memory
+
+# Passes that are looked through for the largest micro-batch. In a run of more, a larger one may
+# come by chance; the step that holds it then heals as any other.
+PASSES_MAX = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """What decides how much memory a micro-batch needs.
+
+    Attributes:
+        token_count: tokens that the forward pass computes, padding included.
+        longest_count: tokens of the longest sequence; attention may need its square.
+        label_count: tokens that are trained on.
+    """
+
+    token_count: int
+    longest_count: int
+    label_count: int
+
+    def covers(self, other: "Extent") -> bool:
+        """Whether memory that was enough for this is enough for the other."""
+        return (
+            self.token_count >= other.token_count
+            and self.longest_count >= other.longest_count
+            and self.label_count >= other.label_count
+        )
+
+
+def probe(
+    state: loop.TrainState,
+    rows: Sequence[Example],
+    plan: TrainPlan,
+    arithmetic: Arithmetic,
+    *,
+    steps: int,
+    healed: Callable[[Ladder], None],
+    proven: Extent | None = None,
+) -> Extent | None:
+    """Take the largest micro-batch of what is left forward and backward; how large it was.
+
+    `state.ladder` is afterwards on the first rung that there is memory for.
+
+    Args:
+        proven: what a trial under the same conditions has shown to fit; no larger micro-batch is
+            tried, and it is given back.
+    Returns:
+        None when nothing is left to train.
+    Raises:
+        Fault: RUNTIME_GPU_OOM when healing is exhausted or switched off.
+        RuntimeError: what torch says of tensors that do not fit each other.
+    """
+    while True:
+        examples = largest_micro_batch(
+            rows, plan, size=state.ladder.micro_batch_size, steps=range(state.step, steps)
+        )
+        if not examples:
+            return None
+        (batch,) = micro_batches(
+            examples,
+            micro_batch_size=len(examples),
+            packing=plan.packing,
+            # Only measured here; on the device memory may be what is missing.
+            device=torch.device("cpu"),
+        )
+        extent = extent_of(batch)
+        if proven is not None and proven.covers(extent):
+            return proven
+        try:
+            _try(state, examples, plan, arithmetic)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            state.ladder = state.ladder.after_success()
+            return extent
+        # Outside the handler: the error's traceback holds the tensors that filled the memory.
+        loop.free_memory(state)
+        state.ladder = state.ladder.after_out_of_memory(allowed=plan.oom_recovery)
+        healed(state.ladder)
+
+
+def largest_micro_batch(
+    rows: Sequence[Example], plan: TrainPlan, *, size: int, steps: range
+) -> tuple[Example, ...]:
+    """The examples of the micro-batch with most computed tokens among those of `steps`.
+
+    Args:
+        size: examples of a micro-batch.
+    """
+    per_pass = steps_per_epoch(plan, row_count=len(rows))
+    sequences = [[len(row.ids) for row in example.sequences] for example in rows]
+    tokens_E = np.array([sum(lengths) for lengths in sequences])
+    longest_E = np.array([max(lengths) for lengths in sequences])
+    count_E = np.array([len(lengths) for lengths in sequences])
+    # Where the micro-batches of a pass begin; every step begins a new one.
+    begins_M = np.concatenate(
+        [
+            np.arange(begin, min(begin + plan.effective_batch_size, len(rows)), size)
+            for begin in range(0, len(rows), plan.effective_batch_size)
+        ]
+    )
+    step_M = begins_M // plan.effective_batch_size
+    most, chosen = 0, list[int]()
+    first_pass = steps.start // per_pass
+    for number in range(first_pass, min(first_pass + PASSES_MAX, -(-steps.stop // per_pass))):
+        order_E = shuffle_order(len(rows), seed=plan.seed, epoch=number)
+        if plan.packing:
+            computed_M = np.add.reduceat(tokens_E[order_E], begins_M)
+        else:
+            longest_M = np.maximum.reduceat(longest_E[order_E], begins_M)
+            computed_M = longest_M * np.add.reduceat(count_E[order_E], begins_M)
+        absolute_M = number * per_pass + step_M
+        computed_M[(absolute_M < steps.start) | (absolute_M >= steps.stop)] = 0
+        place = int(computed_M.argmax())
+        if computed_M[place] > most:
+            begin = int(begins_M[place])
+            end = int(begins_M[place + 1]) if place + 1 < len(begins_M) else len(rows)
+            most, chosen = int(computed_M[place]), order_E[begin:end].tolist()
+    return tuple(rows[i] for i in chosen)
+
+
+def extent_of(batch: MicroBatch) -> Extent:
+    """How large a micro-batch is."""
+    return Extent(
+        token_count=batch.computed_token_count,
+        longest_count=max(len(row.ids) for row in sequences_of(batch.examples)),
+        label_count=batch.at_N.numel(),
+    )
+
+
+def _try(
+    state: loop.TrainState,
+    examples: Sequence[Example],
+    plan: TrainPlan,
+    arithmetic: Arithmetic,
+) -> None:
+    devices = [arithmetic.device] if arithmetic.device.type == "cuda" else []
+    goal = preference.goal_of(plan)
+    try:
+        with torch.random.fork_rng(devices=devices):
+            point = preference.reference_point(
+                state.model,
+                examples,
+                goal,
+                arithmetic,
+                micro_batch_size=len(examples),
+                packing=plan.packing,
+            )
+            for batch in micro_batches(
+                examples,
+                micro_batch_size=len(examples),
+                packing=plan.packing,
+                device=arithmetic.device,
+            ):
+                with arithmetic.context():
+                    loss = loop.batch_loss(state.model, batch, goal, reference_point=point)
+                loss.backward()
+    finally:
+        state.optimizer.zero_grad(set_to_none=True)

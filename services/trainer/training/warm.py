@@ -1,0 +1,181 @@
+"""What stays in memory between two runs on one base, so that the second begins at once.
+
+A second run must be bit for bit what it would be in a fresh process. So nothing that a run changes
+is kept as it is: the base is frozen, the adapter's weights are drawn anew from the run's own seed,
+encoded rows cannot be written to. A run that fails leaves nothing behind at all.
+"""
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+
+from trainer.domain.plan import AdapterPlan, Method, TrainPlan
+from trainer.training import peft_rail
+from trainer.training.arithmetic import Arithmetic
+from trainer.training.dataset import Shelf
+from trainer.training.memory import release_memory
+from trainer.training.probe import Extent
+from trainer.training.rails import Rail
+
+log = logging.getLogger(__name__)
+
+# What nn.Linear passes to its own initialisation, and PEFT to that of A.
+KAIMING_SLOPE = math.sqrt(5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """What an adapted model is built by; models of equal builds differ in their weights alone."""
+
+    adapter: AdapterPlan
+    gradient_checkpointing: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """Under which a micro-batch that fits once fits again."""
+
+    build: Build
+    method: Method
+    packing: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A base model in memory, and what it was loaded as."""
+
+    digest: str
+    arithmetic: Arithmetic
+    rail: Rail
+    model: Any
+
+
+@dataclass(slots=True, kw_only=True)
+class Warm:
+    """The base in memory with the last run's adapter on it, and what is known of both.
+
+    Attributes:
+        base: None before the first run, and after one that failed.
+        adapted: `base.model` as it was adapted by `build`; None when it carries no adapter.
+        shelf: tokenizer, template and datasets as they were read.
+        proven: the largest micro-batches that were tried on this base.
+    """
+
+    base: Loaded | None = None
+    adapted: PeftModel | None = None
+    build: Build | None = None
+    shelf: Shelf = field(default_factory=Shelf)
+    proven: dict[Conditions, Extent] = field(default_factory=dict)
+
+    def adapted_for(self, plan: TrainPlan, rail: Rail, arithmetic: Arithmetic) -> PeftModel:
+        """The plan's base with a fresh adapter, out of what is in memory as far as that goes.
+
+        Raises:
+            Fault: the codes of the rail's `load_base` and `attach`.
+        """
+        build = build_of(plan)
+        base = self._found(plan, rail, arithmetic)
+        if base is not None and self.adapted is not None:
+            if self.build == build and is_renewable(self.adapted, rail):
+                renew(self.adapted, seed=plan.seed)
+                return self.adapted
+            rail.detach(self.adapted)
+        if base is None:
+            # The old base goes before the new one comes: there may not be room for both.
+            self._drop_base()
+            model = rail.load_base(plan.base, arithmetic)
+            base = Loaded(digest=plan.base.digest, arithmetic=arithmetic, rail=rail, model=model)
+            self.base = base
+        # Forgotten before it is made: a failed attempt must not pass for the one before.
+        self.adapted, self.build = None, None
+        adapted: PeftModel = rail.attach(base.model, plan)
+        self.adapted, self.build = adapted, build
+        return adapted
+
+    def keep(self) -> bool:
+        """Make what is in memory ready for the next run; whether a base stays."""
+        if self.base is None or self.adapted is None:
+            return False
+        if is_renewable(self.adapted, self.base.rail):
+            return True
+        adapted, self.adapted, self.build = self.adapted, None, None
+        bare = self.base.rail.detach(adapted)
+        if bare is None:
+            self._drop_base()
+            return False
+        self.base = replace(self.base, model=bare)
+        return True
+
+    def drop(self) -> None:
+        """Forget everything and give its memory back."""
+        self.shelf = Shelf()
+        self._drop_base()
+
+    def _drop_base(self) -> None:
+        self.base, self.adapted, self.build = None, None, None
+        self.proven.clear()
+        release_memory()
+
+    def _found(self, plan: TrainPlan, rail: Rail, arithmetic: Arithmetic) -> Loaded | None:
+        base = self.base
+        wanted = (plan.base.digest, arithmetic, rail.NAME)
+        if base is None or (base.digest, base.arithmetic, base.rail.NAME) != wanted:
+            return None
+        log.info("base %s is warm", plan.base.base_model)
+        return base
+
+
+def build_of(plan: TrainPlan) -> Build:
+    """What the plan's model is built by."""
+    return Build(adapter=plan.adapter, gradient_checkpointing=plan.gradient_checkpointing)
+
+
+def conditions_of(plan: TrainPlan) -> Conditions:
+    """What a trial of the plan's largest micro-batch holds for."""
+    return Conditions(build=build_of(plan), method=plan.method, packing=plan.packing)
+
+
+def is_renewable(adapted: PeftModel, rail: Rail) -> bool:
+    """Whether `renew` gives the adapter what a new one would have.
+
+    It has to be plain LoRA on linear layers, made by PEFT itself: DoRA's magnitudes depend on the
+    base, and Unsloth draws its numbers in its own way.
+    """
+    return rail.NAME == peft_rail.NAME and all(
+        not layer.lora_variant and not layer.lora_embedding_A and not any(layer.lora_bias.values())
+        for layer in _layers(adapted)
+    )
+
+
+def renew(adapted: PeftModel, *, seed: int) -> None:
+    """Give the adapter the weights that a new one would begin with, bit for bit.
+
+    A new layer of PEFT draws for A, for B and then for A again, on the CPU and in float32; what it
+    throws away is drawn here as well, so that the same numbers come out.
+    """
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for layer in _layers(adapted):
+            for name, down in layer.lora_A.items():
+                up = layer.lora_B[name]
+                _drawn(down.weight)
+                _drawn(up.weight)
+                down.weight.copy_(_drawn(down.weight))
+                up.weight.zero_()
+                down.weight.grad = up.weight.grad = None
+
+
+def _layers(adapted: PeftModel) -> Iterator[Any]:
+    """The adapted layers in the order in which PEFT made them."""
+    return (module for module in adapted.modules() if isinstance(module, LoraLayer))
+
+
+def _drawn(weight: torch.Tensor) -> torch.Tensor:
+    fresh = torch.empty(weight.shape, dtype=torch.float32)
+    return torch.nn.init.kaiming_uniform_(fresh, a=KAIMING_SLOPE)
