@@ -247,7 +247,8 @@ class Trainer:
             )
             revision = base.revision or "main"
             folder = await hub.fetch(base.model_id, revision, patterns=MODEL_PATTERNS)
-            digest = f"{base.model_id}@{base.revision}"
+            # The folder bears the commit; a branch may be elsewhere tomorrow.
+            digest = f"{base.model_id}@{folder.name}"
         else:
             digest = _digest(base.files)
             folder = self._config.model_cache / "store" / digest

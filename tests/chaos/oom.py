@@ -1,10 +1,10 @@
 """Out of memory changes nothing: `python -m tests.chaos.oom`.
 
 Memory runs out at tensor operations chosen over a whole run: in the trial of the longest batch, the
-forward pass, the backward pass, the update, the validation and the sampling. Each time the run must go on as if nothing had
-been: the same effective batch, train mode, every loss within 1e-6 of the clean run's, the same
-answers. Where it runs out for good, the run must end with its code after three tries at a
-micro-batch of one.
+forward pass, the backward pass, the update, the validation and the sampling. Each time the run must
+go on as if nothing had been: the same effective batch, train mode, every loss within 1e-6 of the
+clean run's, the same answers. Where it runs out for good, the run must end with its code after
+three tries at a micro-batch of one.
 The last line is JSON.
 """
 

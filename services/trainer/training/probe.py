@@ -19,7 +19,7 @@ from trainer.domain.healing import Ladder
 from trainer.domain.plan import TrainPlan, steps_per_epoch
 from trainer.training import loop, preference
 from trainer.training.arithmetic import Arithmetic
-from trainer.training.batches import Example, MicroBatch, micro_batches, sequences_of
+from trainer.training.batches import Example, micro_batches, sequences_of
 from trainer.training.memory import is_out_of_memory
 
 # Passes that are looked through for the largest micro-batch. In a run of more, a larger one may
@@ -79,14 +79,7 @@ def probe(
         )
         if not examples:
             return None
-        (batch,) = micro_batches(
-            examples,
-            micro_batch_size=len(examples),
-            packing=plan.packing,
-            # Only measured here; on the device memory may be what is missing.
-            device=torch.device("cpu"),
-        )
-        extent = extent_of(batch)
+        extent = extent_of(examples, packing=plan.packing)
         if proven is not None and proven.covers(extent):
             return proven
         try:
@@ -143,12 +136,14 @@ def largest_micro_batch(
     return tuple(rows[i] for i in chosen)
 
 
-def extent_of(batch: MicroBatch) -> Extent:
-    """How large a micro-batch is."""
+def extent_of(examples: Sequence[Example], *, packing: bool) -> Extent:
+    """How large a micro-batch of the examples is."""
+    rows = sequences_of(examples)
+    longest_count = max(len(row.ids) for row in rows)
     return Extent(
-        token_count=batch.computed_token_count,
-        longest_count=max(len(row.ids) for row in sequences_of(batch.examples)),
-        label_count=batch.at_N.numel(),
+        token_count=sum(len(row.ids) for row in rows) if packing else longest_count * len(rows),
+        longest_count=longest_count,
+        label_count=sum(row.trained_count for row in rows),
     )
 
 

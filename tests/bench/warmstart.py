@@ -1,0 +1,193 @@
+"""Time to the first step on a warm node against a cold one.
+
+    python -m tests.bench.warmstart [--rounds 3] [--threads 2]
+
+Measured is what the agent sees: from the plan sent to its training child until the child says that
+the first step begins (the billable clock starts there). A model of half a billion parameters
+(random weights in bfloat16), LoRA of rank 16 on all linear layers, 240 chat rows.
+
+In each round a new child is started; the first run is cold, the second is warm:
+
+- cold: the process starts, imports torch and transformers, loads base and data, puts the adapter
+  on, tries the longest batch. `cold_without_process_start` leaves the start and imports out.
+  The files come from the page cache, which favours the cold side.
+- warm: the same base, adapter geometry and data in the same process, for another run.
+
+In the first round two more warm runs follow: with other data, and with another rank. Proof: the
+adapters of cold and warm runs have the same hash, and the loss of the step is the same.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import os
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from deploy.models.anvil.grammar import HOME
+from tests.bench import frame
+from tests.bench.shapes import QWEN, write_checkpoint
+from tests.support.training import a_plan
+from trainer.child import Child
+from trainer.domain.plan import DatasetFile, Precision, TrainPlan
+from trainer.pipe import Failed, Finished, Started, StepTaken
+
+RATIO_GOAL = 20.0
+RUN_SECONDS_MAX = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """What one run took and gave."""
+
+    first_step_seconds: float
+    loss: float
+    adapter_sha256: str
+
+
+def main() -> None:
+    """Measure and print one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    with tempfile.TemporaryDirectory(prefix="warmstart-") as folder:
+        write_checkpoint(QWEN, Path(folder) / "base")
+        asyncio.run(measure(Path(folder), rounds=options.rounds))
+
+
+async def measure(folder: Path, *, rounds: int) -> None:
+    """All rounds, and their medians against each other."""
+    plan = the_plan(folder)
+    starts, colds, warms, others = [], list[Taken](), list[Taken](), dict[str, float]()
+    for number in range(rounds):
+        began = time.perf_counter()
+        child = await Child.start(folder / "child.log")
+        try:
+            await child.ready()
+            starts.append(time.perf_counter() - began)
+            colds.append(await run(child, plan, folder, f"cold-{number}"))
+            warms.append(await run(child, plan, folder, f"warm-{number}"))
+            if number == 0:
+                others = await variants(child, plan, folder)
+        finally:
+            await child.kill()
+        frame.progress(
+            f"round {number + 1}/{rounds}: start {starts[-1]:.2f} s, "
+            f"cold {colds[-1].first_step_seconds:.2f} s, warm {warms[-1].first_step_seconds:.4f} s"
+        )
+    warm = statistics.median(taken.first_step_seconds for taken in warms)
+    loads = [taken.first_step_seconds for taken in colds]
+    whole = [start + load for start, load in zip(starts, loads, strict=True)]
+    hashes = {taken.adapter_sha256 for taken in (*colds, *warms)}
+    losses = {taken.loss for taken in (*colds, *warms)}
+    ratio = statistics.median(
+        cold / taken.first_step_seconds for cold, taken in zip(whole, warms, strict=True)
+    )
+    same = len(hashes) == len(losses) == 1
+    frame.finish(
+        frame.Result(
+            bench="warmstart",
+            value=warm,
+            unit="s from plan to first step, warm",
+            peer={
+                "name": "the same in a new process: start, imports, load",
+                "value": round(statistics.median(whole), 3),
+            },
+            ratio=ratio,
+            goal=f"ratio >= {RATIO_GOAL:.0f}, and the same adapter bit for bit",
+            passed=ratio >= RATIO_GOAL and same,
+            proof={
+                "parameters": QWEN.parameter_count,
+                "rounds": rounds,
+                "cold_without_process_start": round(statistics.median(loads), 3),
+                "ratio_without_process_start": round(
+                    statistics.median(
+                        load / taken.first_step_seconds
+                        for load, taken in zip(loads, warms, strict=True)
+                    ),
+                    1,
+                ),
+                **{name: round(seconds, 3) for name, seconds in others.items()},
+                "same_adapter_bit_for_bit": same,
+                "adapter_sha256": sorted(hashes),
+                "loss": sorted(losses),
+            },
+        )
+    )
+
+
+async def variants(child: Child, plan: TrainPlan, folder: Path) -> dict[str, float]:
+    """Seconds to the first step of warm runs that cannot use everything that is warm."""
+    lines = HOME.joinpath("habit.jsonl").read_text("utf-8").splitlines(keepends=True)
+    path = folder / "other.jsonl"
+    path.write_text("".join(reversed(lines)), "utf-8")
+    data = await run(child, replace(plan, datasets=(dataset(path),)), folder, "data")
+    adapter = replace(plan.adapter, rank=8, alpha=16.0)
+    rank = await run(child, replace(plan, adapter=adapter), folder, "rank")
+    return {
+        "warm_with_other_data": data.first_step_seconds,
+        "warm_with_another_rank": rank.first_step_seconds,
+    }
+
+
+async def run(child: Child, plan: TrainPlan, folder: Path, name: str) -> Taken:
+    """Train one step under the name; how long the step was in coming."""
+    work = folder / name
+    work.mkdir()
+    plan = replace(
+        plan,
+        run=f"projects/bench/runs/{name}",
+        work_folder=str(work),
+        log_path=str(folder / f"{name}.log"),
+    )
+    told: dict[type[Any], Any] = {}
+    began, first = time.perf_counter(), 0.0
+    async with asyncio.timeout(RUN_SECONDS_MAX):
+        async for message in child.train(plan):
+            if isinstance(message, Failed):
+                raise SystemExit(f"the run failed: {message.message}")
+            if isinstance(message, Started):
+                first = time.perf_counter() - began
+            told[type(message)] = message
+    adapter = Path(told[Finished].adapter_folder) / "adapter_model.safetensors"
+    return Taken(
+        first_step_seconds=first,
+        loss=told[StepTaken].loss,
+        adapter_sha256=hashlib.sha256(adapter.read_bytes()).hexdigest(),
+    )
+
+
+def the_plan(folder: Path) -> TrainPlan:
+    """One step of eight rows on the half-billion model; few tokens are spoken afterwards."""
+    plan = a_plan(
+        adapter_rank=16,
+        adapter_alpha=32.0,
+        precision=Precision.AUTO,
+        accumulation_steps=1,
+        micro_batch_size=8,
+        max_steps=1,
+        sample_prompts=("What color is a lemon?",),
+        datasets=(dataset(HOME / "habit.jsonl"),),
+    )
+    base = replace(plan.base, folder=str(folder / "base"), digest=QWEN.name, base_model=QWEN.name)
+    return replace(plan, base=base)
+
+
+def dataset(path: Path) -> DatasetFile:
+    """The file as the agent hands it to the child."""
+    return DatasetFile(
+        name=f"projects/bench/datasets/{path.stem}/versions/1",
+        format="messages",
+        path=str(path),
+        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+
+
+if __name__ == "__main__":
+    main()
