@@ -133,6 +133,11 @@ ROWS: Mapping[FaultCode, FaultRow] = {
         remedy="Lower the learning rate, add warm-up, and look for broken rows in the dataset.",
         symptoms=("The loss shows `nan` or `inf`.",),
     ),
+    FaultCode.RUNTIME_STEPS_SKIPPED: _training(
+        meaning="Some steps in fp16 were skipped because their gradient overflowed; a warning.",
+        remedy="A few at the beginning are how loss scaling finds its factor. When there are many, "
+        "take bf16 or a smaller learning rate.",
+    ),
     FaultCode.RUNTIME_TRAINING_FAILED: _training(
         meaning="Training failed in a computation.",
         remedy="Verify that the model's checkpoint is complete and uncorrupted; then retry.",

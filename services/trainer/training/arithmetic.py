@@ -28,6 +28,11 @@ class Arithmetic:
     autocast: torch.dtype | None
     four_bit: bool = False
 
+    @property
+    def scales_loss(self) -> bool:
+        """Whether gradients are computed in fp16, whose range small ones fall out of."""
+        return self.autocast is torch.float16
+
     def context(self) -> AbstractContextManager[Any]:
         """The context of a forward pass."""
         if self.autocast is None:

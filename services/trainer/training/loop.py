@@ -1,15 +1,16 @@
 """The training loop, read from top to bottom.
 
-The state of a run is the trainable weights, the optimizer's moments, and the step. Everything else
-is a function of plan and step: the learning rate, which rows the step holds and in which order,
-and the random numbers of dropout. So a resumed run is the same run.
+The state of a run is the trainable weights, the optimizer's moments, the step, and in fp16 the loss
+scale. Everything else is a function of plan and step: the learning rate, which rows the step holds
+and in which order, and the random numbers of dropout. So a resumed run is the same run.
 
 Shapes: B rows, T tokens, N trained tokens, V vocabulary.
 """
 
+import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ import torch
 from lexicon.faults import Fault, FaultCode
 from trainer.domain.healing import Ladder
 from trainer.domain.plan import TrainPlan
+from trainer.domain.scaling import LossScale
 from trainer.domain.schedule import learning_rate
 from trainer.training import preference
 from trainer.training.arithmetic import Arithmetic
@@ -29,10 +31,11 @@ from trainer.training.batches import (
 )
 from trainer.training.memory import is_out_of_memory, release_memory
 from trainer.training.objective import summed_loss
+from trainer.training.optimizer import Updater, make_updater
 from trainer.training.preference import Goal
 
-ADAM_BETAS = (0.9, 0.999)
-ADAM_EPSILON = 1e-8
+# Where a checkpoint keeps the loss scale.
+LOSS_SCALE_KEY = "loss_scale"
 # Seeds of neighbouring steps must not overlap with those of neighbouring runs.
 STEP_SEED_STRIDE = 1_000_003
 # torch takes a signed number of 64 bits; a user's seed may be as large as that by itself.
@@ -41,19 +44,34 @@ SEED_COUNT = 1 << 63
 
 @dataclass(slots=True, kw_only=True)
 class TrainState:
-    """Everything that changes while a run trains."""
+    """Everything that changes while a run trains.
+
+    Attributes:
+        loss_scale: None unless the gradients are computed in fp16.
+    """
 
     model: Any
-    optimizer: torch.optim.Optimizer
+    updater: Updater
     trainable: dict[str, torch.nn.Parameter]
     ladder: Ladder
+    loss_scale: LossScale | None = None
     step: int = 0
     trained_token_count: int = 0
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """What moves the weights."""
+        return self.updater.optimizer
+
+    @property
+    def skipped_count(self) -> int:
+        """Steps whose gradient overflowed in fp16 and was not used."""
+        return self.loss_scale.skipped_count if self.loss_scale else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepFigures:
-    """What one optimizer step measured."""
+    """What one optimizer step measured; one that was skipped moved no weight, and its norm is 0."""
 
     loss: float
     learning_rate: float
@@ -62,31 +80,23 @@ class StepFigures:
     computed_token_count: int
     trained_token_count: int
     seconds: float
+    skipped: bool = False
 
 
-def begin(model: Any, plan: TrainPlan) -> TrainState:
-    """The state before the first step; the optimizer's moments exist already and are zero."""
+def begin(model: Any, plan: TrainPlan, *, loss_scale: LossScale | None = None) -> TrainState:
+    """The state before the first step; the optimizer's moments exist already and are zero.
+
+    Args:
+        loss_scale: what to begin with where gradients are computed in fp16.
+    """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(
-        list(trainable.values()),
-        lr=plan.lr_peak,
-        betas=ADAM_BETAS,
-        eps=ADAM_EPSILON,
-        weight_decay=plan.weight_decay,
-        fused=True,
-    )
-    # Made here, so that no step needs new memory halfway through its update: the fused update
-    # happens whole or not at all, which is what lets a step be taken again after out-of-memory.
-    for parameter in trainable.values():
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
+    updater = make_updater(plan, trainable)
     ladder = Ladder(
         effective_batch_size=plan.effective_batch_size, micro_batch_size=plan.micro_batch_size
     )
-    return TrainState(model=model, optimizer=optimizer, trainable=trainable, ladder=ladder)
+    return TrainState(
+        model=model, updater=updater, trainable=trainable, ladder=ladder, loss_scale=loss_scale
+    )
 
 
 def take_step(
@@ -139,6 +149,7 @@ def _try_step(
         micro_batch_size=state.ladder.micro_batch_size,
         packing=plan.packing,
     )
+    factor = state.loss_scale.factor if state.loss_scale else 1.0
     loss_sum, computed_count = 0.0, 0
     for batch in micro_batches(
         rows,
@@ -148,10 +159,13 @@ def _try_step(
     ):
         with arithmetic.context():
             loss = batch_loss(state.model, batch, goal, reference_point=point)
-        (loss / divisor).backward()
+        (loss / divisor * factor).backward()
         loss_sum += loss.item()
         computed_count += batch.computed_token_count
+    unscale(state)
     grad_norm = clip(state, max_norm=plan.max_grad_norm)
+    skipped = state.loss_scale is not None and not math.isfinite(grad_norm)
+    grad_norm = 0.0 if skipped else grad_norm
     require_finite(loss_sum / divisor, grad_norm, step=state.step)
     lr = learning_rate(
         state.step,
@@ -160,7 +174,7 @@ def _try_step(
         warmup_ratio=plan.warmup_ratio,
         schedule=plan.schedule,
     )
-    update(state, lr=lr)
+    _use_gradient(state, lr=lr, skipped=skipped)
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
     trained_count = sum(row.trained_count for row in sequences)
@@ -173,6 +187,7 @@ def _try_step(
         computed_token_count=computed_count,
         trained_token_count=trained_count,
         seconds=time.perf_counter() - began,
+        skipped=skipped,
     )
 
 
@@ -230,42 +245,40 @@ def clip(state: TrainState, *, max_norm: float) -> float:
     return float(torch.nn.utils.clip_grad_norm_(list(state.trainable.values()), limit))
 
 
-def update(state: TrainState, *, lr: float) -> None:
-    """One AdamW update of the trainable weights by their gradients.
-
-    AdamW counts its steps before it moves the weights; the count is put back first, so that an
-    update that ran out of memory in between is the same when it is made again.
-    """
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
+def unscale(state: TrainState) -> None:
+    """Take the loss scale back out of the gradients; it is a power of two, so nothing rounds."""
+    if state.loss_scale is None:
+        return
     for parameter in state.trainable.values():
-        state.optimizer.state[parameter]["step"].fill_(state.step)
-    state.optimizer.step()
+        if parameter.grad is not None:
+            parameter.grad.mul_(1.0 / state.loss_scale.factor)
+
+
+def update(state: TrainState, *, lr: float) -> None:
+    """One update of the trainable weights by their gradients; whole, or not at all."""
+    state.updater.update(updates_before=state.step - state.skipped_count, lr=lr)
 
 
 def capture(state: TrainState) -> dict[str, torch.Tensor]:
     """Weights and moments by name, on the CPU, independent of what the next step does to them."""
-    tensors = {}
-    for name, parameter in state.trainable.items():
-        tensors[f"weight/{name}"] = parameter.detach().cpu().clone()
-        for key, value in state.optimizer.state[parameter].items():
-            tensors[f"{key}/{name}"] = value.detach().cpu().clone()
+    tensors = {name: live.detach().cpu().clone() for name, live in state.updater.tensors()}
+    if state.loss_scale is not None:
+        tensors[LOSS_SCALE_KEY] = torch.tensor(astuple(state.loss_scale), dtype=torch.float64)
     return tensors
 
 
-def restore(state: TrainState, tensors: dict[str, torch.Tensor]) -> None:
+def restore(state: TrainState, tensors: Mapping[str, torch.Tensor]) -> None:
     """Put back what `capture` took.
 
     Raises:
-        Fault: STATE_CHECKPOINT_INVALID when names or shapes are those of another adapter.
+        Fault: STATE_CHECKPOINT_INVALID when names, shapes or kinds are not those of this run.
     """
-    expected = {
-        f"{key}/{name}": value
-        for name, parameter in state.trainable.items()
-        for key, value in {"weight": parameter.data, **state.optimizer.state[parameter]}.items()
-    }
+    expected = dict(state.updater.tensors())
+    if state.loss_scale is not None:
+        expected[LOSS_SCALE_KEY] = torch.zeros(3, dtype=torch.float64)
     if expected.keys() != tensors.keys() or any(
-        expected[name].shape != tensors[name].shape for name in expected
+        (expected[name].shape, expected[name].dtype) != (tensors[name].shape, tensors[name].dtype)
+        for name in expected
     ):
         raise Fault(
             FaultCode.STATE_CHECKPOINT_INVALID, "The checkpoint holds another adapter's tensors"
@@ -273,12 +286,27 @@ def restore(state: TrainState, tensors: dict[str, torch.Tensor]) -> None:
     with torch.no_grad():
         for name, target in expected.items():
             target.copy_(tensors[name])
+    if state.loss_scale is not None:
+        factor, clean_steps, skipped_count = expected[LOSS_SCALE_KEY].tolist()
+        state.loss_scale = LossScale(
+            factor=factor, clean_steps=int(clean_steps), skipped_count=int(skipped_count)
+        )
 
 
 def free_memory(state: TrainState) -> None:
     """Give back what the failed forward or backward pass left behind."""
     state.optimizer.zero_grad(set_to_none=True)
     release_memory()
+
+
+def _use_gradient(state: TrainState, *, lr: float, skipped: bool) -> None:
+    """Move the weights and the loss scale; a gradient that overflowed moves the scale alone."""
+    if not skipped:
+        update(state, lr=lr)
+    if state.loss_scale is None:
+        return
+    scale = state.loss_scale
+    state.loss_scale = scale.after_overflow() if skipped else scale.after_clean_step()
 
 
 def _divisor(rows: Sequence[Example], goal: Goal | None) -> int:

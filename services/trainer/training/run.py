@@ -26,6 +26,7 @@ from trainer.domain.plan import (
 )
 from trainer.domain.rails import Device
 from trainer.domain.remaining import StepTimer
+from trainer.domain.scaling import LossScale
 from trainer.pipe import (
     Answer,
     CheckpointWritten,
@@ -119,7 +120,8 @@ def _train(
 ) -> StepTaken | None:
     """Take all steps that are left; the figures of the last one, None when none was left."""
     adapted.train()
-    state = loop.begin(adapted, plan)
+    loss_scale = LossScale() if arithmetic.scales_loss else None
+    state = loop.begin(adapted, plan, loss_scale=loss_scale)
     desk, validation = split(plan, desk, arithmetic)
     _resume(state, plan, validation, channel)
     rows = desk.rows
@@ -141,6 +143,8 @@ def _train(
             healed=lambda ladder: tell_healed(channel, ladder),
         )
         timer.add(figures.seconds)
+        if figures.skipped:
+            log.info("step %d was skipped: its gradient overflowed in fp16", state.step)
         validation.after_step(state, steps=steps, warn=lambda code, text: warn(channel, code, text))
         last = _told(state, figures, validation, timer, plan, row_count=len(rows))
         channel.send(last)
@@ -157,6 +161,9 @@ def _train(
             break
     if validation.promote_best(state):
         log.info("the best validation's weights were promoted")
+    if state.skipped_count:
+        text = f"{state.skipped_count} of {state.step} steps were skipped: fp16 overflowed"
+        warn(channel, FaultCode.RUNTIME_STEPS_SKIPPED, text)
     return last
 
 
