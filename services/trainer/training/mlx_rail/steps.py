@@ -21,8 +21,6 @@ from trainer.domain.plan import TrainPlan
 from trainer.domain.schedule import learning_rate
 from trainer.training.batches import Example, MicroBatch, micro_batches, sequences_of, step_indices
 from trainer.training.loop import (
-    ADAM_BETAS,
-    ADAM_EPSILON,
     SEED_COUNT,
     STEP_SEED_STRIDE,
     StepFigures,
@@ -30,6 +28,7 @@ from trainer.training.loop import (
 )
 from trainer.training.memory import is_out_of_memory
 from trainer.training.mlx_rail.model import Adapted, as_tree, logits_at
+from trainer.training.optimizer import ADAM_BETAS, ADAM_EPSILON
 
 CPU = torch.device("cpu")
 # Names of AdamW's two moments in a checkpoint, and in MLX's optimizer.
