@@ -44,11 +44,15 @@ WHERE project = $1 AND method = $2 AND request_id = $3
 
 
 def fingerprint(request: Message) -> bytes:
-    """SHA-256 of a request without its request id: what makes two requests the same."""
+    """SHA-256 of a request without its request id and secrets: what makes two requests the same.
+
+    A secret that was renewed meanwhile asks for nothing else, and its hash is kept nowhere.
+    """
     copy = type(request)()
     copy.CopyFrom(request)
-    if "request_id" in copy.DESCRIPTOR.fields_by_name:
-        copy.ClearField("request_id")
+    for field in copy.DESCRIPTOR.fields:
+        if field.name == "request_id" or field.GetOptions().debug_redact:
+            copy.ClearField(field.name)
     return hashlib.sha256(copy.SerializeToString(deterministic=True)).digest()
 
 

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 
 import httpx
 import stamina
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import (
     DisabledRepoError,
     EntryNotFoundError,
@@ -99,6 +99,7 @@ class _Listing:
     sha: str
     gated: bool
     files: dict[str, int]
+    private: bool = False
 
 
 class ModelHub:
@@ -118,6 +119,16 @@ class ModelHub:
         self._token: str | bool = token or False
         self._retry_wait_seconds = retry_wait_seconds
         self._api = HfApi(endpoint=self._endpoint, token=self._token)
+
+    def with_token(self, token: str) -> "ModelHub":
+        """The same hub and cache, asked as somebody else; what this one may not see stays hidden.
+
+        Args:
+            token: of a user; it goes into the requests and nowhere else.
+        """
+        return ModelHub(
+            self._endpoint, self._cache_dir, token, retry_wait_seconds=self._retry_wait_seconds
+        )
 
     async def describe(self, model_id: str, revision: str = "main") -> HubModel:
         """What the hub knows of a model, its configs included; no weights are fetched.
@@ -175,7 +186,24 @@ class ModelHub:
         return folder
 
     def _listing(self, model_id: str, revision: str) -> _Listing:
-        """The files of a revision; a commit never changes, so that its listing is kept."""
+        """The files of a revision; a commit never changes, so that its listing is kept.
+
+        What lies in the cache was fetched with somebody's token. Of a model that is not open to
+        all, the hub is asked each time whether this token may read it.
+        """
+        listing = self._known_listing(model_id, revision)
+        if (listing.gated or listing.private) and listing.files:
+            name = CONFIG_FILE if CONFIG_FILE in listing.files else min(listing.files)
+            url = hf_hub_url(model_id, name, revision=listing.sha, endpoint=self._endpoint)
+            self._call(
+                model_id,
+                lambda: get_hf_file_metadata(
+                    url, token=self._token, timeout=REQUEST_SECONDS, endpoint=self._endpoint
+                ),
+            )
+        return listing
+
+    def _known_listing(self, model_id: str, revision: str) -> _Listing:
         known = self._cache_dir / "listings" / f"{model_id.replace('/', '--')}@{revision}.json"
         if _COMMIT.fullmatch(revision) and known.is_file():
             return _Listing(**json.loads(known.read_bytes()))
@@ -189,6 +217,7 @@ class ModelHub:
             name=info.id or model_id,
             sha=info.sha or revision,
             gated=bool(info.gated),
+            private=bool(info.private),
             files=_sizes(info.siblings or []),
         )
         kept = known.with_name(f"{model_id.replace('/', '--')}@{listing.sha}.json")

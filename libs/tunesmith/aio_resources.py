@@ -48,9 +48,13 @@ class AsyncRuns:
         tags: Iterable[str] = (),
         priority: int = 0,
         request_id: str = "",
+        hub_token: str = "",
     ) -> run_pb2.Run:
         """Check, price and queue a run.
 
+        Args:
+            hub_token: token for the model hub, for a gated or private model; the platform deletes
+                it when the run ends.
         Raises:
             TunesmithError: what is wrong with it; then there is no run and no charge.
         """
@@ -63,11 +67,14 @@ class AsyncRuns:
                 display_name=display_name,
                 tags=tags,
                 priority=priority,
+                hub_token=hub_token,
             )
         )
         return response.run
 
-    async def check(self, spec: spec_pb2.RunSpec) -> run_service_pb2.SubmitRunResponse:
+    async def check(
+        self, spec: spec_pb2.RunSpec, *, hub_token: str = ""
+    ) -> run_service_pb2.SubmitRunResponse:
         """What a submission would answer: findings and quote. Nothing is created."""
         return await self._client.run(
             runs.submit_run(
@@ -78,12 +85,15 @@ class AsyncRuns:
                 display_name="",
                 tags=(),
                 priority=0,
+                hub_token=hub_token,
             )
         )
 
-    async def validate(self, spec: spec_pb2.RunSpec) -> validation_service_pb2.ValidateRunResponse:
+    async def validate(
+        self, spec: spec_pb2.RunSpec, *, hub_token: str = ""
+    ) -> validation_service_pb2.ValidateRunResponse:
         """The whole report on a spec, also where it would be refused."""
-        return await self._client.run(runs.validate_run(self._project, spec))
+        return await self._client.run(runs.validate_run(self._project, spec, hub_token=hub_token))
 
     async def get(self, run: str) -> run_pb2.Run:
         """One run by id or name."""
@@ -167,10 +177,15 @@ class AsyncRuns:
         """The spec of a run with changes by field path, as JSON values; ready for `submit`."""
         return await self._client.run(runs.duplicate_run(self._project, run, dict(changes or {})))
 
-    async def rerun(self, run: str, *, request_id: str = "") -> run_pb2.Run:
+    async def rerun(self, run: str, *, request_id: str = "", hub_token: str = "") -> run_pb2.Run:
         """Submit the same spec again with the newest versions of its datasets."""
         response = await self._client.run(
-            runs.rerun_run(self._project, run, request_id=request_id or new_request_id())
+            runs.rerun_run(
+                self._project,
+                run,
+                request_id=request_id or new_request_id(),
+                hub_token=hub_token,
+            )
         )
         return response.run
 
@@ -322,13 +337,14 @@ class AsyncBilling:
         """Whether the ledger agrees with the events of a run."""
         return await self._client.run(billing.verify_run(self._project, run))
 
-    async def quote(self, spec: spec_pb2.RunSpec) -> billing_pb2.Quote:
+    async def quote(self, spec: spec_pb2.RunSpec, *, hub_token: str = "") -> billing_pb2.Quote:
         """The price of a spec; rights need not be attested for it. Nothing is created.
 
         Raises:
             TunesmithError: the spec would be refused.
         """
-        return (await AsyncRuns(self._client).check(billing.as_question(spec))).quote
+        question = billing.as_question(spec)
+        return (await AsyncRuns(self._client).check(question, hub_token=hub_token)).quote
 
 
 class AsyncNodes:

@@ -48,9 +48,13 @@ class Runs:
         tags: Iterable[str] = (),
         priority: int = 0,
         request_id: str = "",
+        hub_token: str = "",
     ) -> run_pb2.Run:
         """Check, price and queue a run.
 
+        Args:
+            hub_token: token for the model hub, for a gated or private model; the platform deletes
+                it when the run ends.
         Raises:
             TunesmithError: what is wrong with it; then there is no run and no charge.
         """
@@ -63,10 +67,13 @@ class Runs:
                 display_name=display_name,
                 tags=tags,
                 priority=priority,
+                hub_token=hub_token,
             )
         ).run
 
-    def check(self, spec: spec_pb2.RunSpec) -> run_service_pb2.SubmitRunResponse:
+    def check(
+        self, spec: spec_pb2.RunSpec, *, hub_token: str = ""
+    ) -> run_service_pb2.SubmitRunResponse:
         """What a submission would answer: findings and quote. Nothing is created."""
         return self._client.run(
             runs.submit_run(
@@ -77,12 +84,15 @@ class Runs:
                 display_name="",
                 tags=(),
                 priority=0,
+                hub_token=hub_token,
             )
         )
 
-    def validate(self, spec: spec_pb2.RunSpec) -> validation_service_pb2.ValidateRunResponse:
+    def validate(
+        self, spec: spec_pb2.RunSpec, *, hub_token: str = ""
+    ) -> validation_service_pb2.ValidateRunResponse:
         """The whole report on a spec, also where it would be refused."""
-        return self._client.run(runs.validate_run(self._project, spec))
+        return self._client.run(runs.validate_run(self._project, spec, hub_token=hub_token))
 
     def get(self, run: str) -> run_pb2.Run:
         """One run by id or name."""
@@ -161,10 +171,15 @@ class Runs:
         """The spec of a run with changes by field path, as JSON values; ready for `submit`."""
         return self._client.run(runs.duplicate_run(self._project, run, dict(changes or {})))
 
-    def rerun(self, run: str, *, request_id: str = "") -> run_pb2.Run:
+    def rerun(self, run: str, *, request_id: str = "", hub_token: str = "") -> run_pb2.Run:
         """Submit the same spec again with the newest versions of its datasets."""
         return self._client.run(
-            runs.rerun_run(self._project, run, request_id=request_id or new_request_id())
+            runs.rerun_run(
+                self._project,
+                run,
+                request_id=request_id or new_request_id(),
+                hub_token=hub_token,
+            )
         ).run
 
     def compare(self, run: str, other: str) -> Sequence[run_service_pb2.FieldDifference]:
@@ -309,13 +324,14 @@ class Billing:
         """Whether the ledger agrees with the events of a run."""
         return self._client.run(billing.verify_run(self._project, run))
 
-    def quote(self, spec: spec_pb2.RunSpec) -> billing_pb2.Quote:
+    def quote(self, spec: spec_pb2.RunSpec, *, hub_token: str = "") -> billing_pb2.Quote:
         """The price of a spec; rights need not be attested for it. Nothing is created.
 
         Raises:
             TunesmithError: the spec would be refused.
         """
-        return Runs(self._client).check(billing.as_question(spec)).quote
+        question = billing.as_question(spec)
+        return Runs(self._client).check(question, hub_token=hub_token).quote
 
 
 class Nodes:

@@ -8,7 +8,7 @@ from chassis.config import env
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """What an operator sets on an export node; the node token is its only secret."""
+    """What an operator sets on an export node; its secrets are tokens."""
 
     listen: str = env(
         "TUNESMITH_LISTEN", default="127.0.0.1:7107", doc="host:port of the health service"
@@ -34,6 +34,12 @@ class Config:
     )
     model_hub_url: str = env(
         "TUNESMITH_MODEL_HUB_URL", default="https://huggingface.co", doc="endpoint of the model hub"
+    )
+    model_hub_token: str | None = env(
+        "HF_TOKEN",
+        default=None,
+        doc="token of the platform for the model hub, where a run brings none of its user",
+        secret=True,
     )
     llama_vendor: Path = env(
         "TUNESMITH_LLAMA_VENDOR", doc="folder with llama.cpp's conversion package and gguf-py"

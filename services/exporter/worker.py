@@ -168,7 +168,11 @@ class Exporter:
                 await transfer.download(base.files, folder)
                 (folder / COMPLETE_MARK).touch()
             return _Base(folder=folder, key=digest)
-        hub = ModelHub(self._config.model_hub_url, self._config.model_cache, base.hub_token or None)
+        hub = ModelHub(
+            self._config.model_hub_url,
+            self._config.model_cache,
+            base.hub_token or self._config.model_hub_token,
+        )
         found = await hub.describe(base.model_id, base.revision)
         folder = await hub.fetch(base.model_id, found.revision_sha, patterns=MODEL_PATTERNS)
         identity = f"{base.model_id}@{found.revision_sha}"

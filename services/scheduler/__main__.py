@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from chassis import client, config, identity, postgres, server, telemetry
 from chassis.outbox import OutboxRelay
+from chassis.sealing import Sealer
 from chassis.tls import Tls
 from modelspec.catalog import load_catalog
 from scheduler import background, events, watching
@@ -57,11 +58,15 @@ async def main() -> None:
         client.connect(settings.hub_address, token=token, tls=tls) as hub,
     ):
         peers = Peers(validator=validator, billing=billing, hub=hub)
-        submitter = Submitter(store, peers, stale=timedelta(seconds=settings.submission_seconds))
+        sealer = Sealer(settings.signing_key, purpose="hub-tokens")
+        submitter = Submitter(
+            store, peers, sealer, stale=timedelta(seconds=settings.submission_seconds)
+        )
         work = WorkService(
             store,
             peers,
             wakeups,
+            sealer,
             lease=lease,
             heartbeat_millis=settings.heartbeat_millis,
             limits={name: plan.concurrent_run_count for name, plan in plans.items()},

@@ -47,10 +47,12 @@ class Peers:
         self._objects: Any = object_service_pb2_grpc.ObjectServiceStub(hub)
 
     async def validate(
-        self, parent: str, spec: spec_pb2.RunSpec
+        self, parent: str, spec: spec_pb2.RunSpec, *, hub_token: str
     ) -> validation_service_pb2.ValidateRunResponse:
         """What a spec means, needs and costs."""
-        request = validation_service_pb2.ValidateRunRequest(parent=parent, spec=spec)
+        request = validation_service_pb2.ValidateRunRequest(
+            parent=parent, spec=spec, hub_token=hub_token
+        )
         response: validation_service_pb2.ValidateRunResponse = await self._validator.ValidateRun(
             request, timeout=VALIDATE_SECONDS
         )

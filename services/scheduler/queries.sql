@@ -202,8 +202,15 @@ SELECT payload FROM outbox WHERE run = $1 AND sequence > $2 ORDER BY sequence LI
 -- name: newest_event
 SELECT sequence, subject FROM outbox WHERE run = $1 ORDER BY sequence DESC LIMIT 1;
 
+-- name: put_hub_token
+INSERT INTO hub_tokens (run, sealed) VALUES ($1, $2);
+
+-- name: hub_token
+SELECT sealed FROM hub_tokens WHERE run = $1;
+
 -- name: note_end
-WITH gone AS (DELETE FROM superseded_checkpoints WHERE run = $1)
+WITH gone AS (DELETE FROM superseded_checkpoints WHERE run = $1),
+    spent AS (DELETE FROM hub_tokens WHERE run = $1)
 INSERT INTO leftovers (run, ended, adapter, due_time) VALUES ($1, true, $2, clock_timestamp())
 ON CONFLICT (run) DO UPDATE
 SET ended = true, adapter = excluded.adapter, due_time = excluded.due_time, try_count = 0;

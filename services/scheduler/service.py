@@ -48,7 +48,8 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             )
         )
         if request.validate_only:
-            return preview(await self._submitter.check(project, request.spec), request.spec)
+            report = await self._submitter.check(project, request.spec, hub_token=request.hub_token)
+            return preview(report, request.spec)
         order = Order(
             project=project,
             method="SubmitRun",
@@ -58,6 +59,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             labels=wanted,
             source_run="",
             respond=lambda response: response,
+            hub_token=request.hub_token,
         )
         answer = await self._submitter.submit(order)
         return wire.parse(run_service_pb2.SubmitRunResponse, answer)
@@ -175,6 +177,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             ),
             source_run=request.name,
             respond=lambda response: run_service_pb2.RerunRunResponse(run=response.run),
+            hub_token=request.hub_token,
         )
         answer = await self._submitter.submit(order)
         return wire.parse(run_service_pb2.RerunRunResponse, answer)

@@ -126,6 +126,14 @@ class Transaction:
         await self._execute("insert_run", *values)
         await self._write_rest(decision)
 
+    async def put_hub_token(self, run: str, sealed: bytes) -> None:
+        """Keeps a user's token for the model hub; the end of the run deletes it."""
+        await self._execute("put_hub_token", run, sealed)
+
+    async def hub_token(self, run: str) -> bytes | None:
+        sealed: bytes | None = await self._connection.fetchval(self._queries["hub_token"], run)
+        return sealed
+
     async def commit(self, decision: Decision) -> None:
         """Writes a decision: the run guarded by its version, tasks, leases, events."""
         if not decision.changes:

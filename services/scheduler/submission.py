@@ -8,13 +8,14 @@ a run of it, then its holds are given back.
 import hashlib
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
 from google.protobuf.message import Message
 
 from chassis import idempotency, telemetry
+from chassis.sealing import Sealer
 from lexicon.faults import Fault, FaultCode, Stage
 from lexicon.ids import new_id
 from scheduler import wire
@@ -57,6 +58,7 @@ class Order:
         request: the call, which carries the request id.
         method: name of the call; together with project and request id it is remembered.
         respond: makes the call's response.
+        hub_token: of the user for the model hub, empty without one.
     """
 
     project: str
@@ -67,18 +69,20 @@ class Order:
     labels: Labels
     source_run: str
     respond: Callable[[run_service_pb2.SubmitRunResponse], Message]
+    hub_token: str = field(repr=False)
 
 
 class Submitter:
     """Takes submissions and heals those that were cut off."""
 
-    def __init__(self, store: Store, peers: Peers, *, stale: timedelta) -> None:
+    def __init__(self, store: Store, peers: Peers, sealer: Sealer, *, stale: timedelta) -> None:
         self._store = store
         self._peers = peers
+        self._sealer = sealer
         self._stale = stale
 
     async def check(
-        self, project: str, spec: spec_pb2.RunSpec
+        self, project: str, spec: spec_pb2.RunSpec, *, hub_token: str
     ) -> validation_service_pb2.ValidateRunResponse:
         """The validator's report of a spec that may be run.
 
@@ -93,7 +97,7 @@ class Submitter:
                 limit_bytes=MAX_SPEC_BYTES,
             )
         try:
-            report = await self._peers.validate(f"projects/{project}", spec)
+            report = await self._peers.validate(f"projects/{project}", spec, hub_token=hub_token)
         except Fault as fault:
             raise _refused(fault) from fault
         refuse_red(report)
@@ -110,7 +114,7 @@ class Submitter:
         answer = await self._recall(order)
         if answer is not None:
             return answer
-        report = await self.check(order.project, order.spec)
+        report = await self.check(order.project, order.spec, hub_token=order.hub_token)
         note = await self._note(order)
         if isinstance(note, bytes):
             return note
@@ -187,6 +191,10 @@ class Submitter:
             decision = submit(record.run, first)
             response.run.last_sequence = decision.after.sequence
             await transaction.insert_run(decision, record.submission, record.labels)
+            # A model whose files lie in our own store is fetched without the hub.
+            if order.hub_token and not report.model.files:
+                sealed = self._sealer.seal(order.hub_token, owner=run_name)
+                await transaction.put_hub_token(run_name, sealed)
             await transaction.end_submission(run_name)
             message = order.respond(response)
             await transaction.remember(order.project, order.method, order.request, message)

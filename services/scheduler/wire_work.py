@@ -308,8 +308,13 @@ def lease_to_proto(
     urls: Mapping[str, str],
     losses: Sequence[float],
     heartbeat_millis: int,
+    hub_token: str,
 ) -> work_pb2.Lease:
-    """What a worker gets: the task with URLs that need no credential."""
+    """What a worker gets: the task with URLs that need no credential.
+
+    Args:
+        hub_token: of the user for the model hub; empty without one.
+    """
     proto = work_pb2.Lease(
         lease_id=lease.lease_id,
         run=record.run.name,
@@ -331,6 +336,7 @@ def lease_to_proto(
             _input(file.path, file.uri, file.size_bytes, file.sha256, urls)
             for file in inputs.model.files
         ],
+        hub_token=hub_token,
     )
     if lease.kind is TaskKind.TRAIN:
         proto.train.CopyFrom(

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from chassis import telemetry
 from chassis.identity import current_caller
+from chassis.sealing import Sealer
 from lexicon import names
 from lexicon.faults import TABLE, Category, Fault, FaultCode
 from lexicon.ids import new_id
@@ -58,6 +59,7 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
         store: Store,
         peers: Peers,
         wakeups: Wakeups,
+        sealer: Sealer,
         *,
         lease: timedelta,
         heartbeat_millis: int,
@@ -72,6 +74,7 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
         self._store = store
         self._peers = peers
         self._wakeups = wakeups
+        self._sealer = sealer
         self._lease = lease
         self._heartbeat_millis = heartbeat_millis
         self._limits = limits
@@ -243,28 +246,41 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
             decision = decide(record.run, signal, now)
             await transaction.commit(decision)
             losses = await transaction.losses(record.run.name, last_step=_last_step(record))
+            sealed = await transaction.hub_token(record.run.name)
         lease = decision.after.lease
         assert lease is not None
         log.info("task leased", run=record.run.name, node=node.name, epoch=lease.fencing_epoch)
-        return self._lease_to_proto(record, lease, urls, losses)
+        return self._lease_to_proto(record, lease, urls, losses, sealed=sealed)
 
     async def _given(self, run: str, lease: Lease) -> work_pb2.Lease:
         """A lease that was given before, with fresh URLs."""
         async with self._store.transaction() as transaction:
             record, _ = await transaction.read_run(run)
             losses = await transaction.losses(run, last_step=_last_step(record))
+            sealed = await transaction.hub_token(run)
         urls = await self._peers.sign_reads(wire_work.inputs_of(record))
-        return self._lease_to_proto(record, lease, urls, losses)
+        return self._lease_to_proto(record, lease, urls, losses, sealed=sealed)
 
     def _lease_to_proto(
-        self, record: Record, lease: Lease, urls: Mapping[str, str], losses: list[float]
+        self,
+        record: Record,
+        lease: Lease,
+        urls: Mapping[str, str],
+        losses: list[float],
+        *,
+        sealed: bytes | None,
     ) -> work_pb2.Lease:
+        run = record.run.name
+        hub_token = "" if sealed is None else self._sealer.open(sealed, owner=run)
+        if hub_token is None:
+            log.warning("hub token cannot be opened; the signing key is another one", run=run)
         return wire_work.lease_to_proto(
             record,
             lease,
             urls=urls,
             losses=losses,
             heartbeat_millis=self._heartbeat_millis,
+            hub_token=hub_token or "",
         )
 
     def _reported(self, record: Record, lease: Lease, request: Any, now: datetime) -> Decision:

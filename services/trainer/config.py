@@ -9,7 +9,7 @@ from trainer.domain.rails import CPU_TIER, UnslothPolicy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """What an operator sets on a GPU node; the node token is its only secret."""
+    """What an operator sets on a GPU node; its secrets are tokens."""
 
     listen: str = env(
         "TUNESMITH_LISTEN", default="127.0.0.1:7106", doc="host:port of the health service"
@@ -33,6 +33,12 @@ class Config:
     model_cache: Path = env("TUNESMITH_MODEL_CACHE", doc="folder in which base models are kept")
     model_hub_url: str = env(
         "TUNESMITH_MODEL_HUB_URL", default="https://huggingface.co", doc="endpoint of the model hub"
+    )
+    model_hub_token: str | None = env(
+        "HF_TOKEN",
+        default=None,
+        doc="token of the platform for the model hub, where a run brings none of its user",
+        secret=True,
     )
     unsloth: UnslothPolicy = env(
         "TUNESMITH_UNSLOTH",

@@ -243,7 +243,9 @@ class Trainer:
     async def _fetch_base(self, base: work_pb2.BaseModelInput) -> Base:
         if not base.files:
             hub = ModelHub(
-                self._config.model_hub_url, self._config.model_cache, base.hub_token or None
+                self._config.model_hub_url,
+                self._config.model_cache,
+                base.hub_token or self._config.model_hub_token,
             )
             revision = base.revision or "main"
             folder = await hub.fetch(base.model_id, revision, patterns=MODEL_PATTERNS)

@@ -89,9 +89,11 @@ class Gatherer:
         self._encoder = encoder
         self._catalog = catalog
 
-    async def gather(self, parent: ProjectName, spec: Spec) -> Gathered:
+    async def gather(self, parent: ProjectName, spec: Spec, *, hub_token: str) -> Gathered:
         """All facts; what is wrong with the submission is among them as faults.
 
+        Args:
+            hub_token: of the user for the model hub; empty without one.
         Raises:
             Fault: DEP_SERVICE_UNAVAILABLE and other faults of our own services.
         """
@@ -100,7 +102,7 @@ class Gatherer:
             async with asyncio.TaskGroup() as group:
                 plan = group.create_task(self._plan(parent))
                 usage = group.create_task(self._usage(parent))
-                asked_model = group.create_task(self._model(parent, spec.base_model))
+                asked_model = group.create_task(self._model(parent, spec.base_model, hub_token))
                 asked_data = group.create_task(self._all_datasets(parent, spec.datasets))
                 asked_held_out = group.create_task(self._dataset(parent, validation or ""))
         found, located, held_out = (
@@ -126,13 +128,15 @@ class Gatherer:
             versions=[each.version for each in located if isinstance(each, _Located)],
         )
 
-    async def preview(self, parent: ProjectName, spec: Spec, *, row_count: int) -> list[SeenRow]:
+    async def preview(
+        self, parent: ProjectName, spec: Spec, *, row_count: int, hub_token: str
+    ) -> list[SeenRow]:
         """The first rows of the first dataset as the trainer will see them.
 
         Raises:
             Fault: what the model or the dataset lacks.
         """
-        found = await self._model(parent, spec.base_model)
+        found = await self._model(parent, spec.base_model, hub_token)
         located = await self._dataset(parent, spec.datasets[0] if spec.datasets else "")
         for part, name in ((found, "base_model"), (located, "datasets")):
             if part is None:
@@ -176,10 +180,12 @@ class Gatherer:
         usage: artifact_pb2.StorageUsage = response.usage
         return usage
 
-    async def _model(self, parent: ProjectName, text: str) -> Found | Fault | None:
+    async def _model(self, parent: ProjectName, text: str, hub_token: str) -> Found | Fault | None:
         if not text.strip():
             return None
-        return await _answered(lambda: self._library.find(str(parent), text.strip()))
+        return await _answered(
+            lambda: self._library.find(str(parent), text.strip(), hub_token=hub_token)
+        )
 
     async def _all_datasets(
         self, parent: ProjectName, names: Sequence[str]

@@ -73,9 +73,11 @@ class Library:
         self._model_hub = model_hub
         self._cache = cache
 
-    async def find(self, parent: str, text: str) -> Found:
+    async def find(self, parent: str, text: str, *, hub_token: str = "") -> Found:
         """The model, with configs and tokenizer on the local disk.
 
+        Args:
+            hub_token: of the user for the model hub, in place of the platform's own.
         Raises:
             Fault: MODEL_NOT_FOUND, DEP_MODEL_LOAD_FAILED, MODEL_CONFIG_INVALID,
                 DEP_SERVICE_UNAVAILABLE.
@@ -87,8 +89,11 @@ class Library:
         model: model_pb2.Model = response.model
         try:
             async with asyncio.timeout(FETCH_SECONDS):
-                read = self._stored if model.files else self._hosted
-                contents = await read(model)
+                if model.files:
+                    contents = await self._stored(model)
+                else:
+                    hub = self._model_hub.with_token(hub_token) if hub_token else self._model_hub
+                    contents = await _hosted(hub, model)
         except TimeoutError as error:
             raise Fault(
                 FaultCode.DEP_MODEL_LOAD_FAILED,
@@ -145,23 +150,22 @@ class Library:
             for file, signed in zip(files, response.objects, strict=True)
         ]
 
-    async def _hosted(self, model: model_pb2.Model) -> _Contents:
-        """A model that is fetched from the model hub."""
-        described = await self._model_hub.describe(model.model_id, model.revision or "main")
-        folder: Path | None = None
-        if described.files.get(FAST_TOKENIZER_FILE, MAX_TOKENIZER_BYTES + 1) <= MAX_TOKENIZER_BYTES:
-            folder = await self._model_hub.fetch(
-                model.model_id, described.revision_sha, patterns=CHECKED_FILES
-            )
-        return _Contents(
-            revision=described.revision_sha,
-            files=described.files,
-            config=described.config,
-            tokenizer_config=described.tokenizer_config,
-            template_source=described.template_source,
-            folder=folder,
-            redirected_to=described.redirected_to,
-        )
+
+async def _hosted(hub: ModelHub, model: model_pb2.Model) -> _Contents:
+    """A model that is fetched from the model hub."""
+    described = await hub.describe(model.model_id, model.revision or "main")
+    folder: Path | None = None
+    if described.files.get(FAST_TOKENIZER_FILE, MAX_TOKENIZER_BYTES + 1) <= MAX_TOKENIZER_BYTES:
+        folder = await hub.fetch(model.model_id, described.revision_sha, patterns=CHECKED_FILES)
+    return _Contents(
+        revision=described.revision_sha,
+        files=described.files,
+        config=described.config,
+        tokenizer_config=described.tokenizer_config,
+        template_source=described.template_source,
+        folder=folder,
+        redirected_to=described.redirected_to,
+    )
 
 
 def _facts(model: model_pb2.Model, contents: _Contents) -> ModelFacts:

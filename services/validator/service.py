@@ -33,7 +33,8 @@ class ValidationService(validation_service_pb2_grpc.ValidationServiceServicer):
         parent = ProjectName.parse(request.parent)
         current_caller().require_project(parent)
         spec = wire.spec_from_proto(request.spec)
-        gathered = await self._gatherer.gather(parent, spec)
+        token = wire.hub_token_from_proto(request.hub_token)
+        gathered = await self._gatherer.gather(parent, spec, hub_token=token)
         answer = report(spec, gathered.facts, self._catalog)
         return wire.response_to_proto(
             answer,
@@ -52,7 +53,10 @@ class ValidationService(validation_service_pb2_grpc.ValidationServiceServicer):
             rule = f"row_count must be 1 to {MAX_PREVIEW_ROWS}."
             raise Fault(FaultCode.INPUT_FIELD_INVALID, rule, field="row_count")
         rows = await self._gatherer.preview(
-            parent, wire.spec_from_proto(request.spec), row_count=count
+            parent,
+            wire.spec_from_proto(request.spec),
+            row_count=count,
+            hub_token=wire.hub_token_from_proto(request.hub_token),
         )
         return validation_service_pb2.PreviewTrainingResponse(
             rows=[

@@ -57,12 +57,30 @@ _CHOICES: dict[str, tuple[EnumTypeWrapper, type[enum.StrEnum]]] = {
     "schedule": (spec_pb2.Schedule, Schedule),
     "train_on": (spec_pb2.TrainOn, TrainOn),
 }
+# Tokens of hubs have some forty characters; signed ones of enterprises, some hundreds.
+MAX_TOKEN_CHARACTERS = 1024
 _PARTS: dict[str, type] = {
     "multi_run": MultiRun,
     "preference": Preference,
     "temperature": Temperature,
     "validation": Validation,
 }
+
+
+def hub_token_from_proto(text: str) -> str:
+    """A token for the model hub; it goes into a header, so that nothing else may come along.
+
+    Raises:
+        Fault: INPUT_FIELD_INVALID; what was given is not in the message.
+    """
+    if len(text) > MAX_TOKEN_CHARACTERS or not all("!" <= each <= "~" for each in text):
+        raise Fault(
+            FaultCode.INPUT_FIELD_INVALID,
+            f"hub_token may have at most {MAX_TOKEN_CHARACTERS} characters of ASCII without "
+            "spaces.",
+            field="hub_token",
+        )
+    return text
 
 
 def spec_from_proto(proto: spec_pb2.RunSpec) -> Spec:

@@ -141,3 +141,19 @@ def test_no_contract_undoes_a_cancel(files: list[descriptor_pb2.FileDescriptorPr
     """Part of 001-30: there is no un-cancel to call."""
     names = {method.name for _, method, _ in _methods(files)}
     assert not {n for n in names if n.startswith(("Uncancel", "Undo", "ResumeRun", "RestoreRun"))}
+
+
+def test_every_secret_field_says_that_it_is_one(
+    files: list[descriptor_pb2.FileDescriptorProto],
+) -> None:
+    """003-26: fingerprints and printers leave out what is marked."""
+    unmarked = [
+        f"{message.name}.{field.name}"
+        for file in files
+        for message in file.message_type
+        for field in message.field
+        if field.name.endswith(("token", "password", "secret"))
+        and not field.name.endswith("page_token")
+        and not field.options.debug_redact
+    ]
+    assert unmarked == []

@@ -65,7 +65,7 @@ def refused(client: Client, secret: str, folder: Path) -> Iterator[TunesmithErro
         spec_pb2.RunSpec(base_model=BASE, gpu_tier=secret, datasets=[secret]),
     ):
         with pytest.raises(TunesmithError) as told:
-            client.runs.check(spec)
+            client.runs.check(spec, hub_token=PLANTED[0])
         yield told.value
 
 

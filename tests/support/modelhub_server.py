@@ -26,10 +26,17 @@ _ERRORS: Mapping[int, tuple[str, str]] = {
 
 @dataclass(kw_only=True)
 class Repo:
-    """A model of the hub at its one commit."""
+    """A model of the hub at its one commit.
+
+    Attributes:
+        gated: everybody may see it, only `tokens` may read its files.
+        private: only `tokens` know of it.
+    """
 
     files: dict[str, bytes]
     gated: bool = False
+    private: bool = False
+    tokens: frozenset[str] = frozenset()
 
     @property
     def sha(self) -> str:
@@ -67,11 +74,13 @@ class ModelHubServer:
         repos: models by id.
         renames: id under which a model was known, to its id now.
         requests: `METHOD path` of everything that was asked.
+        tokens_seen: tokens that came with requests; empty for none.
     """
 
     repos: dict[str, Repo] = field(default_factory=dict)
     renames: dict[str, str] = field(default_factory=dict)
     requests: deque[str] = field(default_factory=lambda: deque(maxlen=10_000))
+    tokens_seen: set[str] = field(default_factory=set)
     _mishaps: dict[str, list[_Mishap]] = field(default_factory=dict)
     _server: ThreadingHTTPServer | None = None
 
@@ -162,7 +171,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "_id": "0" * 24,
                 "id": model,
                 "sha": repo.sha,
-                "private": False,
+                "private": repo.private,
                 "gated": "manual" if repo.gated else False,
                 "siblings": [
                     {"rfilename": name, "size": len(content)}
@@ -214,10 +223,21 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self.server_hub.repos.get(model)
         if repo is None:
             self._error(404)
+        elif not self._may_read(repo, file=file):
+            # The hub does not tell strangers which private models there are.
+            code = "RepoNotFound" if repo.private else "GatedRepo"
+            self._error(401, code=code, text="Access to this model is restricted.")
+            return None
         elif revision not in {"main", repo.sha}:
             self._error(404, code="RevisionNotFound", text="Invalid rev id")
             return None
         return repo
+
+    def _may_read(self, repo: Repo, *, file: str | None) -> bool:
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        self.server_hub.tokens_seen.add(token)
+        is_open = not repo.private and (file is None or not repo.gated or not repo.tokens)
+        return is_open or token in repo.tokens
 
     def _json(self, value: object) -> None:
         body = json.dumps(value).encode()

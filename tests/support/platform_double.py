@@ -67,6 +67,7 @@ class Script:
         is_stuck: the run stays in the queue until it is cancelled.
         node_state: of the only trainer.
         files: what the run left behind.
+        gated_for: the only token with which the base model can be had; empty for any.
     """
 
     unavailable_count: int = 0
@@ -81,6 +82,8 @@ class Script:
     files: list[tuple[artifact_pb2.ArtifactFile, bytes]] = field(
         default_factory=lambda: [a_file(ZIP, file_name="../r1-lora.zip")]
     )
+    gated_for: str = ""
+    hub_tokens: list[str] = field(default_factory=list)
     request_ids: list[str] = field(default_factory=list)
     submitted: dict[str, run_service_pb2.SubmitRunRequest] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
@@ -212,6 +215,10 @@ class _Runs(run_service_pb2_grpc.RunServiceServicer):
                     FaultCode.DATASET_NOT_FOUND, "There is no dataset nothing.", dataset="nothing"
                 ),
             )
+        self.script.hub_tokens.append(request.hub_token)
+        if self.script.gated_for and request.hub_token != self.script.gated_for:
+            text = "Invalid config: Model org/gated is gated: access was not granted (HTTP 401)"
+            await refuse(context, Fault(FaultCode.DEP_MODEL_LOAD_FAILED, text, variant="hub_403"))
         response = run_service_pb2.SubmitRunResponse(run=self._run(), quote=a_quote())
         if request.validate_only:
             response.run.name = ""

@@ -46,19 +46,26 @@ class FakeValidator(validation_service_pb2_grpc.ValidationServiceServicer):
     gguf: bool = True
     plan: str = "local"
     newest_version: int = 1
+    in_store: bool = True
+    hub_tokens: list[str] = field(default_factory=list)
     calls: int = 0
 
     async def ValidateRun(self, request: Any, _context: Any) -> Any:
         self.calls += 1
+        self.hub_tokens.append(request.hub_token)
         response = validation_service_pb2.ValidateRunResponse(findings=self.findings)
         if any(each.severity == fault_pb2.SEVERITY_RED for each in self.findings):
             response.verdict = fault_pb2.SEVERITY_RED
             return response
         response.quote.CopyFrom(a_quote())
         response.model.name = "models/anvil-3m"
-        response.model.files.add(
-            path="config.json", uri="object://models/anvil/config", size_bytes=2, sha256="0" * 64
-        )
+        if self.in_store:
+            response.model.files.add(
+                path="config.json",
+                uri="object://models/anvil/config",
+                size_bytes=2,
+                sha256="0" * 64,
+            )
         snapshot = response.snapshot
         snapshot.model_id = "tunesmith/anvil-3m"
         snapshot.verified = self.verified

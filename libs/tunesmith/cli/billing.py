@@ -10,6 +10,7 @@ import typer
 
 from tunesmith.api.billing.v1 import billing_pb2
 from tunesmith.cli import output
+from tunesmith.cli.hub_login import HfToken, with_login
 from tunesmith.cli.runs import RunArgument, show_quote
 from tunesmith.cli.session import Json, connected, settings
 from tunesmith.cli.spec import SpecFlags, takes_spec, to_spec
@@ -78,10 +79,13 @@ def receipt(
 
 @app.command()
 @takes_spec
-def quote(*, flags: SpecFlags, json_: Json = False) -> None:
+def quote(*, flags: SpecFlags, hf_token: HfToken = "", json_: Json = False) -> None:
     """Tell the price of a run; nothing is created."""
+    spec = to_spec(flags)
     with connected() as client:
-        price = client.billing.quote(to_spec(flags))
+        price, _ = with_login(
+            lambda token: client.billing.quote(spec, hub_token=token), given=hf_token
+        )
     if settings().as_json:
         output.print_json(price)
     else:

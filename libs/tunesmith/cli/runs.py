@@ -12,6 +12,7 @@ from tunesmith.api.billing.v1 import billing_pb2
 from tunesmith.api.fault.v1 import fault_pb2
 from tunesmith.api.run.v1 import run_pb2, run_service_pb2, spec_pb2
 from tunesmith.cli import output
+from tunesmith.cli.hub_login import HfToken, with_login
 from tunesmith.cli.live import follow
 from tunesmith.cli.run_page import show_list, show_run
 from tunesmith.cli.session import (
@@ -44,6 +45,7 @@ def submit(
     priority: Annotated[int, typer.Option(help="Higher runs first, -100 to 100.")] = 0,
     dry_run: Annotated[bool, typer.Option(help="Only check and price.")] = False,
     request_id: Annotated[str, typer.Option(help="Key that makes the call repeatable.")] = "",
+    hf_token: HfToken = "",
     watch: Watch = False,
     yes: Yes = False,
     json_: Json = False,
@@ -51,13 +53,20 @@ def submit(
     """Check, price and queue a run."""
     with connected() as client:
         spec = _attested(to_spec(flags), yes=yes)
-        checked = client.runs.check(spec)
+        checked, hub_token = with_login(
+            lambda token: client.runs.check(spec, hub_token=token), given=hf_token
+        )
         if dry_run:
             _show_check(checked)
             return
         _accept_price(checked, yes=yes)
         run = client.runs.submit(
-            spec, display_name=name, tags=tag or (), priority=priority, request_id=request_id
+            spec,
+            display_name=name,
+            tags=tag or (),
+            priority=priority,
+            request_id=request_id,
+            hub_token=hub_token,
         )
         _show_submitted(client, run, watch=watch)
 
@@ -192,6 +201,7 @@ def duplicate(
         list[str] | None, typer.Option("--set", help="Field to change: training.epochs=3")
     ] = None,
     submit_: Annotated[bool, typer.Option("--submit", help="Submit the copy.")] = False,
+    hf_token: HfToken = "",
     watch: Watch = False,
     yes: Yes = False,
     json_: Json = False,
@@ -202,16 +212,30 @@ def duplicate(
         if not submit_:
             output.print_json(spec)
             return
-        _accept_price(client.runs.check(spec), yes=yes)
-        _show_submitted(client, client.runs.submit(spec), watch=watch)
+        checked, hub_token = with_login(
+            lambda token: client.runs.check(spec, hub_token=token), given=hf_token
+        )
+        _accept_price(checked, yes=yes)
+        _show_submitted(client, client.runs.submit(spec, hub_token=hub_token), watch=watch)
 
 
 @app.command()
-def rerun(run: RunArgument, watch: Watch = False, yes: Yes = False, json_: Json = False) -> None:
+def rerun(
+    *,
+    run: RunArgument,
+    hf_token: HfToken = "",
+    watch: Watch = False,
+    yes: Yes = False,
+    json_: Json = False,
+) -> None:
     """Submit the same spec again with the newest versions of its datasets."""
     with connected() as client:
-        _accept_price(client.runs.check(client.runs.duplicate(run)), yes=yes)
-        _show_submitted(client, client.runs.rerun(run), watch=watch)
+        spec = client.runs.duplicate(run)
+        checked, hub_token = with_login(
+            lambda token: client.runs.check(spec, hub_token=token), given=hf_token
+        )
+        _accept_price(checked, yes=yes)
+        _show_submitted(client, client.runs.rerun(run, hub_token=hub_token), watch=watch)
 
 
 @app.command()

@@ -22,6 +22,7 @@ def submit_run(
     display_name: str,
     tags: Iterable[str],
     priority: int,
+    hub_token: str,
 ) -> Operation[run_service_pb2.SubmitRunResponse]:
     """Submit a run, or only check and price it."""
     named = spec_pb2.RunSpec()
@@ -36,6 +37,7 @@ def submit_run(
         display_name=display_name,
         tags=tags,
         priority=priority,
+        hub_token=hub_token,
     )
     response = run_service_pb2.SubmitRunResponse
     return (yield from call(RUN_SERVICE, "SubmitRun", request, response, SUBMIT_SECONDS))
@@ -125,11 +127,11 @@ def duplicate_run(project: str, run: str, changes: dict[str, str]) -> Operation[
 
 
 def rerun_run(
-    project: str, run: str, *, request_id: str
+    project: str, run: str, *, request_id: str, hub_token: str
 ) -> Operation[run_service_pb2.RerunRunResponse]:
     """Submit the same spec again with the newest versions of its datasets."""
     request = run_service_pb2.RerunRunRequest(
-        request_id=request_id, name=full_name(project, "runs", run)
+        request_id=request_id, name=full_name(project, "runs", run), hub_token=hub_token
     )
     response = run_service_pb2.RerunRunResponse
     return (yield from call(RUN_SERVICE, "RerunRun", request, response, SUBMIT_SECONDS))
@@ -154,14 +156,16 @@ def report_run(project: str, run: str) -> Operation[run_service_pb2.ReportRunRes
 
 
 def validate_run(
-    project: str, spec: spec_pb2.RunSpec
+    project: str, spec: spec_pb2.RunSpec, *, hub_token: str
 ) -> Operation[validation_service_pb2.ValidateRunResponse]:
     """The report on a spec: findings, checklist and price."""
     named = spec_pb2.RunSpec()
     named.CopyFrom(spec)
     del named.datasets[:]
     named.datasets.extend(full_name(project, "datasets", dataset) for dataset in spec.datasets)
-    request = validation_service_pb2.ValidateRunRequest(parent=f"projects/{project}", spec=named)
+    request = validation_service_pb2.ValidateRunRequest(
+        parent=f"projects/{project}", spec=named, hub_token=hub_token
+    )
     service = "/tunesmith.api.validation.v1.ValidationService"
     response = validation_service_pb2.ValidateRunResponse
     return (yield from call(service, "ValidateRun", request, response, SUBMIT_SECONDS))

@@ -287,20 +287,25 @@ async def test_a_dataset_that_was_deleted_while_the_run_waited_is_named(
 async def test_base_comes_from_the_hub_with_the_users_token(
     scheduler: FakeScheduler, tmp_path: Path
 ) -> None:
-    """004-02"""
+    """004-02, 003-26: a gated model; the token is in no file that the node keeps."""
     task = a_task(scheduler.objects, max_steps=2)
-    with ModelHubServer(repos={"someone/llama": Repo.of_folder(HOME / "weights")}) as hub:
+    repo = Repo.of_folder(HOME / "weights")
+    repo.gated, repo.tokens = True, frozenset({"hf_of-ada"})
+    with ModelHubServer(repos={"someone/llama": repo}) as hub:
         task.base.CopyFrom(
             work_pb2.BaseModelInput(
                 base_model="https://hub/someone/llama",
                 model_id="someone/llama",
                 revision=hub.repos["someone/llama"].sha,
+                hub_token="hf_of-ada",
             )
         )
         scheduler.queue.append(lease_of("l-1", RUN, task))
         async with a_trainer(scheduler, tmp_path, hub_url=hub.url):
             await ended(scheduler)
     assert not scheduler.failed
+    assert hub.tokens_seen == {"hf_of-ada"}
+    assert not _files_with(b"hf_of-ada", tmp_path)
     config = json.loads(scheduler.objects.files["/out/adapter/adapter_config.json"])
     assert config["base_model_name_or_path"] == "https://hub/someone/llama"
 
@@ -331,3 +336,7 @@ def _training_child() -> psutil.Process:
         for process in psutil.Process(os.getpid()).children(recursive=True)
         if "trainer.training" in " ".join(process.cmdline())
     )
+
+
+def _files_with(secret: bytes, folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and secret in path.read_bytes()]

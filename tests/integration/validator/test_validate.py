@@ -144,6 +144,48 @@ async def test_a_model_that_cannot_be_had_is_refused(
     assert fault.metadata["http_status"] == str(status)
 
 
+@pytest.mark.parametrize("kind", ["gated", "private"])
+async def test_a_gated_model_is_checked_as_the_user_who_asks(
+    stub: Any, model_hub: ModelHubServer, kind: str
+) -> None:
+    """003-26, 002-07, 002-08: the user's token opens it, also when others have asked before."""
+    repo = model_hub.repos["someone/llama"]
+    repo.tokens = frozenset({"hf_of-ada"})
+    setattr(repo, kind, True)
+    request = validation_service_pb2.ValidateRunRequest(
+        parent=PARENT, spec=a_spec(base_model="someone/llama")
+    )
+    for token, is_known in (("", False), ("hf_of-ada", True), ("hf_of-eve", False), ("", False)):
+        request.hub_token = token
+        response = await stub.ValidateRun(request)
+        assert response.HasField("snapshot") is is_known
+        assert "hf_of" not in str(response)
+        if not is_known:
+            fault = response.findings[0].fault
+            assert fault.code == "DEP_MODEL_LOAD_FAILED"
+            assert "accept the licence" in fault.remedy.lower()
+            assert "`HF_TOKEN`" in fault.remedy
+    preview = validation_service_pb2.PreviewTrainingRequest(
+        parent=PARENT, spec=request.spec, hub_token="hf_of-ada"
+    )
+    assert (await stub.PreviewTraining(preview)).rows
+
+
+@pytest.mark.parametrize("token", ["two words", "line\r\nX-Header: 1", "ä", "x" * 1025])
+async def test_what_cannot_be_a_token_goes_nowhere(
+    stub: Any, model_hub: ModelHubServer, token: str
+) -> None:
+    """003-26: it would become part of a header."""
+    request = validation_service_pb2.ValidateRunRequest(
+        parent=PARENT, spec=a_spec(base_model="someone/llama"), hub_token=token
+    )
+    with pytest.raises(Fault) as caught:
+        await stub.ValidateRun(request)
+    assert caught.value.code is FaultCode.INPUT_FIELD_INVALID
+    assert token not in caught.value.message
+    assert not model_hub.requests
+
+
 async def test_a_template_that_attacks_is_refused_and_we_live(
     stub: Any, model_hub: ModelHubServer
 ) -> None:

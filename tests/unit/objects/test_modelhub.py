@@ -213,3 +213,30 @@ async def test_a_config_that_is_not_json_is_refused(hub: ModelHub, server: Model
         with pytest.raises(Fault) as caught:
             await hub.describe(MODEL)
         assert caught.value.code is FaultCode.MODEL_CONFIG_INVALID
+
+
+@pytest.mark.parametrize("kind", ["gated", "private"])
+async def test_what_one_user_may_read_is_not_given_to_another(
+    tmp_path: Path, server: ModelHubServer, kind: str
+) -> None:
+    """003-26, 002-07: one cache for all, and the hub is asked for each."""
+    server.repos[MODEL].tokens = frozenset({"hf_of-ada"})
+    setattr(server.repos[MODEL], kind, True)
+    nobody = ModelHub(server.url, tmp_path / "cache", retry_wait_seconds=0.01)
+    ada, eve = nobody.with_token("hf_of-ada"), nobody.with_token("hf_of-eve")
+    found = await ada.describe(MODEL)
+    await ada.fetch(MODEL, found.revision_sha, patterns=["*"])
+    for stranger in (nobody, eve):
+        for revision in ("main", found.revision_sha):
+            with pytest.raises(Fault) as caught:
+                await stranger.describe(MODEL, revision)
+            assert caught.value.code is FaultCode.DEP_MODEL_LOAD_FAILED
+            assert caught.value.metadata["http_status"] == "401"
+            assert "HF_TOKEN" in caught.value.remedy
+            assert "hf_of" not in str(caught.value)
+            with pytest.raises(Fault):
+                await stranger.fetch(MODEL, revision, patterns=["*.json"])
+    server.requests.clear()
+    await ada.describe(MODEL, found.revision_sha)
+    # Files are not sent again; one question is.
+    assert [line.partition(" ")[0] for line in server.requests] == ["HEAD"]

@@ -11,7 +11,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class SubmitRunRequest(_message.Message):
-    __slots__ = ("request_id", "parent", "spec", "validate_only", "display_name", "tags", "priority")
+    __slots__ = ("request_id", "parent", "spec", "validate_only", "display_name", "tags", "priority", "hub_token")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,7 @@ class SubmitRunRequest(_message.Message):
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    HUB_TOKEN_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     parent: str
     spec: _spec_pb2.RunSpec
@@ -26,7 +27,8 @@ class SubmitRunRequest(_message.Message):
     display_name: str
     tags: _containers.RepeatedScalarFieldContainer[str]
     priority: int
-    def __init__(self, request_id: _Optional[str] = ..., parent: _Optional[str] = ..., spec: _Optional[_Union[_spec_pb2.RunSpec, _Mapping]] = ..., validate_only: _Optional[bool] = ..., display_name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., priority: _Optional[int] = ...) -> None: ...
+    hub_token: str
+    def __init__(self, request_id: _Optional[str] = ..., parent: _Optional[str] = ..., spec: _Optional[_Union[_spec_pb2.RunSpec, _Mapping]] = ..., validate_only: _Optional[bool] = ..., display_name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., priority: _Optional[int] = ..., hub_token: _Optional[str] = ...) -> None: ...
 
 class SubmitRunResponse(_message.Message):
     __slots__ = ("run", "findings", "quote")
@@ -156,12 +158,14 @@ class DuplicateRunResponse(_message.Message):
     def __init__(self, spec: _Optional[_Union[_spec_pb2.RunSpec, _Mapping]] = ...) -> None: ...
 
 class RerunRunRequest(_message.Message):
-    __slots__ = ("request_id", "name")
+    __slots__ = ("request_id", "name", "hub_token")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    HUB_TOKEN_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     name: str
-    def __init__(self, request_id: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+    hub_token: str
+    def __init__(self, request_id: _Optional[str] = ..., name: _Optional[str] = ..., hub_token: _Optional[str] = ...) -> None: ...
 
 class RerunRunResponse(_message.Message):
     __slots__ = ("run",)

@@ -31,29 +31,33 @@ from tunesmith.api.run.v1 import run_pb2 as tunesmith_dot_api_dot_run_dot_v1_dot
 from tunesmith.api.run.v1 import spec_pb2 as tunesmith_dot_api_dot_run_dot_v1_dot_spec__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n4tunesmith/api/validation/v1/validation_service.proto\x12\x1btunesmith.api.validation.v1\x1a\x1egoogle/protobuf/duration.proto\x1a&tunesmith/api/billing/v1/billing.proto\x1a&tunesmith/api/dataset/v1/dataset.proto\x1a\"tunesmith/api/fault/v1/fault.proto\x1a\"tunesmith/api/model/v1/model.proto\x1a\x1etunesmith/api/run/v1/run.proto\x1a\x1ftunesmith/api/run/v1/spec.proto\"Q\n\x12ValidateRunRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12+\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.tunesmith.api.run.v1.RunSpec\"\xb1\x03\n\x13ValidateRunResponse\x12\x31\n\x07verdict\x18\x01 \x01(\x0e\x32 .tunesmith.api.fault.v1.Severity\x12\x31\n\x08\x66indings\x18\x02 \x03(\x0b\x32\x1f.tunesmith.api.fault.v1.Finding\x12\x39\n\tchecklist\x18\x03 \x03(\x0b\x32&.tunesmith.api.validation.v1.CheckItem\x12.\n\x05quote\x18\x04 \x01(\x0b\x32\x1f.tunesmith.api.billing.v1.Quote\x12\x33\n\x08snapshot\x18\x05 \x01(\x0b\x32!.tunesmith.api.run.v1.RunSnapshot\x12,\n\x05model\x18\x06 \x01(\x0b\x32\x1d.tunesmith.api.model.v1.Model\x12:\n\x08\x64\x61tasets\x18\x07 \x03(\x0b\x32(.tunesmith.api.dataset.v1.DatasetVersion\x12*\n\x07\x65lapsed\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\":\n\tCheckItem\x12\r\n\x05\x63heck\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"h\n\x16PreviewTrainingRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12+\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.tunesmith.api.run.v1.RunSpec\x12\x11\n\trow_count\x18\x03 \x01(\x05\"M\n\x17PreviewTrainingResponse\x12\x32\n\x04rows\x18\x01 \x03(\x0b\x32$.tunesmith.api.dataset.v1.PreviewRow\"\x85\x01\n\x04Tier\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x10\n\x08hardware\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x38\n\x0frate_per_minute\x18\x04 \x01(\x0b\x32\x1f.tunesmith.api.billing.v1.Money\x12\r\n\x05plans\x18\x05 \x03(\t\"9\n\x10ListTiersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"^\n\x11ListTiersResponse\x12\x30\n\x05tiers\x18\x01 \x03(\x0b\x32!.tunesmith.api.validation.v1.Tier\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xef\x02\n\x11ValidationService\x12p\n\x0bValidateRun\x12/.tunesmith.api.validation.v1.ValidateRunRequest\x1a\x30.tunesmith.api.validation.v1.ValidateRunResponse\x12|\n\x0fPreviewTraining\x12\x33.tunesmith.api.validation.v1.PreviewTrainingRequest\x1a\x34.tunesmith.api.validation.v1.PreviewTrainingResponse\x12j\n\tListTiers\x12-.tunesmith.api.validation.v1.ListTiersRequest\x1a..tunesmith.api.validation.v1.ListTiersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n4tunesmith/api/validation/v1/validation_service.proto\x12\x1btunesmith.api.validation.v1\x1a\x1egoogle/protobuf/duration.proto\x1a&tunesmith/api/billing/v1/billing.proto\x1a&tunesmith/api/dataset/v1/dataset.proto\x1a\"tunesmith/api/fault/v1/fault.proto\x1a\"tunesmith/api/model/v1/model.proto\x1a\x1etunesmith/api/run/v1/run.proto\x1a\x1ftunesmith/api/run/v1/spec.proto\"i\n\x12ValidateRunRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12+\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.tunesmith.api.run.v1.RunSpec\x12\x16\n\thub_token\x18\x03 \x01(\tB\x03\x80\x01\x01\"\xb1\x03\n\x13ValidateRunResponse\x12\x31\n\x07verdict\x18\x01 \x01(\x0e\x32 .tunesmith.api.fault.v1.Severity\x12\x31\n\x08\x66indings\x18\x02 \x03(\x0b\x32\x1f.tunesmith.api.fault.v1.Finding\x12\x39\n\tchecklist\x18\x03 \x03(\x0b\x32&.tunesmith.api.validation.v1.CheckItem\x12.\n\x05quote\x18\x04 \x01(\x0b\x32\x1f.tunesmith.api.billing.v1.Quote\x12\x33\n\x08snapshot\x18\x05 \x01(\x0b\x32!.tunesmith.api.run.v1.RunSnapshot\x12,\n\x05model\x18\x06 \x01(\x0b\x32\x1d.tunesmith.api.model.v1.Model\x12:\n\x08\x64\x61tasets\x18\x07 \x03(\x0b\x32(.tunesmith.api.dataset.v1.DatasetVersion\x12*\n\x07\x65lapsed\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\":\n\tCheckItem\x12\r\n\x05\x63heck\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"\x80\x01\n\x16PreviewTrainingRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12+\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.tunesmith.api.run.v1.RunSpec\x12\x11\n\trow_count\x18\x03 \x01(\x05\x12\x16\n\thub_token\x18\x04 \x01(\tB\x03\x80\x01\x01\"M\n\x17PreviewTrainingResponse\x12\x32\n\x04rows\x18\x01 \x03(\x0b\x32$.tunesmith.api.dataset.v1.PreviewRow\"\x85\x01\n\x04Tier\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x10\n\x08hardware\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x38\n\x0frate_per_minute\x18\x04 \x01(\x0b\x32\x1f.tunesmith.api.billing.v1.Money\x12\r\n\x05plans\x18\x05 \x03(\t\"9\n\x10ListTiersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"^\n\x11ListTiersResponse\x12\x30\n\x05tiers\x18\x01 \x03(\x0b\x32!.tunesmith.api.validation.v1.Tier\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xef\x02\n\x11ValidationService\x12p\n\x0bValidateRun\x12/.tunesmith.api.validation.v1.ValidateRunRequest\x1a\x30.tunesmith.api.validation.v1.ValidateRunResponse\x12|\n\x0fPreviewTraining\x12\x33.tunesmith.api.validation.v1.PreviewTrainingRequest\x1a\x34.tunesmith.api.validation.v1.PreviewTrainingResponse\x12j\n\tListTiers\x12-.tunesmith.api.validation.v1.ListTiersRequest\x1a..tunesmith.api.validation.v1.ListTiersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tunesmith.api.validation.v1.validation_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_VALIDATERUNREQUEST'].fields_by_name['hub_token']._loaded_options = None
+  _globals['_VALIDATERUNREQUEST'].fields_by_name['hub_token']._serialized_options = b'\200\001\001'
+  _globals['_PREVIEWTRAININGREQUEST'].fields_by_name['hub_token']._loaded_options = None
+  _globals['_PREVIEWTRAININGREQUEST'].fields_by_name['hub_token']._serialized_options = b'\200\001\001'
   _globals['_VALIDATERUNREQUEST']._serialized_start=334
-  _globals['_VALIDATERUNREQUEST']._serialized_end=415
-  _globals['_VALIDATERUNRESPONSE']._serialized_start=418
-  _globals['_VALIDATERUNRESPONSE']._serialized_end=851
-  _globals['_CHECKITEM']._serialized_start=853
-  _globals['_CHECKITEM']._serialized_end=911
-  _globals['_PREVIEWTRAININGREQUEST']._serialized_start=913
-  _globals['_PREVIEWTRAININGREQUEST']._serialized_end=1017
-  _globals['_PREVIEWTRAININGRESPONSE']._serialized_start=1019
-  _globals['_PREVIEWTRAININGRESPONSE']._serialized_end=1096
-  _globals['_TIER']._serialized_start=1099
-  _globals['_TIER']._serialized_end=1232
-  _globals['_LISTTIERSREQUEST']._serialized_start=1234
-  _globals['_LISTTIERSREQUEST']._serialized_end=1291
-  _globals['_LISTTIERSRESPONSE']._serialized_start=1293
-  _globals['_LISTTIERSRESPONSE']._serialized_end=1387
-  _globals['_VALIDATIONSERVICE']._serialized_start=1390
-  _globals['_VALIDATIONSERVICE']._serialized_end=1757
+  _globals['_VALIDATERUNREQUEST']._serialized_end=439
+  _globals['_VALIDATERUNRESPONSE']._serialized_start=442
+  _globals['_VALIDATERUNRESPONSE']._serialized_end=875
+  _globals['_CHECKITEM']._serialized_start=877
+  _globals['_CHECKITEM']._serialized_end=935
+  _globals['_PREVIEWTRAININGREQUEST']._serialized_start=938
+  _globals['_PREVIEWTRAININGREQUEST']._serialized_end=1066
+  _globals['_PREVIEWTRAININGRESPONSE']._serialized_start=1068
+  _globals['_PREVIEWTRAININGRESPONSE']._serialized_end=1145
+  _globals['_TIER']._serialized_start=1148
+  _globals['_TIER']._serialized_end=1281
+  _globals['_LISTTIERSREQUEST']._serialized_start=1283
+  _globals['_LISTTIERSREQUEST']._serialized_end=1340
+  _globals['_LISTTIERSRESPONSE']._serialized_start=1342
+  _globals['_LISTTIERSRESPONSE']._serialized_end=1436
+  _globals['_VALIDATIONSERVICE']._serialized_start=1439
+  _globals['_VALIDATIONSERVICE']._serialized_end=1806
 # @@protoc_insertion_point(module_scope)

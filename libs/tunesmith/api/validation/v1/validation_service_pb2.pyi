@@ -16,12 +16,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ValidateRunRequest(_message.Message):
-    __slots__ = ("parent", "spec")
+    __slots__ = ("parent", "spec", "hub_token")
     PARENT_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
+    HUB_TOKEN_FIELD_NUMBER: _ClassVar[int]
     parent: str
     spec: _spec_pb2.RunSpec
-    def __init__(self, parent: _Optional[str] = ..., spec: _Optional[_Union[_spec_pb2.RunSpec, _Mapping]] = ...) -> None: ...
+    hub_token: str
+    def __init__(self, parent: _Optional[str] = ..., spec: _Optional[_Union[_spec_pb2.RunSpec, _Mapping]] = ..., hub_token: _Optional[str] = ...) -> None: ...
 
 class ValidateRunResponse(_message.Message):
     __slots__ = ("verdict", "findings", "checklist", "quote", "snapshot", "model", "datasets", "elapsed")
@@ -54,14 +56,16 @@ class CheckItem(_message.Message):
     def __init__(self, check: _Optional[str] = ..., passed: _Optional[bool] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class PreviewTrainingRequest(_message.Message):
-    __slots__ = ("parent", "spec", "row_count")
+    __slots__ = ("parent", "spec", "row_count", "hub_token")
     PARENT_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     ROW_COUNT_FIELD_NUMBER: _ClassVar[int]
+    HUB_TOKEN_FIELD_NUMBER: _ClassVar[int]
     parent: str
     spec: _spec_pb2.RunSpec
     row_count: int
-    def __init__(self, parent: _Optional[str] = ..., spec: _Optional[_Union[_spec_pb2.RunSpec, _Mapping]] = ..., row_count: _Optional[int] = ...) -> None: ...
+    hub_token: str
+    def __init__(self, parent: _Optional[str] = ..., spec: _Optional[_Union[_spec_pb2.RunSpec, _Mapping]] = ..., row_count: _Optional[int] = ..., hub_token: _Optional[str] = ...) -> None: ...
 
 class PreviewTrainingResponse(_message.Message):
     __slots__ = ("rows",)
