@@ -40,12 +40,12 @@ LIMIT $5;
 -- name: insert_run
 INSERT INTO runs (
     name, project, version, state, stage, tier, plan, rate_micros_per_minute, hold_micros, budget_micros, timeout,
-    vouched, gguf, fingerprint, spec, snapshot, quote, inputs, source_run, traceparent, display_name, tags, priority,
-    sequence, fencing_epoch, attempt, task, clock, wall_micros, active_micros, billable_micros, submit_time,
+    vouched, gguf, needs, fingerprint, spec, snapshot, quote, inputs, source_run, traceparent, display_name, tags,
+    priority, sequence, fencing_epoch, attempt, task, clock, wall_micros, active_micros, billable_micros, submit_time,
     update_time
 ) VALUES (
-    $1, $2, 1, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, 0, 0,
-    $24, $25, 0, 0, 0, $26, $26
+    $1, $2, 1, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, 0,
+    0, $25, $26, 0, 0, 0, $27, $27
 );
 
 -- name: update_run
@@ -131,6 +131,7 @@ WITH limits AS (
     JOIN runs r ON r.name = t.run
     LEFT JOIN limits l ON l.plan = r.plan
     WHERE t.state = 'QUEUED' AND t.kind = $1 AND t.tier = $2 AND t.not_before <= clock_timestamp()
+        AND (t.kind = 'EXPORT' OR r.needs <@ $6::text[])
 )
 SELECT * FROM waiting
 WHERE kind = 'EXPORT' OR running_count < concurrency_limit
@@ -161,6 +162,9 @@ WHERE name = $1 AND incarnation = $2;
 
 -- name: read_node
 SELECT n.*, '' AS run FROM nodes n WHERE n.name = $1;
+
+-- name: training_nodes
+SELECT n.*, '' AS run FROM nodes n WHERE n.kind = 'TRAIN' AND n.tier = $1 ORDER BY n.heartbeat_time DESC LIMIT $2;
 
 -- name: page_of_nodes
 SELECT n.*, coalesce(l.run, '') AS run, clock_timestamp() AS now

@@ -55,6 +55,7 @@ def run_of(row: Row) -> Run:
             timeout=row["timeout"],
             vouched=row["vouched"],
             gguf=row["gguf"],
+            needs=tuple(row["needs"]),
         ),
         task=Task(
             kind=TaskKind(row["task"]),
@@ -163,6 +164,7 @@ def new_run_values(run: Run, submission: Submission, labels: Labels) -> Sequence
         terms.timeout,
         terms.vouched,
         terms.gguf,
+        list(terms.needs),
         submission.fingerprint,
         submission.spec,
         submission.snapshot,

@@ -31,6 +31,8 @@ RUNS_CHANNEL: Final = "scheduler_runs"
 
 # Tasks that a lease call looks at, losses that a model card shows, rows that one sweep takes.
 MAX_CANDIDATES: Final = 32
+# Nodes of a tier that are looked at to find one that can do a run.
+MAX_NODES: Final = 1000
 MAX_LOSSES: Final = 1000
 MAX_SWEEP: Final = 100
 
@@ -204,13 +206,21 @@ class Transaction:
         found = await self._connection.fetch(query, age, age_of_young, young)
         return [row["run"] for row in found]
 
-    async def candidates(
-        self, kind: TaskKind, tier: str, *, limits: Mapping[str, int]
-    ) -> list[Candidate]:
-        """The first tasks of the queue; `limits` is how many runs each plan may train at once."""
-        query = self._queries["candidates"]
-        plans, counts = list(limits.keys()), list(limits.values())
-        found = await self._connection.fetch(query, kind, tier, plans, counts, MAX_CANDIDATES)
+    async def candidates(self, node: NodeRecord, *, limits: Mapping[str, int]) -> list[Candidate]:
+        """The first tasks of the queue that a node can do.
+
+        Args:
+            limits: how many runs each plan may train at once.
+        """
+        found = await self._connection.fetch(
+            self._queries["candidates"],
+            node.kind,
+            node.tier,
+            list(limits.keys()),
+            list(limits.values()),
+            MAX_CANDIDATES,
+            list(node.capabilities),
+        )
         return [
             Candidate(
                 run=row["run"],
@@ -253,6 +263,11 @@ class Transaction:
     async def read_node(self, name: str) -> NodeRecord | None:
         row = await self._connection.fetchrow(self._queries["read_node"], name)
         return None if row is None else rows.node_of(row)
+
+    async def training_nodes(self, tier: str) -> list[NodeRecord]:
+        """The nodes of a tier that train, those heard from last first."""
+        found = await self._connection.fetch(self._queries["training_nodes"], tier, MAX_NODES)
+        return [rows.node_of(row) for row in found]
 
     async def page_of_nodes(
         self, *, after: int, size: int

@@ -46,6 +46,9 @@ MAX_SPEC_BYTES: Final = 256 * 1024
 # Findings that the refusal names one by one; the message names all.
 MAX_NAMED_FINDINGS: Final = 8
 
+# What only some nodes of a tier can do. `mlx`: mlx-lm is installed and computes there.
+_NEEDS: Final = {spec_pb2.BACKEND_MLX: frozenset({"mlx"})}
+
 _REFUSED: Final = "Failed to submit training job"
 _RELEASE_REASON: Final = "The submission did not come to be; nothing was run."
 
@@ -101,6 +104,7 @@ class Submitter:
         except Fault as fault:
             raise _refused(fault) from fault
         refuse_red(report)
+        await self._require_node(spec)
         return report
 
     async def submit(self, order: Order) -> bytes:
@@ -129,6 +133,28 @@ class Submitter:
             await self._give_back(run)
             log.info("submission healed", run=run)
         return len(runs)
+
+    async def _require_node(self, spec: spec_pb2.RunSpec) -> None:
+        """Refuses what no node of the tier can do; such a run would wait for ever (002-37).
+
+        Raises:
+            Fault: CONFIG_INVALID_SETTING.
+        """
+        needs = needs_of(spec)
+        if not needs:
+            return
+        async with self._store.transaction() as transaction:
+            nodes = await transaction.training_nodes(spec.gpu_tier)
+        if not any(needs <= set(node.capabilities) for node in nodes):
+            named = ", ".join(sorted(needs))
+            raise Fault(
+                FaultCode.CONFIG_INVALID_SETTING,
+                f"Invalid config: No node of tier {spec.gpu_tier} can do this: {named}. Use the "
+                "backend auto.",
+                field="training.backend",
+                needs=named,
+                tier=spec.gpu_tier,
+            )
 
     async def _recall(self, order: Order) -> bytes | None:
         async with self._store.transaction() as transaction:
@@ -308,7 +334,13 @@ def terms_of(spec: spec_pb2.RunSpec, report: validation_service_pb2.ValidateRunR
         timeout=timeout or None,
         vouched=snapshot.verified and snapshot.verdict != fault_pb2.SEVERITY_AMBER,
         gguf=snapshot.export.gguf,
+        needs=tuple(sorted(needs_of(spec))),
     )
+
+
+def needs_of(spec: spec_pb2.RunSpec) -> frozenset[str]:
+    """Capabilities that a node must have to train this, as nodes name them."""
+    return _NEEDS.get(spec.training.backend, frozenset())
 
 
 def _key(order: Order) -> str:

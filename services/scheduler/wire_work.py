@@ -64,6 +64,11 @@ class NodeRecord:
     temperature_celsius: float | None = None
     run: str = ""
 
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """What it can do, by its own word."""
+        return tuple(parse(work_pb2.Node, self.description).capabilities)
+
 
 def kind_to_proto(kind: TaskKind) -> work_pb2.TaskKind:
     """The contract's kind of task."""

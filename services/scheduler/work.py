@@ -202,7 +202,7 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
                 raise Fault(FaultCode.NODE_NOT_REGISTERED, node=name)
             await transaction.touch_node(name, incarnation, None)
             held = await transaction.open_lease_of_node(name, incarnation)
-            found = await transaction.candidates(node.kind, node.tier, limits=self._limits)
+            found = await transaction.candidates(node, limits=self._limits)
         if held is not None:
             # It asks although it has one: the answer that gave it was lost.
             return await self._given(held[1], held[0])

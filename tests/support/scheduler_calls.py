@@ -1,6 +1,7 @@
 """Calls that tests of the scheduler make again and again: submit, register, lease, report, end."""
 
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from tests.support.scheduling import Stubs
@@ -24,9 +25,18 @@ def a_spec() -> spec_pb2.RunSpec:
     )
 
 
-async def submitted(stubs: Stubs, *, request_id: str | None = None, **fields: Any) -> run_pb2.Run:
+async def submitted(
+    stubs: Stubs,
+    *,
+    request_id: str | None = None,
+    spec: spec_pb2.RunSpec | None = None,
+    **fields: Any,
+) -> run_pb2.Run:
     request = run_service_pb2.SubmitRunRequest(
-        request_id=request_id or uuid.uuid4().hex, parent="projects/acme", spec=a_spec(), **fields
+        request_id=request_id or uuid.uuid4().hex,
+        parent="projects/acme",
+        spec=spec or a_spec(),
+        **fields,
     )
     response = await stubs.runs.SubmitRun(request)
     run: run_pb2.Run = response.run
@@ -34,12 +44,25 @@ async def submitted(stubs: Stubs, *, request_id: str | None = None, **fields: An
 
 
 async def registered(
-    stubs: Stubs, node: str, kind: Any, *, incarnation: str = "i1", tier: str = "cpu"
+    stubs: Stubs,
+    node: str,
+    kind: Any,
+    *,
+    incarnation: str = "i1",
+    tier: str = "cpu",
+    capabilities: Sequence[str] = (),
 ) -> None:
     await stubs.work.RegisterNode(
         work_service_pb2.RegisterNodeRequest(
             incarnation=incarnation,
-            node=work_pb2.Node(name=node, kind=kind, tier=tier, memory_bytes=1, version="1"),
+            node=work_pb2.Node(
+                name=node,
+                kind=kind,
+                tier=tier,
+                memory_bytes=1,
+                version="1",
+                capabilities=capabilities,
+            ),
         )
     )
 

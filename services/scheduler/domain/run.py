@@ -77,6 +77,7 @@ class Terms:
         timeout: longest training of an attempt from its first step; None for no limit.
         vouched: verified model without an amber finding: failures of the platform are refunded.
         gguf: whether a GGUF is made after the adapter.
+        needs: capabilities that a node must have to train it.
     """
 
     tier: str
@@ -86,6 +87,7 @@ class Terms:
     timeout: timedelta | None
     vouched: bool
     gguf: bool
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,16 +33,30 @@ def _mode(case: Case) -> Iterator[Finding]:
 
 
 def _mlx(case: Case) -> Iterator[Finding]:
-    """The MLX rail does LoRA with plain supervision, on Apple silicon (002-37, 002-38)."""
+    """The MLX rail does LoRA with plain supervision, made for Apple silicon (002-37, 002-38).
+
+    Whether a node of the tier can do it is known to the scheduler alone, which refuses the run when
+    none can.
+    """
     training, tier = case.training, case.tier
     if training.backend is not Backend.MLX:
         return
-    if tier is not None and "mlx" not in tier.capabilities:
+    if tier is not None and tier.is_gpu:
         yield _refuse(
             "training.backend",
             f"The MLX backend needs macOS on Apple silicon; tier {tier.tier} is {tier.hardware}. "
             "Use the backend auto.",
         )
+    yield info(
+        Fault(
+            FaultCode.CONFIG_INVALID_SETTING,
+            "The MLX backend is experimental: it has not been verified on Apple hardware. It does "
+            "not pack rows, and only nodes on which mlx-lm works take the run.",
+            remedy="Use the backend auto.",
+            field="training.backend",
+        ),
+        "training.backend",
+    )
     if training.method is not Method.SFT:
         yield _refuse("training.method", f"The MLX backend knows SFT only, not {training.method}.")
     if training.mode is Mode.FULL:
@@ -51,6 +65,14 @@ def _mlx(case: Case) -> Iterator[Finding]:
         yield _refuse("training.precision", "The MLX backend has no fp8.")
     if training.multi_run is not None:
         yield _refuse("training.multi_run", "The MLX backend has no multi-run.")
+    if case.lora.use_dora:
+        yield _refuse("lora.use_dora", "The MLX backend has no DoRA.")
+    if training.load_in_4bit:
+        yield _refuse("training.load_in_4bit", "The MLX backend trains on whole weights only.")
+    if training.optimizer in EIGHT_BIT:
+        yield _refuse("training.optimizer", "The MLX backend has no 8-bit optimizers.")
+    if training.torch_compile:
+        yield _refuse("training.torch_compile", "The MLX backend has nothing of torch to compile.")
 
 
 def _hardware(case: Case) -> Iterator[Finding]:

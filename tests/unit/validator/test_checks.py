@@ -203,11 +203,21 @@ def test_full_fine_tuning_is_refused() -> None:
     assert fault.code is FaultCode.CONFIG_INVALID_SETTING
 
 
-def test_mlx_on_a_host_that_is_not_apple_is_refused() -> None:
+@pytest.mark.parametrize("tier", ["t4", "a10g", "a100", "h100"])
+def test_mlx_on_a_host_that_is_not_apple_is_refused(tier: str) -> None:
     """002-37"""
-    fault = refusal(examined(a_spec(training=a_training(backend=Backend.MLX))))
+    spec = a_spec(gpu_tier=tier, training=a_training(backend=Backend.MLX))
+    fault = refusal(examined(spec))
     assert fault.code is FaultCode.CONFIG_INVALID_SETTING
     assert "Apple" in fault.message
+
+
+def test_mlx_is_told_to_be_experimental_where_it_may_run() -> None:
+    """002-40, A17: without CUDA the scheduler knows whether a node can do it."""
+    answer = examined(a_spec(gpu_tier="cpu", training=a_training(backend=Backend.MLX)))
+    assert answer.verdict is Severity.INFO
+    (finding,) = answer.findings
+    assert "experimental" in finding.fault.message
 
 
 @pytest.mark.parametrize(
@@ -217,6 +227,9 @@ def test_mlx_on_a_host_that_is_not_apple_is_refused() -> None:
         ({"mode": Mode.FULL}, "training.mode"),
         ({"precision": Precision.FP8}, "training.precision"),
         ({"multi_run": MultiRun(run_count=2, samples_per_run=10)}, "training.multi_run"),
+        ({"load_in_4bit": True}, "training.load_in_4bit"),
+        ({"optimizer": Optimizer.ADAMW_8BIT}, "training.optimizer"),
+        ({"torch_compile": True}, "training.torch_compile"),
     ],
 )
 def test_mlx_does_plain_lora_only(changes: dict[str, Any], field: str) -> None:
@@ -229,6 +242,12 @@ def test_mlx_does_plain_lora_only(changes: dict[str, Any], field: str) -> None:
     ]
     assert findings
     assert {finding.fault.code for finding in findings} == {FaultCode.CONFIG_INVALID_SETTING}
+
+
+def test_mlx_knows_no_dora() -> None:
+    """002-38"""
+    spec = a_spec(training=a_training(backend=Backend.MLX), lora=Lora(use_dora=True))
+    assert "lora.use_dora" in {finding.field for finding in reds(examined(spec))}
 
 
 @pytest.mark.parametrize(
