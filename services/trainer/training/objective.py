@@ -3,17 +3,24 @@
 Shapes: T tokens of the row, N trained tokens, E size of the hidden state, V vocabulary.
 """
 
+import inspect
+from collections.abc import Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint as recomputed
 
+from modelspec.vram import LOGIT_CHUNK_TOKENS
 from trainer.training.batches import MicroBatch
 
-# Rows of logits that are in memory at once. 1024 x 150 000 x 4 bytes are 0.6 GB.
-CHUNK_TOKENS = 1024
-# What some architectures do to their logits after the head.
+# By these `_bent` knows what follows the head.
 LOGIT_BENDING_FIELDS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+# How near to the largest logit two ways to compute the same one are, in float32 and in 16 bits.
+EXACT, ROUNDED = 1e-5, 1e-2
+# Models whose logits were found to be what we take them for, or not.
+_KNOWN: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 def summed_loss(model: Any, batch: MicroBatch) -> torch.Tensor:
@@ -25,24 +32,21 @@ def summed_loss(model: Any, batch: MicroBatch) -> torch.Tensor:
 def token_losses(model: Any, batch: MicroBatch) -> torch.Tensor:
     """Cross-entropy of each trained token, (N,), in the order of the sequences."""
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inputs = {
+        "input_ids": batch.ids_BT,
+        "position_ids": batch.positions_BT,
+        "use_cache": False,
+        **_layout(batch),
+    }
+    if not _is_known(causal):
+        return _losses_of_unknown(model, inputs, batch)
+    hidden_NE = _backbone(causal)(**inputs).last_hidden_state.flatten(0, 1)[batch.at_N]
     if _has_plain_head(causal):
-        hidden_TE = _backbone(causal)(
-            input_ids=batch.ids_BT,
-            position_ids=batch.positions_BT,
-            use_cache=False,
-            **_layout(batch),
-        ).last_hidden_state.flatten(0, 1)
-        head = causal.get_output_embeddings()
         losses: torch.Tensor = FrozenHeadLoss.apply(  # type: ignore[no-untyped-call]
-            hidden_TE[batch.at_N], head.weight, batch.targets_N
+            hidden_NE, causal.get_output_embeddings().weight, batch.targets_N
         )
         return losses
-    logits_TV = model(
-        input_ids=batch.ids_BT, position_ids=batch.positions_BT, use_cache=False, **_layout(batch)
-    ).logits.flatten(0, 1)
-    return functional.cross_entropy(
-        logits_TV[batch.at_N].float(), batch.targets_N, reduction="none"
-    )
+    return _losses_behind(causal, hidden_NE, batch.targets_N)
 
 
 class FrozenHeadLoss(torch.autograd.Function):
@@ -60,15 +64,16 @@ class FrozenHeadLoss(torch.autograd.Function):
         """The losses, (N,); `hidden_NE` is differentiable, the head is not."""
         losses: list[torch.Tensor] = []
         gradients = []
-        for hidden, targets in zip(
-            hidden_NE.split(CHUNK_TOKENS), targets_N.split(CHUNK_TOKENS), strict=True
-        ):
+        for hidden, targets in _chunks(hidden_NE, targets_N):
             logits = functional.linear(hidden, weight_VE).float()
-            logprobs = logits.log_softmax(-1)
-            losses.append(functional.nll_loss(logprobs, targets, reduction="none"))
+            largest = logits.amax(-1, keepdim=True)
+            chosen = logits.gather(1, targets[:, None])
+            # In place from here on: there is never a second tensor as large as the logits.
+            total = logits.sub_(largest).exp_().sum(-1, keepdim=True)
+            losses.append((total.log() + largest - chosen)[:, 0])
             if ctx.needs_input_grad[0]:
-                slope = logprobs.exp_()
-                slope[torch.arange(len(targets), device=slope.device), targets] -= 1
+                slope = logits.div_(total)
+                slope.scatter_add_(1, targets[:, None], torch.full_like(chosen, -1.0))
                 gradients.append((slope.to(weight_VE.dtype) @ weight_VE).to(hidden.dtype))
         ctx.save_for_backward(torch.cat(gradients) if gradients else hidden_NE[:0])
         return torch.cat(losses)
@@ -80,6 +85,80 @@ class FrozenHeadLoss(torch.autograd.Function):
         return gradient_NE * upstream[0][:, None].to(gradient_NE.dtype), None, None
 
 
+def _losses_behind(causal: Any, hidden_NE: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy behind any head, chunk by chunk; the backward pass computes logits again."""
+
+    def losses_of(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = causal.get_output_embeddings()(hidden)
+        return _cross_entropy(_bent(logits, causal.config.get_text_config()), targets)
+
+    return torch.cat(
+        [
+            recomputed(losses_of, hidden, targets, use_reentrant=False)
+            for hidden, targets in _chunks(hidden_NE, targets_N)
+        ]
+    )
+
+
+def _bent(logits_NV: torch.Tensor, config: Any) -> torch.Tensor:
+    """What some architectures do to their logits after the head: Cohere, Granite, Gemma 2."""
+    if factor := getattr(config, "logit_scale", None):
+        logits_NV = logits_NV * factor
+    if divisor := getattr(config, "logits_scaling", None):
+        logits_NV = logits_NV / divisor
+    if cap := getattr(config, "final_logit_softcapping", None):
+        logits_NV = torch.tanh(logits_NV / cap) * cap
+    return logits_NV
+
+
+def _cross_entropy(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(logits_NV.float(), targets_N, reduction="none")
+
+
+def _chunks(
+    hidden_NE: torch.Tensor, targets_N: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    return zip(
+        hidden_NE.split(LOGIT_CHUNK_TOKENS), targets_N.split(LOGIT_CHUNK_TOKENS), strict=True
+    )
+
+
+def _losses_of_unknown(model: Any, inputs: dict[str, Any], batch: MicroBatch) -> torch.Tensor:
+    """Cross-entropy by the model's own logits, at the labels alone where the model can do so."""
+    forward = (model.get_base_model() if hasattr(model, "get_base_model") else model).forward
+    if len(batch.ids_BT) == 1 and "logits_to_keep" in inspect.signature(forward).parameters:
+        logits_NV = model(**inputs, logits_to_keep=batch.at_N).logits[0]
+    else:
+        logits_NV = model(**inputs).logits.flatten(0, 1)[batch.at_N]
+    return _cross_entropy(logits_NV, batch.targets_N)
+
+
+def _is_known(causal: Any) -> bool:
+    """Whether the logits are what we take them for: found out once, by two tokens."""
+    if causal not in _KNOWN:
+        _KNOWN[causal] = _backbone(causal) is not causal and _agrees(causal)
+    return _KNOWN[causal]
+
+
+def _agrees(causal: Any) -> bool:
+    was_training = causal.training
+    ids_BT = torch.zeros((1, 2), dtype=torch.long, device=causal.device)
+    causal.eval()
+    try:
+        with torch.no_grad():
+            theirs = causal(input_ids=ids_BT, use_cache=False).logits.float()
+            hidden = _backbone(causal)(input_ids=ids_BT, use_cache=False).last_hidden_state
+            logits = causal.get_output_embeddings()(hidden)
+            ours = _bent(logits, causal.config.get_text_config()).float()
+    finally:
+        causal.train(was_training)
+    tolerance = EXACT if logits.dtype == torch.float32 else ROUNDED
+    largest = theirs.abs().max().item()
+    return ours.shape == theirs.shape and torch.allclose(
+        ours, theirs, rtol=0, atol=tolerance * largest
+    )
+
+
 def _has_plain_head(causal: Any) -> bool:
     """Whether the logits are nothing but a frozen matrix times the hidden state."""
     head, config = causal.get_output_embeddings(), causal.config.get_text_config()
@@ -87,7 +166,6 @@ def _has_plain_head(causal: Any) -> bool:
         type(head) is torch.nn.Linear
         and getattr(head, "bias", None) is None
         and not head.weight.requires_grad
-        and _backbone(causal) is not causal
         and not any(getattr(config, name, None) for name in LOGIT_BENDING_FIELDS)
     )
 

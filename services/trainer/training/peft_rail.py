@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lexicon.faults import Fault, FaultCode
 from trainer.domain.plan import Base, TrainPlan
+from trainer.training import lora
 from trainer.training.arithmetic import Arithmetic
 from trainer.training.attention import SEGMENTED, implementation_for
 
@@ -99,6 +100,7 @@ def attach(model: Any, plan: TrainPlan) -> PeftModel:
             f"No adapter can be put on {wanted}: {error}",
             targets=wanted,
         ) from error
+    lora.lighten(adapted)
     if plan.gradient_checkpointing:
         adapted.gradient_checkpointing_enable(
             gradient_checkpointing_kwargs={"use_reentrant": False}
