@@ -16,13 +16,12 @@ import msgspec
 import torch
 
 from lexicon.faults import Fault, FaultCode
-from trainer.domain.mlx import CAPABILITY
-from trainer.domain.plan import Precision, TrainPlan
+from trainer.domain.plan import TrainPlan
 from trainer.pipe import Failed, Finished, Ready, Terms, UnslothFailed
-from trainer.training.arithmetic import cpu_has_bf16_matrix_units
+from trainer.training import capabilities
 from trainer.training.channel import Channel
 from trainer.training.memory import is_out_of_memory
-from trainer.training.mlx_presence import is_apple_silicon, is_available
+from trainer.training.mlx_presence import is_apple_silicon
 from trainer.training.rails import Rails, find_rails, import_peft, import_unsloth
 
 log = logging.getLogger("trainer.training")
@@ -53,7 +52,7 @@ def serve(channel: Channel, rails: Rails) -> None:
     from trainer.training.run import train_run
     from trainer.training.warm import Warm
 
-    channel.send(Ready(warm=(), capabilities=_capabilities(rails)))
+    channel.send(Ready(warm=(), capabilities=capabilities.found(rails)))
     warm = Warm()
     # Modules live as long as the process: without them the collection after a run is short.
     gc.collect()
@@ -110,15 +109,6 @@ def _failed(fault: Fault) -> Failed:
         stage=fault.stage.value if fault.stage else "",
         metadata=dict(fault.metadata),
     )
-
-
-def _capabilities(rails: Rails) -> tuple[str, ...]:
-    found = [rail.NAME for rail in (rails.peft, rails.unsloth) if rail is not None]
-    if torch.cuda.is_available() or cpu_has_bf16_matrix_units():
-        found.append(Precision.BF16.value)
-    if is_available():
-        found.append(CAPABILITY)
-    return tuple(found)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,9 @@ class Arithmetic:
         return torch.autocast(self.device.type, dtype=self.autocast)
 
 
-def arithmetic_for(precision: Precision, device: torch.device, *, width: int) -> Arithmetic:
+def arithmetic_for(
+    precision: Precision, device: torch.device, *, width: int, four_bit: bool = False
+) -> Arithmetic:
     """The numbers to compute in: what was asked for, or what the hardware is good at.
 
     bf16 on a CPU without matrix units for it is several times slower than fp32; a GPU without bf16
@@ -58,15 +60,17 @@ def arithmetic_for(precision: Precision, device: torch.device, *, width: int) ->
             precision = Precision.FP16 if device.type == "cuda" else Precision.FP32
     match precision:
         case Precision.BF16:
-            return Arithmetic(device=device, weights=torch.bfloat16, autocast=torch.bfloat16)
+            weights = torch.bfloat16
         case Precision.FP16 if device.type == "cuda":
-            return Arithmetic(device=device, weights=torch.float16, autocast=torch.float16)
+            weights = torch.float16
         case Precision.FP16:
             raise Fault(
                 FaultCode.CONFIG_INVALID_SETTING, "fp16 needs a GPU; use auto, bf16 or fp32"
             )
         case _:
-            return Arithmetic(device=device, weights=torch.float32, autocast=None)
+            weights = torch.float32
+    autocast = None if weights is torch.float32 else weights
+    return Arithmetic(device=device, weights=weights, autocast=autocast, four_bit=four_bit)
 
 
 def threads_for(width: int, *, available: int) -> int:

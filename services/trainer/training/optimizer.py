@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from lexicon.faults import Fault, FaultCode
 from trainer.domain.plan import Optimizer, TrainPlan
+from trainer.training.capabilities import require_bitsandbytes
 
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPSILON = 1e-8
@@ -113,15 +113,14 @@ def _eight_bit(plan: TrainPlan, trainable: Trainable) -> torch.optim.Optimizer:
 
     Source: Dettmers et al. 2022, arXiv:2110.02861.
     """
-    try:
-        import bitsandbytes
-    except ImportError as error:
-        raise Fault(
-            FaultCode.CONFIG_INVALID_SETTING,
-            f"The optimizer {plan.optimizer} needs bitsandbytes, which this node lacks; "
-            f"use {Optimizer.ADAMW_TORCH}",
-            setting="training.optimizer",
-        ) from error
+    require_bitsandbytes(
+        f"the optimizer {plan.optimizer}",
+        next(iter(trainable.values())).device,
+        field="training.optimizer",
+        instead=f"Use {Optimizer.ADAMW_TORCH}, or take another tier.",
+    )
+    import bitsandbytes
+
     paged = plan.optimizer is Optimizer.PAGED_ADAMW_8BIT
     kinds: Any = bitsandbytes.optim
     kind = kinds.PagedAdamW8bit if paged else kinds.AdamW8bit

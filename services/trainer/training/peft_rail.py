@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from lexicon.faults import Fault, FaultCode
 from trainer.domain.plan import Base, TrainPlan
 from trainer.training import lora
 from trainer.training.arithmetic import Arithmetic
 from trainer.training.attention import SEGMENTED, implementation_for
+from trainer.training.capabilities import require_bitsandbytes
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +46,16 @@ def load_base(base: Base, arithmetic: Arithmetic) -> Any:
     """The base model from its local folder: safetensors only, no code of the folder is run.
 
     Raises:
-        Fault: MODEL_ARCHITECTURE_UNSUPPORTED, MODEL_WEIGHTS_INVALID, RUNTIME_GPU_OOM.
+        Fault: MODEL_ARCHITECTURE_UNSUPPORTED, MODEL_WEIGHTS_INVALID, RUNTIME_GPU_OOM,
+            CONFIG_INVALID_SETTING for nf4 on a node that cannot.
     """
+    if arithmetic.four_bit:
+        require_bitsandbytes(
+            "4-bit weights",
+            arithmetic.device,
+            field="training.load_in_4bit",
+            instead="Leave load_in_4bit out, or take another tier.",
+        )
     folder = Path(base.folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -55,6 +64,9 @@ def load_base(base: Base, arithmetic: Arithmetic) -> Any:
             config=config,
             dtype=arithmetic.weights,
             attn_implementation=implementation_for(config),
+            quantization_config=_nf4(arithmetic) if arithmetic.four_bit else None,
+            # Placed while it is read: a whole model in 16 bits need not fit where four bits do.
+            device_map={"": arithmetic.device} if arithmetic.four_bit else None,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -70,6 +82,8 @@ def load_base(base: Base, arithmetic: Arithmetic) -> Any:
             model=base.model_id,
         ) from error
     model.requires_grad_(False)
+    if arithmetic.four_bit:
+        return model
     # The type of `to` in transformers knows no device.
     placed: Any = model.to(arithmetic.device)  # type: ignore[arg-type]
     return placed
@@ -144,6 +158,19 @@ def scale(plan: TrainPlan) -> float:
     """What B·A is multiplied by. Source: Hu et al. 2021; Kalajdzievski 2023 for rsLoRA."""
     rank = plan.adapter.rank
     return plan.adapter.alpha / (math.sqrt(rank) if plan.adapter.use_rslora else rank)
+
+
+def _nf4(arithmetic: Arithmetic) -> BitsAndBytesConfig:
+    """4-bit normal floats whose scales are quantised in turn.
+
+    Source: Dettmers et al. 2023, arXiv:2305.14314, sections 3.1 and 3.2.
+    """
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=arithmetic.weights,
+    )
 
 
 def _unsupported(folder: Path, base: Base, error: Exception) -> Fault:

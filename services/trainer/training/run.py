@@ -74,7 +74,7 @@ def train_run(plan: TrainPlan, channel: Channel, rails: Rails, warm: Warm) -> Fi
 
     device = rails.device(plan)
     width = width_of(plan.base)
-    arithmetic = arithmetic_for(plan.precision, device, width=width)
+    arithmetic = arithmetic_for(plan.precision, device, width=width, four_bit=plan.load_in_4bit)
     torch.set_num_threads(threads_for(width, available=_cores()))
     rail = rails.choose(plan, device, warn=tell)
     desk = Desk.prepare(plan, warn=tell, shelf=warm.shelf)

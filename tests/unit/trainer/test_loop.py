@@ -13,7 +13,6 @@ from lexicon.faults import Fault, FaultCode
 from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
 from trainer.domain.healing import Ladder
 from trainer.domain.plan import Precision, TrainPlan, total_steps
-from trainer.domain.schedule import learning_rate
 from trainer.training import checkpoint, loop, peft_rail
 from trainer.training.adapter import require_changed
 from trainer.training.arithmetic import arithmetic_for
@@ -172,34 +171,6 @@ def test_untrained_adapter_is_refused() -> None:
     with pytest.raises(Fault) as caught:
         require_changed(begin(a_plan()).model)
     assert caught.value.code is FaultCode.RUNTIME_ADAPTER_UNCHANGED
-
-
-def test_curve_equals_a_plain_reference_loop() -> None:
-    """Same order and seed: loss summed over trained tokens, divided by all of the step's."""
-    plan = a_plan(weight_decay=0.01)
-    state = begin(plan)
-    ours = take(state, plan, STEPS)
-    torch.manual_seed(plan.seed)
-    model = begin(plan).model
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, weight_decay=plan.weight_decay)
-    theirs = []
-    for step in range(STEPS):
-        chosen = tuple(ROWS[i] for i in step_indices(plan, row_count=len(ROWS), step=step))
-        loss = reference_loss(model, chosen) / sum(row.trained_count for row in chosen)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, plan.max_grad_norm)
-        optimizer.param_groups[0]["lr"] = learning_rate(
-            step,
-            steps=STEPS,
-            lr_peak=plan.lr_peak,
-            warmup_ratio=plan.warmup_ratio,
-            schedule=plan.schedule,
-        )
-        optimizer.step()
-        optimizer.zero_grad()
-        theirs.append(loss.item())
-    assert ours == pytest.approx(theirs, abs=1e-5)
 
 
 @pytest.mark.parametrize("killed_after", [1, 3, STEPS - 1])
