@@ -244,7 +244,6 @@ def _preference(training: spec_pb2.TrainingConfig) -> PreferencePlan | None:
 
 def _require_supported(training: spec_pb2.TrainingConfig) -> None:
     refused = {
-        "4-bit weights": training.load_in_4bit,
         "fp8": _PRECISIONS[training.precision] is Precision.FP8,
         "compilation": training.torch_compile,
         "full fine-tuning": training.mode == spec_pb2.MODE_FULL,

@@ -22,6 +22,8 @@ def model_card(plan: TrainPlan, *, steps: int | None, loss: float | None) -> str
         "Seed": str(plan.seed),
         "Last training loss": "not measured" if loss is None else f"{loss:.4f}",
     }
+    if plan.load_in_4bit:
+        rows["Base while training"] = "4 bits (nf4); the adapter belongs to the unquantised base"
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return f"""---
 library_name: peft

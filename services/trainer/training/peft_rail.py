@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from trainer.training import lora
 from trainer.training.arithmetic import Arithmetic
 from trainer.training.attention import SEGMENTED, implementation_for
 from trainer.training.capabilities import require_bitsandbytes
+from trainer.training.memory import is_out_of_memory, release_memory
 
 log = logging.getLogger(__name__)
 
@@ -152,6 +154,31 @@ def targets(plan: TrainPlan) -> str | list[str]:
     """The modules that get an adapter, as PEFT wants to be told."""
     wanted = plan.adapter.target_modules
     return ALL_LINEAR if wanted == (ALL_LINEAR,) else list(wanted)
+
+
+def over_whole_base(base: Base, folder: Path, arithmetic: Arithmetic) -> tuple[Any, Arithmetic]:
+    """The adapter in `folder` over its unquantised base, and what that is computed in.
+
+    An export merges into this base; one in four bits is another model. It may be too large for the
+    device, which is why four bits were taken: then it runs on the processor.
+
+    Raises:
+        Fault: RUNTIME_GPU_OOM when the host's memory does not suffice either.
+    """
+    whole = replace(arithmetic, four_bit=False)
+    try:
+        model = load_base(base, whole)
+    except (RuntimeError, MemoryError) as error:
+        if arithmetic.device.type == "cpu" or not is_out_of_memory(error):
+            raise
+        model = None
+    if model is None:
+        # Outside the handler: the error's traceback holds what was loaded so far.
+        release_memory()
+        whole = replace(whole, device=torch.device("cpu"))
+        model = load_base(base, whole)
+    adapted: Any = PeftModel.from_pretrained(model, str(folder))
+    return adapted.eval(), whole
 
 
 def scale(plan: TrainPlan) -> float:

@@ -44,7 +44,7 @@ from trainer.training.channel import Channel
 from trainer.training.dataset import Desk
 from trainer.training.memory import is_out_of_memory, peak_bytes
 from trainer.training.mlx_presence import require_available
-from trainer.training.peft_rail import width_of
+from trainer.training.peft_rail import over_whole_base, speaking, width_of
 from trainer.training.probe import probe
 from trainer.training.rails import Rail, Rails, loading
 from trainer.training.validation import BEST_PREFIX, Validation, split
@@ -305,9 +305,7 @@ def _deliver(
         with rail.speaking(adapted):
             samples, answers = speech.ask_both(speaker, prompts)
             proof = Path(plan.work_folder) / speech.PROOF_NAME
-            speech.write_proof(
-                speaker, prompts, answers, proof, base_model=plan.base.base_model, run=plan.run
-            )
+            _write_proof(speaker, plan, folder, prompts, answers, proof)
     except (Fault, RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -319,6 +317,25 @@ def _deliver(
         samples=samples,
         warm=(),
     )
+
+
+def _write_proof(
+    speaker: speech.Speaker,
+    plan: TrainPlan,
+    folder: Path,
+    prompts: Sequence[speech.Prompt],
+    answers: Sequence[Sequence[int]],
+    path: Path,
+) -> None:
+    """The reference of the export, over the base that the export merges into."""
+    names = {"base_model": plan.base.base_model, "run": plan.run}
+    if not speaker.arithmetic.four_bit:
+        speech.write_proof(speaker, prompts, answers, path, **names)
+        return
+    model, arithmetic = over_whole_base(plan.base, folder, speaker.arithmetic)
+    whole = replace(speaker, model=model, arithmetic=arithmetic)
+    with speaking(model):
+        speech.write_proof(whole, prompts, answers, path, **names)
 
 
 def tell_healed(channel: Channel, ladder: Ladder, *, what: str = "the step") -> None:
