@@ -192,7 +192,7 @@ async def test_abort_frees_the_device_within_a_second(
     async with a_trainer(scheduler, tmp_path):
         while not scheduler.of_kind("metrics"):
             await asyncio.sleep(0.05)
-        child = _training_child()
+        child = training_child()
         scheduler.directive = work_service_pb2.DIRECTIVE_ABORT
         began = time.monotonic()
         await asyncio.to_thread(child.wait, timeout=10)
@@ -221,7 +221,7 @@ async def test_killed_child_fails_the_task_and_the_next_attempt_resumes(
     async with a_trainer(scheduler, tmp_path):
         while not scheduler.of_kind("checkpoint"):
             await asyncio.sleep(0.05)
-        _training_child().kill()
+        training_child().kill()
         await ended(scheduler)
         assert scheduler.failed[0].fault.code == "RUNTIME_WORKER_LOST"
         assert scheduler.failed[0].fault.stage == fault_pb2.STAGE_TRAINING
@@ -250,7 +250,7 @@ async def test_child_sees_no_secret(
     async with a_trainer(scheduler, tmp_path):
         while not scheduler.of_kind("metrics"):
             await asyncio.sleep(0.05)
-        environment = _training_child().environ()
+        environment = training_child().environ()
         assert "hf_secret" not in environment.values()
         assert not [name for name in environment if name.startswith("TUNESMITH_")]
 
@@ -330,7 +330,7 @@ async def test_gated_base_ends_with_its_code_in_data_download(
     assert scheduler.failed[0].fault.stage == fault_pb2.STAGE_DATA_DOWNLOAD
 
 
-def _training_child() -> psutil.Process:
+def training_child() -> psutil.Process:
     return next(
         process
         for process in psutil.Process(os.getpid()).children(recursive=True)
