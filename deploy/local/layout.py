@@ -45,6 +45,7 @@ SECRET_NAMES = (
     "scheduler_nats",
     "billing_nats",
     "events_nats",
+    "operator_nats",
     "system_nats",
 )
 

@@ -51,6 +51,8 @@ HANDED_TO_WORKERS = frozenset(
         "LD_LIBRARY_PATH",
     }
 )
+# Where operators are told; only who tells them needs it, and whoever has it can write there.
+HANDED_TO_SCHEDULER = frozenset({"TUNESMITH_ALERT_WEBHOOK_URL"})
 # These decide who may do what; the stack makes its own and takes none from outside.
 NEVER_HANDED_ON = frozenset(
     {
@@ -209,6 +211,7 @@ def environment(service: Service, environ: Mapping[str, str]) -> dict[str, str]:
         for name, value in environ.items()
         if name in HANDED_ON
         or (name.startswith(("TUNESMITH_", "OTEL_")) and name not in NEVER_HANDED_ON)
+        if service.name == "scheduler" or name not in HANDED_TO_SCHEDULER
     }
     if service.reads_hub:
         handed |= {name: environ[name] for name in HANDED_TO_WORKERS if name in environ}

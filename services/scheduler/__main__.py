@@ -13,6 +13,7 @@ from chassis.sealing import Sealer
 from chassis.tls import Tls
 from modelspec.catalog import load_catalog
 from scheduler import background, events, watching
+from scheduler.alerts import Alerts
 from scheduler.background import Reaper, Sweeper, Ticker, every
 from scheduler.config import Config
 from scheduler.peers import Peers
@@ -62,11 +63,13 @@ async def main() -> None:
         submitter = Submitter(
             store, peers, sealer, stale=timedelta(seconds=settings.submission_seconds)
         )
+        alerts = Alerts(store, nats_url=settings.nats_url, webhook_url=settings.alert_webhook_url)
         work = WorkService(
             store,
             peers,
             wakeups,
             sealer,
+            alerts,
             lease=lease,
             heartbeat_millis=settings.heartbeat_millis,
             limits={name: plan.concurrent_run_count for name, plan in plans.items()},
@@ -85,6 +88,7 @@ async def main() -> None:
                 partial(every, background.TICK_SECONDS, Ticker(store).run_once),
                 partial(every, background.HEAL_SECONDS, submitter.heal),
                 partial(every, background.SWEEP_SECONDS, Sweeper(store, peers).run_once),
+                partial(every, background.ALERT_SECONDS, alerts.run_once),
             ],
         )
     await pool.close()

@@ -29,6 +29,7 @@ TICK_SECONDS: Final = 0.5
 HEAL_SECONDS: Final = 10.0
 LISTEN_SECONDS: Final = 1.0
 SWEEP_SECONDS: Final = 2.0
+ALERT_SECONDS: Final = 1.0
 
 # Bounds one round, so that a stop is not waited for long.
 MAX_SWEEPS: Final = 20

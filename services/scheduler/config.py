@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chassis.config import env
+from scheduler.alerts import webhook_url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,14 @@ class Config:
         default=120.0,
         doc="age at which an unfinished submission is given up and its hold released, in seconds; "
         "longer than any call to billing takes",
+    )
+    alert_webhook_url: str | None = env(
+        "TUNESMITH_ALERT_WEBHOOK_URL",
+        default=None,
+        secret=True,
+        parse=webhook_url,
+        doc="https:// address that takes operator alerts as a POST of JSON; http:// on loopback "
+        "only",
     )
     tls_certificate: Path | None = env(
         "TUNESMITH_TLS_CERT", default=None, doc="certificate chain, PEM"

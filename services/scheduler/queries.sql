@@ -244,3 +244,23 @@ SELECT position, files FROM superseded_checkpoints WHERE run = $1 ORDER BY posit
 
 -- name: forget_superseded
 DELETE FROM superseded_checkpoints WHERE position = $1;
+
+-- name: note_alert
+INSERT INTO alerts (alert_id, channel, code, payload)
+SELECT $1, c, $3, $4 FROM unnest($2::text[]) AS c
+ON CONFLICT (alert_id, channel) DO NOTHING;
+
+-- name: claim_alert
+UPDATE alerts SET
+    try_count = try_count + 1, due_time = clock_timestamp() + $2::interval * power(2, least(try_count, $3::integer))
+WHERE (alert_id, channel) = (
+    SELECT alert_id, channel FROM alerts WHERE due_time <= clock_timestamp() AND channel = ANY ($1::text[])
+    ORDER BY due_time LIMIT 1 FOR UPDATE SKIP LOCKED
+)
+RETURNING alert_id, channel, code, payload, try_count;
+
+-- name: settle_alert
+UPDATE alerts SET
+    due_time = CASE WHEN $3 OR $4 THEN NULL ELSE due_time END,
+    deliver_time = CASE WHEN $3 THEN clock_timestamp() END
+WHERE alert_id = $1 AND channel = $2;

@@ -17,8 +17,9 @@ from chassis import idempotency, outbox
 from chassis.postgres import Connection, Pool, Queries
 from lexicon.faults import Fault, FaultCode
 from scheduler import events, rows
+from scheduler.domain import alerts, leftovers
 from scheduler.domain import events as told
-from scheduler.domain import leftovers
+from scheduler.domain.alerts import Channel, Delivery
 from scheduler.domain.effects import Decision
 from scheduler.domain.leftovers import Superseded, Sweep
 from scheduler.domain.queueing import Candidate
@@ -321,6 +322,25 @@ class Transaction:
 
     async def forget_superseded(self, position: int) -> None:
         await self._execute("forget_superseded", position)
+
+    async def note_alert(
+        self, alert_id: str, channels: Sequence[Channel], *, code: str, payload: bytes
+    ) -> None:
+        """Has operators told through these channels once this transaction is committed."""
+        await self._execute("note_alert", alert_id, list(channels), code, payload)
+
+    async def claim_alert(self, channels: Sequence[Channel]) -> Delivery | None:
+        """The delivery that has been due for the longest; it is due again later unless settled."""
+        rest, doublings = alerts.RETRY_REST, alerts.RETRY_DOUBLINGS
+        query = self._queries["claim_alert"]
+        row = await self._connection.fetchrow(query, list(channels), rest, doublings)
+        return None if row is None else Delivery(**{**row, "channel": Channel(row["channel"])})
+
+    async def settle_alert(self, delivery: Delivery, *, delivered: bool, gives_up: bool) -> None:
+        """Notes how a try went; a failed one that is not the last is made again when it is due."""
+        await self._execute(
+            "settle_alert", delivery.alert_id, delivery.channel, delivered, gives_up
+        )
 
     async def events_of_run(self, run: str, *, after: int, size: int) -> list[bytes]:
         query = self._queries["events_of_run"]

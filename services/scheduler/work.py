@@ -15,14 +15,15 @@ from chassis import telemetry
 from chassis.identity import current_caller
 from chassis.sealing import Sealer
 from lexicon import names
-from lexicon.faults import TABLE, Category, Fault, FaultCode
+from lexicon.faults import Fault, FaultCode
 from lexicon.ids import new_id
 from scheduler import wire, wire_work
-from scheduler.domain import failures, leasing, queueing
+from scheduler.alerts import Alerts
+from scheduler.domain import leasing, queueing
 from scheduler.domain.decision import chain, decide
 from scheduler.domain.effects import Decision
 from scheduler.domain.queueing import Candidate
-from scheduler.domain.run import Lease, Outcome, Record, RunFault, StoredFile, TaskKind, TaskState
+from scheduler.domain.run import Lease, Outcome, Record, StoredFile, TaskKind, TaskState
 from scheduler.domain.signals import (
     ExportCompleted,
     Heartbeat,
@@ -60,6 +61,7 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
         peers: Peers,
         wakeups: Wakeups,
         sealer: Sealer,
+        alerts: Alerts,
         *,
         lease: timedelta,
         heartbeat_millis: int,
@@ -75,6 +77,7 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
         self._peers = peers
         self._wakeups = wakeups
         self._sealer = sealer
+        self._alerts = alerts
         self._lease = lease
         self._heartbeat_millis = heartbeat_millis
         self._limits = limits
@@ -181,7 +184,7 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
                     fencing_epoch=lease.fencing_epoch, fault=fault, same_oom_count=count
                 )
                 await transaction.commit(chain(told, signal, now))
-                _alert(record.run.name, fault, same_oom_count=count)
+                await self._alerts.note(transaction, record, fault, same_oom_count=count)
         return work_service_pb2.FailTaskResponse()
 
     async def ReleaseTask(
@@ -446,12 +449,3 @@ def _last_step(record: Record) -> int:
     """The step up to which losses belong to the adapter."""
     metrics = record.run.metrics
     return metrics.step if metrics else 0
-
-
-def _alert(run: str, fault: RunFault, *, same_oom_count: int) -> None:
-    """Tells the operators of what users cannot mend (000-12, 004-07)."""
-    repeated = failures.is_oom_repeated(fault, same_oom_count=same_oom_count)
-    if repeated or TABLE[fault.code].category is Category.INTERNAL:
-        log.error(
-            "operator alert", run=run, code=fault.code, node=fault.node, message=fault.message
-        )
