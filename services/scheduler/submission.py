@@ -18,6 +18,7 @@ from chassis import idempotency, telemetry
 from chassis.sealing import Sealer
 from lexicon.faults import Fault, FaultCode, Stage
 from lexicon.ids import new_id
+from modelspec.capability import Capability
 from scheduler import wire
 from scheduler.domain.decision import submit
 from scheduler.domain.run import (
@@ -47,7 +48,13 @@ MAX_SPEC_BYTES: Final = 256 * 1024
 MAX_NAMED_FINDINGS: Final = 8
 
 # What only some nodes of a tier can do. `mlx`: mlx-lm is installed and computes there.
-_NEEDS: Final = {spec_pb2.BACKEND_MLX: frozenset({"mlx"})}
+_EIGHT_BIT: Final = frozenset({spec_pb2.OPTIMIZER_ADAMW_8BIT, spec_pb2.OPTIMIZER_PAGED_ADAMW_8BIT})
+# Field and way out of a run whose need no node meets.
+_WAYS_OUT: Final = {
+    Capability.ADAMW_8BIT: ("training.optimizer", "Use the optimizer adamw_torch."),
+    Capability.MLX: ("training.backend", "Use the backend auto."),
+    Capability.NF4: ("training.load_in_4bit", "Leave load_in_4bit out."),
+}
 
 _REFUSED: Final = "Failed to submit training job"
 _RELEASE_REASON: Final = "The submission did not come to be; nothing was run."
@@ -147,11 +154,12 @@ class Submitter:
             nodes = await transaction.training_nodes(spec.gpu_tier)
         if not any(needs <= set(node.capabilities) for node in nodes):
             named = ", ".join(sorted(needs))
+            fields, ways_out = zip(*(_WAYS_OUT[need] for need in sorted(needs)), strict=True)
             raise Fault(
                 FaultCode.CONFIG_INVALID_SETTING,
-                f"Invalid config: No node of tier {spec.gpu_tier} can do this: {named}. Use the "
-                "backend auto.",
-                field="training.backend",
+                f"Invalid config: No node of tier {spec.gpu_tier} can do this: {named}. "
+                + " ".join(ways_out),
+                field=fields[0],
                 needs=named,
                 tier=spec.gpu_tier,
             )
@@ -338,9 +346,15 @@ def terms_of(spec: spec_pb2.RunSpec, report: validation_service_pb2.ValidateRunR
     )
 
 
-def needs_of(spec: spec_pb2.RunSpec) -> frozenset[str]:
+def needs_of(spec: spec_pb2.RunSpec) -> frozenset[Capability]:
     """Capabilities that a node must have to train this, as nodes name them."""
-    return _NEEDS.get(spec.training.backend, frozenset())
+    training = spec.training
+    wanted = {
+        Capability.MLX: training.backend == spec_pb2.BACKEND_MLX,
+        Capability.NF4: training.load_in_4bit,
+        Capability.ADAMW_8BIT: training.optimizer in _EIGHT_BIT,
+    }
+    return frozenset(need for need, is_wanted in wanted.items() if is_wanted)
 
 
 def _key(order: Order) -> str:

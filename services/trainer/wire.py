@@ -243,9 +243,10 @@ def _preference(training: spec_pb2.TrainingConfig) -> PreferencePlan | None:
 
 
 def _require_supported(training: spec_pb2.TrainingConfig) -> None:
+    """The validator says the same at submission; a plan from elsewhere is not believed."""
     refused = {
         "fp8": _PRECISIONS[training.precision] is Precision.FP8,
-        "compilation": training.torch_compile,
+        # Stores, exports and downloads know adapters only: nobody could take whole weights home.
         "full fine-tuning": training.mode == spec_pb2.MODE_FULL,
         "several merged runs": training.HasField("multi_run"),
     }

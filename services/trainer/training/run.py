@@ -41,6 +41,7 @@ from trainer.training.adapter import require_changed, write_adapter
 from trainer.training.arithmetic import Arithmetic, arithmetic_for, threads_for
 from trainer.training.batches import Example
 from trainer.training.channel import Channel
+from trainer.training.compiling import compiled
 from trainer.training.dataset import Desk
 from trainer.training.memory import is_out_of_memory, peak_bytes
 from trainer.training.mlx_presence import require_available
@@ -80,7 +81,10 @@ def train_run(plan: TrainPlan, channel: Channel, rails: Rails, warm: Warm) -> Fi
     desk = Desk.prepare(plan, warn=tell, shelf=warm.shelf)
     with loading(rail, rails):
         adapted = warm.adapted_for(plan, rail, arithmetic)
-    last = _train(adapted, plan, desk, arithmetic, channel, warm)
+    # Unsloth brings kernels of its own for what would be compiled.
+    with compiled(adapted, wanted=plan.torch_compile and rail is rails.peft) as count:
+        log.info("%d parts of the model are compiled", count)
+        last = _train(adapted, plan, desk, arithmetic, channel, warm)
     finished = _deliver(adapted, plan, desk, arithmetic, rail, channel=channel, last=last)
     kept = (plan.base.base_model,) if warm.keep() else ()
     return msgspec.structs.replace(finished, warm=kept)

@@ -1,5 +1,7 @@
 """Runs that only some nodes of a tier can do: refused when none can, leased to no other."""
 
+from typing import Any
+
 import pytest
 
 from chassis.identity import Role
@@ -56,6 +58,37 @@ async def test_mlx_is_leased_to_a_node_that_can_do_it_and_keeps_nobody_waiting(
         await registered(node, NODE, TRAIN, capabilities=["peft"])
         await registered(able, ABLE, TRAIN, capabilities=["mlx", "peft"])
         special = await submitted(user, spec=an_mlx_spec())
+        plain = await submitted(user)
+        assert (await leased(node)).run == plain.name
+        assert (await leased(able, ABLE)).run == special.name
+
+
+@pytest.mark.parametrize(
+    ("training", "need", "way_out"),
+    [
+        ({"load_in_4bit": True}, "nf4", "Leave load_in_4bit out."),
+        ({"optimizer": spec_pb2.OPTIMIZER_ADAMW_8BIT}, "adamw-8bit", "adamw_torch"),
+    ],
+)
+async def test_what_needs_bitsandbytes_goes_to_a_node_that_has_it_or_is_refused(
+    scheduler: SchedulerProcess, training: dict[str, Any], need: str, way_out: str
+) -> None:
+    """A run over nf4 never reaches a node that would have to fail it."""
+    spec = a_spec()
+    spec.training.MergeFrom(spec_pb2.TrainingConfig(**training))
+    async with (
+        calling(scheduler.address, Role.NODE, subject=NODE) as node,
+        calling(scheduler.address, Role.NODE, subject=ABLE) as able,
+        calling(scheduler.address) as user,
+    ):
+        await registered(node, NODE, TRAIN, capabilities=["peft"])
+        with pytest.raises(Fault) as caught:
+            await submitted(user, spec=spec)
+        assert caught.value.code is FaultCode.CONFIG_INVALID_SETTING
+        assert need in caught.value.message
+        assert way_out in caught.value.message
+        await registered(able, ABLE, TRAIN, capabilities=["adamw-8bit", "nf4", "peft"])
+        special = await submitted(user, spec=spec)
         plain = await submitted(user)
         assert (await leased(node)).run == plain.name
         assert (await leased(able, ABLE)).run == special.name

@@ -255,10 +255,11 @@ def test_mlx_knows_no_dora() -> None:
     [
         ("cpu", {"backend": Backend.CUDA}),
         ("t4", {"backend": Backend.CPU}),
-        ("cpu", {"optimizer": Optimizer.PAGED_ADAMW_8BIT}),
         ("t4", {"precision": Precision.BF16}),
         ("cpu", {"precision": Precision.FP16}),
         ("a100", {"precision": Precision.FP8}),
+        ("h100", {"precision": Precision.FP8}),
+        ("a100", {"mode": Mode.FULL}),
         ("t4", {"temperature": Temperature(warn_celsius=95.0)}),
     ],
 )
