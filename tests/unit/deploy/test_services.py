@@ -19,7 +19,7 @@ PARTS = Parts(
     postgres="/p",
 )  # fmt: skip
 CONTROL_PLANE = ("signing_key", "objects_key", "scheduler_db", "billing_db", "hub_db",
-                 "scheduler_nats", "billing_nats", "system_nats")  # fmt: skip
+                 "scheduler_nats", "billing_nats", "operator_nats", "system_nats")  # fmt: skip
 
 
 @pytest.fixture
@@ -69,11 +69,13 @@ def test_secrets_of_the_shell_are_not_handed_on(layout: Layout) -> None:
         "TUNESMITH_SIGNING_KEY": "planted-3",
         "TUNESMITH_TOKEN": "planted-4",
         "HF_TOKEN": "planted-5",
+        "TUNESMITH_ALERT_WEBHOOK_URL": "https://hooks.example.org/planted-6",
     }
     for spec in services.specs(layout, PARTS, shell):
         text = "\n".join(spec.environment.values())
         reads_hub = spec.name in {"trainer", "exporter", "validator"}
         assert ("planted-5" in text) == reads_hub
+        assert ("planted-6" in text) == (spec.name == "scheduler")
         for number in range(1, 5):
             assert f"planted-{number}" not in text, spec.name
 
