@@ -133,6 +133,15 @@ ROWS: Mapping[FaultCode, FaultRow] = {
         remedy="Lower the learning rate, add warm-up, and look for broken rows in the dataset.",
         symptoms=("The loss shows `nan` or `inf`.",),
     ),
+    FaultCode.RUNTIME_MERGE_REFUSED: _training(
+        owner=Owner.USER,
+        meaning="A run of a multi-run was not merged: a weight was infinite or not a number, or a "
+        "gate refused it. The adapter merged before stays, and the next run begins from it; "
+        "training fails only when no run was merged.",
+        remedy="Lower the learning rate, or loosen the gate that the message names "
+        "(`drift_minimum_cosine`, `eval_maximum_regression`).",
+        symptoms=("`Run 3 of 5 was not merged: …`",),
+    ),
     FaultCode.RUNTIME_STEPS_SKIPPED: _training(
         meaning="Some steps in fp16 were skipped because their gradient overflowed; a warning.",
         remedy="A few at the beginning are how loss scaling finds its factor. When there are many, "

@@ -100,15 +100,23 @@ def gguf_bytes(shape: ModelShape, quantization: str) -> int:
 
 
 def artifact_bytes(
-    lora: LoraSpec, shape: ModelShape, *, quantizations: Sequence[str], tokenizer_bytes: int
+    lora: LoraSpec,
+    shape: ModelShape,
+    *,
+    quantizations: Sequence[str],
+    tokenizer_bytes: int,
+    merge_count: int = 0,
 ) -> int:
     """Size of everything a run stores: the adapter and one GGUF for each quantisation.
 
+    Args:
+        merge_count: adapters in the merge history of a multi-run.
     Raises:
         Fault: CONFIG_TARGET_UNKNOWN, CONFIG_QUANTIZATION_UNKNOWN.
     """
     bundles = sum(gguf_bytes(shape, name) + SMALL_FILES_BYTES for name in quantizations)
-    return lora_zip_bytes(lora, shape, tokenizer_bytes=tokenizer_bytes) + bundles
+    merges = merge_count * adapter_bytes(lora, shape, bytes_per_param=ADAPTER_BYTES_PER_PARAM)
+    return lora_zip_bytes(lora, shape, tokenizer_bytes=tokenizer_bytes) + bundles + merges
 
 
 def coarse_rows(shape: ModelShape) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from tunesmith.api.model.v1 import model_pb2
 _KINDS: Final = {
     artifact_pb2.ARTIFACT_KIND_LORA_ADAPTER: ArtifactKind.LORA_ADAPTER,
     artifact_pb2.ARTIFACT_KIND_GGUF_BUNDLE: ArtifactKind.GGUF_BUNDLE,
+    artifact_pb2.ARTIFACT_KIND_MERGE_HISTORY: ArtifactKind.MERGE_HISTORY,
 }
 
 
@@ -115,6 +116,8 @@ def kind_to_proto(kind: ArtifactKind) -> artifact_pb2.ArtifactKind:
             return artifact_pb2.ARTIFACT_KIND_LORA_ADAPTER
         case ArtifactKind.GGUF_BUNDLE:
             return artifact_pb2.ARTIFACT_KIND_GGUF_BUNDLE
+        case ArtifactKind.MERGE_HISTORY:
+            return artifact_pb2.ARTIFACT_KIND_MERGE_HISTORY
         case _:
             assert_never(kind)
 

@@ -196,6 +196,7 @@ def run_to_proto(record: Record, *, now: datetime) -> run_pb2.Run:
         quote=parse(billing_pb2.Quote, submission.quote),
         cost=money(limits.cost_now(run, now)),
         samples=samples_of(run.samples),
+        merges=merges_of(run.samples),
         warnings=[warning_to_proto(warning) for warning in record.warnings],
         attempts=[attempt_to_proto(lease) for lease in record.attempts],
         artifact=run.artifact,
@@ -218,6 +219,11 @@ def run_to_proto(record: Record, *, now: datetime) -> run_pb2.Run:
 def samples_of(document: Document) -> Sequence[run_pb2.Sample]:
     """The samples in a document."""
     return parse(event_pb2.SamplesRecorded, document).samples
+
+
+def merges_of(document: Document) -> Sequence[run_pb2.RunMerge]:
+    """The merge history in a document."""
+    return parse(event_pb2.SamplesRecorded, document).merges
 
 
 def event_to_proto(run_name: str, event: Event, *, traceparent: str) -> event_pb2.Event:

@@ -30,6 +30,9 @@ from tunesmith.api.work.v1 import work_pb2, work_service_pb2
 MAX_REPORTS: Final = 1000
 MAX_FILES: Final = 1000
 MAX_ENTRIES: Final = 1000
+# As many runs as a multi-run may have.
+MERGE_COUNT_MAX: Final = 100
+SHA256_CHARACTERS: Final = 64
 SAMPLE_COUNT: Final = 3
 SAMPLE_CHARACTERS_MAX: Final = 16_000
 MAX_FLAGS: Final = 16
@@ -252,7 +255,7 @@ def unpack_files(document: Document) -> Sequence[work_pb2.OutputFile]:
 
 
 def pack_samples(result: work_service_pb2.TrainResult) -> Document:
-    """Samples as they stand in their event, which must fit into a message of NATS."""
+    """Samples and merges as they stand in their event, which must fit into a message of NATS."""
     samples = [
         run_pb2.Sample(
             prompt=sample.prompt[:SAMPLE_CHARACTERS_MAX],
@@ -262,7 +265,17 @@ def pack_samples(result: work_service_pb2.TrainResult) -> Document:
         )
         for sample in result.samples[:SAMPLE_COUNT]
     ]
-    return event_pb2.SamplesRecorded(samples=samples).SerializeToString()
+    merges = [_merge(given) for given in result.merges[:MERGE_COUNT_MAX]]
+    return event_pb2.SamplesRecorded(samples=samples, merges=merges).SerializeToString()
+
+
+def _merge(given: run_pb2.RunMerge) -> run_pb2.RunMerge:
+    """A merge as it was given, without what could make it long."""
+    merge = run_pb2.RunMerge()
+    merge.CopyFrom(given)
+    merge.DiscardUnknownFields()
+    merge.sha256 = given.sha256[:SHA256_CHARACTERS]
+    return merge
 
 
 def pack_proofs(result: work_service_pb2.ExportResult) -> Document:
@@ -281,6 +294,8 @@ def artifact_file(run_name: str, file: work_pb2.OutputFile) -> artifact_pb2.Arti
     run_id = run_name.rpartition("/")[2]
     if file.artifact_kind == artifact_pb2.ARTIFACT_KIND_LORA_ADAPTER:
         name = f"{run_id}-lora.zip"
+    elif file.artifact_kind == artifact_pb2.ARTIFACT_KIND_MERGE_HISTORY:
+        name = f"{run_id}-merges.zip"
     else:
         name = f"{run_id}-{file.quantization}-gguf.zip"
     return artifact_pb2.ArtifactFile(

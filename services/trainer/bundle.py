@@ -10,11 +10,16 @@ FILE_MODE = 0o100644
 MODE_SHIFT = 16
 
 
-def write_zip(files: Sequence[Path], target: Path) -> None:
-    """Write the files, by name and in order of their names, to the new archive `target`."""
+def write_zip(files: Sequence[Path], target: Path, *, root: Path | None = None) -> None:
+    """Write the files, by name and in order of their names, to the new archive `target`.
+
+    Args:
+        root: folder that the names are relative to; None for names without a folder.
+    """
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for path in sorted(files, key=lambda path: path.name):
-            entry = zipfile.ZipInfo(path.name, date_time=EARLIEST_TIME)
+        named = {path.relative_to(root).as_posix() if root else path.name: path for path in files}
+        for name, path in sorted(named.items()):
+            entry = zipfile.ZipInfo(name, date_time=EARLIEST_TIME)
             entry.external_attr = FILE_MODE << MODE_SHIFT
             # Trained weights are noise to a compressor: packing them only takes time.
             entry.compress_type = (

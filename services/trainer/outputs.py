@@ -19,6 +19,8 @@ log = telemetry.logger(__name__)
 ARCHIVE_NAME = "adapter.zip"
 ADAPTER_FOLDER = "adapter"
 CHECKPOINT_FOLDER = "checkpoints"
+MERGES_ARCHIVE_NAME = "merges.zip"
+MERGES_FOLDER = "merges"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +69,8 @@ async def store_adapter(session: LeaseSession, finished: Finished) -> list[work_
     if finished.proof_path is not None:
         proof = Path(finished.proof_path)
         outputs.append(Output(source=proof, path=f"{ADAPTER_FOLDER}/{proof.name}"))
+    if finished.merges_folder is not None:
+        outputs.append(await asyncio.to_thread(_merge_archive, Path(finished.merges_folder)))
     return await store(session, outputs)
 
 
@@ -74,19 +78,26 @@ class CheckpointUploader:
     """Uploads checkpoints behind the back of training: one at a time, the newest first.
 
     A checkpoint that is overtaken by a newer one before its turn is never uploaded. A failed upload
-    costs nothing but that checkpoint; the run goes on.
+    costs nothing but that checkpoint; the run goes on. The adapters after merges belong to every
+    later checkpoint and are uploaded once.
     """
 
     def __init__(self, session: LeaseSession, *, keep_count: int) -> None:
         self._session = session
         self._keep_count = keep_count
         self._written: list[CheckpointWritten] = []
+        self._merges: list[Path] = []
+        self._stored_merges: list[work_pb2.OutputFile] = []
         self._came = asyncio.Event()
 
     def add(self, written: CheckpointWritten) -> None:
         """A new checkpoint lies on the disk."""
         self._written.append(written)
         self._came.set()
+
+    def add_merge(self, path: Path) -> None:
+        """The adapter after a merge lies on the disk; checkpoints from now on need it."""
+        self._merges.append(path)
 
     async def run(self) -> None:
         """Upload until cancelled."""
@@ -108,8 +119,11 @@ class CheckpointUploader:
             Output(source=path, path=f"{CHECKPOINT_FOLDER}/{folder.name}/{path.name}")
             for path in await asyncio.to_thread(_inside, folder)
         ]
+        fresh = self._merges[len(self._stored_merges) :]
         try:
-            files = await store(self._session, outputs)
+            self._stored_merges += await store(self._session, [_merge_output(p) for p in fresh])
+            # The checkpoint's own files come first: their folder is where a resume begins.
+            files = [*await store(self._session, outputs), *self._stored_merges]
         except Fault as fault:
             log.warning("checkpoint_upload_failed", step=written.step, code=fault.code.value)
             return False
@@ -135,6 +149,24 @@ def _described(output: Output) -> work_pb2.OutputFile:
         sha256=local.sha256,
         artifact_kind=output.artifact_kind,
         entries=output.entries,
+    )
+
+
+def _merge_output(path: Path) -> Output:
+    place = f"{CHECKPOINT_FOLDER}/{MERGES_FOLDER}/{path.parent.name}/{path.name}"
+    return Output(source=path, path=place)
+
+
+def _merge_archive(folder: Path) -> Output:
+    """The merge history as one file: the list of runs, and a folder for each adapter."""
+    archive = folder.with_name(MERGES_ARCHIVE_NAME)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    write_zip(files, archive, root=folder)
+    return Output(
+        source=archive,
+        path=MERGES_ARCHIVE_NAME,
+        artifact_kind=artifact_pb2.ARTIFACT_KIND_MERGE_HISTORY,
+        entries=tuple(path.relative_to(folder).as_posix() for path in files),
     )
 
 

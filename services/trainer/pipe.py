@@ -5,6 +5,7 @@ The child's stdout belongs to libraries that print what they like; it goes to th
 
 import msgspec
 
+from trainer.domain.continual import MergeRecord
 from trainer.domain.plan import TrainPlan
 from trainer.domain.rails import CPU_TIER, UnslothPolicy
 
@@ -99,6 +100,13 @@ class CheckpointWritten(_Message, frozen=True, kw_only=True):
     folder: str
 
 
+class RunMerged(_Message, frozen=True, kw_only=True):
+    """From the child: a run of a continual training ended; `path` holds the adapter after it."""
+
+    record: MergeRecord
+    path: str | None
+
+
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """One sample: the answers of adapter and base to the same prompt."""
 
@@ -118,10 +126,14 @@ class UnslothFailed(_Message, frozen=True, kw_only=True):
 
 
 class Finished(_Message, frozen=True, kw_only=True):
-    """From the child: the adapter lies in `adapter_folder`; the next plan may come."""
+    """From the child: the adapter lies in `adapter_folder`; the next plan may come.
+
+    `merges_folder` holds the merge history of a continual training.
+    """
 
     adapter_folder: str
     proof_path: str | None
+    merges_folder: str | None = None
     samples: tuple[Answer, ...]
     warm: tuple[str, ...]
 
@@ -143,6 +155,7 @@ FromChild = (
     | StepTaken
     | Warned
     | CheckpointWritten
+    | RunMerged
     | UnslothFailed
     | Finished
     | Failed

@@ -6,12 +6,14 @@ from pathlib import Path
 from google.protobuf import duration_pb2
 
 from lexicon.faults import Fault, FaultCode
+from trainer.domain.continual import MergeRecord, Outcome
 from trainer.domain.plan import (
     AdapterPlan,
     Backend,
     Base,
     DatasetFile,
     Method,
+    MultiRunPlan,
     Optimizer,
     Precision,
     PreferencePlan,
@@ -27,6 +29,8 @@ from tunesmith.api.run.v1 import run_pb2, spec_pb2
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2
 
 NANOSECONDS = 1_000_000_000
+# Of a multi-run that validates and says no more; the contract names it.
+DEFAULT_HOLDOUT_RATIO = 0.1
 
 _METHODS: Mapping[int, Method] = {
     spec_pb2.METHOD_UNSPECIFIED: Method.SFT,
@@ -77,6 +81,13 @@ _FORMATS: Mapping[int, str] = {
     dataset_pb2.FORMAT_TEXT: "text",
     dataset_pb2.FORMAT_PREFERENCE: "preference",
     dataset_pb2.FORMAT_KTO: "kto",
+}
+_OUTCOMES: Mapping[Outcome, int] = {
+    Outcome.MERGED: run_pb2.MERGE_OUTCOME_MERGED,
+    Outcome.NOT_FINITE: run_pb2.MERGE_OUTCOME_NOT_FINITE,
+    Outcome.DRIFTED: run_pb2.MERGE_OUTCOME_DRIFTED,
+    Outcome.REGRESSED: run_pb2.MERGE_OUTCOME_REGRESSED,
+    Outcome.NOT_VALIDATED: run_pb2.MERGE_OUTCOME_NOT_VALIDATED,
 }
 _STAGES: Mapping[str, int] = {
     "data_download": fault_pb2.STAGE_DATA_DOWNLOAD,
@@ -146,6 +157,7 @@ def plan_from_lease(
         checkpoint_keep_count=training.checkpoint_keep_count,
         validation=_validation(task, validation_path),
         preference=_preference(training),
+        multi_run=_multi_run(training),
         sample_prompts=tuple(task.sample_prompts),
         work_folder=str(work_folder),
         log_path=str(log_path),
@@ -198,6 +210,23 @@ def sample(answer: Answer) -> run_pb2.Sample:
     )
 
 
+def merge(record: MergeRecord) -> run_pb2.RunMerge:
+    """One run of the merge history."""
+    return run_pb2.RunMerge(
+        number=record.number,
+        outcome=_OUTCOMES[record.outcome],  # type: ignore[arg-type]
+        step=record.step,
+        weight=record.weight,
+        drift_cosine=record.drift_cosine,
+        delta_norm=record.delta_norm,
+        loss_begin=record.loss_begin,
+        loss_end=record.loss_end,
+        held_out_loss_before=record.held_out_loss_before,
+        held_out_loss_after=record.held_out_loss_after,
+        sha256=record.sha256,
+    )
+
+
 def duration(seconds: float) -> duration_pb2.Duration:
     """A span of time, at least 0."""
     whole, rest = divmod(max(0.0, seconds), 1.0)
@@ -216,9 +245,12 @@ def _dataset(given: work_pb2.DatasetInput, path: Path) -> DatasetFile:
 
 
 def _validation(task: work_pb2.TrainTask, path: Path | None) -> ValidationPlan | None:
-    if not task.training.HasField("validation"):
-        return None
     config = task.training.validation
+    if not task.training.HasField("validation"):
+        multi_run = task.training.multi_run
+        if not (task.training.HasField("multi_run") and multi_run.validate_every_run):
+            return None
+        config = spec_pb2.ValidationConfig(holdout_ratio=DEFAULT_HOLDOUT_RATIO)
     return ValidationPlan(
         holdout_ratio=config.holdout_ratio,
         dataset=_dataset(task.validation, path) if path else None,
@@ -242,13 +274,26 @@ def _preference(training: spec_pb2.TrainingConfig) -> PreferencePlan | None:
     )
 
 
+def _multi_run(training: spec_pb2.TrainingConfig) -> MultiRunPlan | None:
+    if not training.HasField("multi_run"):
+        return None
+    config = training.multi_run
+    has_limit = config.HasField("eval_maximum_regression")
+    return MultiRunPlan(
+        run_count=config.run_count,
+        samples_per_run=config.samples_per_run,
+        in_order=config.in_order,
+        drift_minimum_cosine=config.drift_minimum_cosine,
+        eval_maximum_regression=config.eval_maximum_regression if has_limit else None,
+    )
+
+
 def _require_supported(training: spec_pb2.TrainingConfig) -> None:
     """The validator says the same at submission; a plan from elsewhere is not believed."""
     refused = {
         "fp8": _PRECISIONS[training.precision] is Precision.FP8,
         # Stores, exports and downloads know adapters only: nobody could take whole weights home.
         "full fine-tuning": training.mode == spec_pb2.MODE_FULL,
-        "several merged runs": training.HasField("multi_run"),
     }
     for what, wanted in refused.items():
         if wanted:

@@ -9,7 +9,7 @@ import hashlib
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
 
@@ -31,6 +31,7 @@ from trainer.pipe import (
     Finished,
     FromChild,
     Ready,
+    RunMerged,
     StageBegan,
     Started,
     StepTaken,
@@ -136,7 +137,9 @@ class Trainer:
         task.enter(Stage.UPLOAD)
         stored = await outputs.store_adapter(session, finished)
         result = work_service_pb2.TrainResult(
-            metrics=task.metrics, samples=[wire.sample(answer) for answer in finished.samples]
+            metrics=task.metrics,
+            samples=[wire.sample(answer) for answer in finished.samples],
+            merges=task.merges,
         )
         await session.complete(stored, train=result)
 
@@ -187,6 +190,10 @@ class Trainer:
                 task.session.report(report(warning=wire.warning(message)))
             case CheckpointWritten():
                 uploader.add(message)
+            case RunMerged():
+                task.merges.append(wire.merge(message.record))
+                if message.path is not None:
+                    uploader.add_merge(Path(message.path))
             case Failed():
                 raise Fault(FaultCode(message.code), message.message, **message.metadata)
             case Ready() | UnslothFailed() | Finished():
@@ -283,6 +290,7 @@ class _Task:
     folder: Path
     stage: Stage = Stage.PROVISIONING
     metrics: run_pb2.RunMetrics | None = None
+    merges: list[run_pb2.RunMerge] = field(default_factory=list)
 
     def enter(self, stage: Stage) -> None:
         """Tell the scheduler that a stage began."""

@@ -116,7 +116,7 @@ def train(mode: OutOfMemoryAt) -> tuple[list[float], OutOfMemoryAt]:
     losses = []
     with phases(mode, state), mode:
         mode.current = "probe"
-        probe(state, ROWS, PLAN, FP32, steps=STEPS, healed=lambda _: None)
+        probe(state, ROWS, PLAN, FP32, steps=range(STEPS), healed=lambda _: None)
         mode.current = ""
         for _ in range(STEPS):
             figures = loop.take_step(

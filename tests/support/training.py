@@ -83,6 +83,7 @@ _PLAN = TrainPlan(
     checkpoint_keep_count=1,
     validation=None,
     preference=None,
+    multi_run=None,
     sample_prompts=("What color is a lemon?", "What does a baker do?", "What is a hammer for?"),
     work_folder="",
     log_path="",

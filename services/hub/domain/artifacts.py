@@ -21,6 +21,7 @@ class ArtifactKind(StrEnum):
 
     LORA_ADAPTER = "lora_adapter"
     GGUF_BUNDLE = "gguf_bundle"
+    MERGE_HISTORY = "merge_history"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -127,6 +127,24 @@ class PreferencePlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MultiRunPlan:
+    """Continual training: several runs, each on samples of its own, merged one after another.
+
+    Attributes:
+        samples_per_run: fresh samples of each run; `epochs` and `max_steps` are those of a run.
+        in_order: take them in the order of the datasets and their rows, not shuffled.
+        drift_minimum_cosine: smallest cosine between the B before and the B of a run.
+        eval_maximum_regression: largest rise of the held-out loss; None for any.
+    """
+
+    run_count: int
+    samples_per_run: int
+    in_order: bool
+    drift_minimum_cosine: float
+    eval_maximum_regression: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainPlan:
     """Everything the training child needs; paths are local, and nothing in it is secret."""
 
@@ -162,6 +180,7 @@ class TrainPlan:
     checkpoint_keep_count: int
     validation: ValidationPlan | None
     preference: PreferencePlan | None
+    multi_run: MultiRunPlan | None
     sample_prompts: tuple[str, ...]
     work_folder: str
     log_path: str

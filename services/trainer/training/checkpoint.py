@@ -27,13 +27,17 @@ STATE_NAME = "state.safetensors"
 MANIFEST_NAME = "manifest.json"
 FILE_NAMES = (STATE_NAME, MANIFEST_NAME)
 PARTIAL_SUFFIX = ".partial"
-# A manifest is a few lines; a bigger one is not ours.
-MANIFEST_BYTES_MAX = 64 * 1024
+# A manifest is a few lines, with the longest merge history a hundred KiB; a bigger one is not ours.
+MANIFEST_BYTES_MAX = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Where a run stands: what cannot be computed from the plan and the step."""
+    """Where a run stands: what cannot be computed from the plan and the step.
+
+    Attributes:
+        course: merges so far; None unless the training is continual.
+    """
 
     run: str
     attempt: int
@@ -45,6 +49,7 @@ class Progress:
     latest_validation_loss: float | None = None
     best_validation_loss: float | None = None
     validations_without_gain: int = 0
+    course: dict[str, Any] | None = None
 
 
 def write(root: Path, progress: Progress, tensors: dict[str, torch.Tensor]) -> Path:

@@ -48,6 +48,9 @@ class TrainState:
 
     Attributes:
         loss_scale: None unless the gradients are computed in fp16.
+        step: optimizer steps taken in all.
+        first_step: the step at which the optimizer began: 0, or where a run of a continual
+            training did; `first_skipped_count` is how many had been skipped by then.
     """
 
     model: Any
@@ -56,7 +59,14 @@ class TrainState:
     ladder: Ladder
     loss_scale: LossScale | None = None
     step: int = 0
+    first_step: int = 0
+    first_skipped_count: int = 0
     trained_token_count: int = 0
+
+    @property
+    def step_of_run(self) -> int:
+        """Steps since the optimizer began: what the order of the rows and the schedule go by."""
+        return self.step - self.first_step
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -99,6 +109,14 @@ def begin(model: Any, plan: TrainPlan, *, loss_scale: LossScale | None = None) -
     )
 
 
+def begin_again(state: TrainState, plan: TrainPlan) -> None:
+    """Begin the next run of a continual training: steps count on, the optimizer is a new one."""
+    # The old moments are given back before there is room for new ones.
+    del state.updater
+    state.updater = make_updater(plan, state.trainable)
+    state.first_step, state.first_skipped_count = state.step, state.skipped_count
+
+
 def take_step(
     state: TrainState,
     rows: Sequence[Example],
@@ -113,7 +131,7 @@ def take_step(
     Raises:
         Fault: RUNTIME_GPU_OOM when healing is exhausted, RUNTIME_LOSS_NOT_FINITE.
     """
-    chosen = [rows[i] for i in step_indices(plan, row_count=len(rows), step=state.step)]
+    chosen = [rows[i] for i in step_indices(plan, row_count=len(rows), step=state.step_of_run)]
     while True:
         try:
             figures = _try_step(state, chosen, plan, arithmetic, steps=steps)
@@ -168,7 +186,7 @@ def _try_step(
     grad_norm = 0.0 if skipped else grad_norm
     require_finite(loss_sum / divisor, grad_norm, step=state.step)
     lr = learning_rate(
-        state.step,
+        state.step_of_run,
         steps=steps,
         lr_peak=plan.lr_peak,
         warmup_ratio=plan.warmup_ratio,
@@ -256,7 +274,8 @@ def unscale(state: TrainState) -> None:
 
 def update(state: TrainState, *, lr: float) -> None:
     """One update of the trainable weights by their gradients; whole, or not at all."""
-    state.updater.update(updates_before=state.step - state.skipped_count, lr=lr)
+    skipped_count = state.skipped_count - state.first_skipped_count
+    state.updater.update(updates_before=state.step_of_run - skipped_count, lr=lr)
 
 
 def capture(state: TrainState) -> dict[str, torch.Tensor]:

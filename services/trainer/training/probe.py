@@ -56,7 +56,7 @@ def probe(
     plan: TrainPlan,
     arithmetic: Arithmetic,
     *,
-    steps: int,
+    steps: range,
     healed: Callable[[Ladder], None],
     proven: Extent | None = None,
 ) -> Extent | None:
@@ -65,6 +65,7 @@ def probe(
     `state.ladder` is afterwards on the first rung that there is memory for.
 
     Args:
+        steps: optimizer steps that are left.
         proven: what a trial under the same conditions has shown to fit; no larger micro-batch is
             tried, and it is given back.
     Returns:
@@ -74,9 +75,7 @@ def probe(
         RuntimeError: what torch says of tensors that do not fit each other.
     """
     while True:
-        examples = largest_micro_batch(
-            rows, plan, size=state.ladder.micro_batch_size, steps=range(state.step, steps)
-        )
+        examples = largest_micro_batch(rows, plan, size=state.ladder.micro_batch_size, steps=steps)
         if not examples:
             return None
         extent = extent_of(examples, packing=plan.packing)

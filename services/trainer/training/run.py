@@ -14,16 +14,10 @@ from peft import PeftModel
 
 from lexicon.faults import Fault, FaultCode
 from trainer.domain.card import model_card
+from trainer.domain.continual import MergeRecord
 from trainer.domain.healing import Ladder
 from trainer.domain.mlx import require_supported
-from trainer.domain.plan import (
-    TrainPlan,
-    checkpoint_due,
-    essence,
-    steps_per_epoch,
-    total_epochs,
-    total_steps,
-)
+from trainer.domain.plan import TrainPlan, checkpoint_due, essence
 from trainer.domain.rails import Device
 from trainer.domain.remaining import StepTimer
 from trainer.domain.scaling import LossScale
@@ -31,6 +25,7 @@ from trainer.pipe import (
     Answer,
     CheckpointWritten,
     Finished,
+    RunMerged,
     StageBegan,
     Started,
     StepTaken,
@@ -39,19 +34,21 @@ from trainer.pipe import (
 from trainer.training import checkpoint, loop, speech
 from trainer.training.adapter import require_changed, write_adapter
 from trainer.training.arithmetic import Arithmetic, arithmetic_for, threads_for
-from trainer.training.batches import Example
 from trainer.training.channel import Channel
 from trainer.training.compiling import compiled
+from trainer.training.continual import MERGED_PREFIX, TUNED_PREFIX, Course
 from trainer.training.dataset import Desk
 from trainer.training.memory import is_out_of_memory, peak_bytes
 from trainer.training.mlx_presence import require_available
 from trainer.training.peft_rail import over_whole_base, speaking, width_of
 from trainer.training.probe import probe
 from trainer.training.rails import Rail, Rails, loading
-from trainer.training.validation import BEST_PREFIX, Validation, split
+from trainer.training.validation import BEST_PREFIX, split
 from trainer.training.warm import Warm, conditions_of
 
 log = logging.getLogger(__name__)
+# What a checkpoint holds beside the weights and moments of the model under training.
+SIDE_PREFIXES = (BEST_PREFIX, TUNED_PREFIX, MERGED_PREFIX)
 
 
 def train_run(plan: TrainPlan, channel: Channel, rails: Rails, warm: Warm) -> Finished:
@@ -84,8 +81,8 @@ def train_run(plan: TrainPlan, channel: Channel, rails: Rails, warm: Warm) -> Fi
     # Unsloth brings kernels of its own for what would be compiled.
     with compiled(adapted, wanted=plan.torch_compile and rail is rails.peft) as count:
         log.info("%d parts of the model are compiled", count)
-        last = _train(adapted, plan, desk, arithmetic, channel, warm)
-    finished = _deliver(adapted, plan, desk, arithmetic, rail, channel=channel, last=last)
+        course, last = _train(adapted, plan, desk, arithmetic, channel, warm)
+    finished = _deliver(adapted, course, desk, arithmetic, rail, channel=channel, last=last)
     kept = (plan.base.base_model,) if warm.keep() else ()
     return msgspec.structs.replace(finished, warm=kept)
 
@@ -121,18 +118,25 @@ def _train(
     arithmetic: Arithmetic,
     channel: Channel,
     warm: Warm,
-) -> StepTaken | None:
+) -> tuple[Course, StepTaken | None]:
     """Take all steps that are left; the figures of the last one, None when none was left."""
     adapted.train()
     loss_scale = LossScale() if arithmetic.scales_loss else None
     state = loop.begin(adapted, plan, loss_scale=loss_scale)
     desk, validation = split(plan, desk, arithmetic)
-    _resume(state, plan, validation, channel)
-    rows = desk.rows
+    course = Course.of(
+        plan,
+        desk.rows,
+        validation,
+        state,
+        warn=lambda code, text: warn(channel, code, text),
+        told=lambda record, path: _tell_merged(channel, record, path),
+    )
+    _resume(state, course, channel)
     last: StepTaken | None = None
-    steps = total_steps(plan, row_count=len(rows))
+    steps = course.steps
     timer = StepTimer()
-    _probe(state, rows, plan, arithmetic, steps=steps, channel=channel, warm=warm)
+    _probe(state, course, arithmetic, channel=channel, warm=warm)
     last_step, last_time = state.step, time.monotonic()
     channel.send(StageBegan(stage="training"))
     channel.send(Started(from_step=state.step, total_steps=steps))
@@ -140,17 +144,17 @@ def _train(
         channel.running.wait()
         figures = loop.take_step(
             state,
-            rows,
+            course.rows_at(state.step),
             plan,
             arithmetic,
-            steps=steps,
+            steps=course.run_steps,
             healed=lambda ladder: tell_healed(channel, ladder),
         )
         timer.add(figures.seconds)
         if figures.skipped:
             log.info("step %d was skipped: its gradient overflowed in fp16", state.step)
-        validation.after_step(state, steps=steps, warn=lambda code, text: warn(channel, code, text))
-        last = _told(state, figures, validation, timer, plan, row_count=len(rows))
+        course.after_step(state, figures)
+        last = _told(state, figures, course, timer)
         channel.send(last)
         if checkpoint_due(
             plan,
@@ -159,67 +163,65 @@ def _train(
             last_step=last_step,
             seconds_since=time.monotonic() - last_time,
         ):
-            _write_checkpoint(state, plan, validation, channel)
+            _write_checkpoint(state, course, channel)
             last_step, last_time = state.step, time.monotonic()
         if validation.wants_stop:
             break
-    if validation.promote_best(state):
-        log.info("the best validation's weights were promoted")
+    course.finish(state)
     if state.skipped_count:
         text = f"{state.skipped_count} of {state.step} steps were skipped: fp16 overflowed"
         warn(channel, FaultCode.RUNTIME_STEPS_SKIPPED, text)
-    return last
+    return course, last
 
 
 def _probe(
     state: loop.TrainState,
-    rows: Sequence[Example],
-    plan: TrainPlan,
+    course: Course,
     arithmetic: Arithmetic,
     *,
-    steps: int,
     channel: Channel,
     warm: Warm,
 ) -> None:
     """Try the largest micro-batch while the run is still free of charge."""
-    conditions = conditions_of(plan)
-    proven = probe(
-        state,
-        rows,
-        plan,
-        arithmetic,
-        steps=steps,
-        healed=lambda ladder: tell_healed(channel, ladder, what="the longest batch"),
-        proven=warm.proven.get(conditions),
-    )
-    if proven is not None:
-        warm.proven[conditions] = proven
+    conditions = conditions_of(course.plan)
+    for rows, steps in course.left(state.step):
+        proven = probe(
+            state,
+            rows,
+            course.plan,
+            arithmetic,
+            steps=steps,
+            healed=lambda ladder: tell_healed(channel, ladder, what="the longest batch"),
+            proven=warm.proven.get(conditions),
+        )
+        if proven is not None:
+            warm.proven[conditions] = proven
 
 
-def _resume(
-    state: loop.TrainState, plan: TrainPlan, validation: Validation, channel: Channel
-) -> None:
+def _resume(state: loop.TrainState, course: Course, channel: Channel) -> None:
     """Continue from the plan's checkpoint; one that is not whole costs its steps, not the run."""
+    plan = course.plan
     if plan.checkpoint_folder is None:
         return
     try:
         progress, tensors = checkpoint.read(
             Path(plan.checkpoint_folder), run=plan.run, fingerprint=fingerprint(plan)
         )
-        loop.restore(state, {k: v for k, v in tensors.items() if not k.startswith(BEST_PREFIX)})
+        merges = course.read(progress.course)
+        loop.restore(state, {k: v for k, v in tensors.items() if not k.startswith(SIDE_PREFIXES)})
     except Fault as fault:
         warn(channel, fault.code, f"{fault.message}; training begins anew")
         return
-    validation.restore(progress, tensors)
+    course.validation.restore(progress, tensors)
+    course.restore(state, merges, tensors)
     state.step = progress.step
     state.trained_token_count = progress.trained_token_count
     state.ladder = replace(state.ladder, micro_batch_size=progress.micro_batch_size)
     log.info("resumed at step %d", state.step)
 
 
-def _write_checkpoint(
-    state: loop.TrainState, plan: TrainPlan, validation: Validation, channel: Channel
-) -> None:
+def _write_checkpoint(state: loop.TrainState, course: Course, channel: Channel) -> None:
+    plan, validation = course.plan, course.validation
     root = _checkpoints(plan)
     progress = checkpoint.Progress(
         run=plan.run,
@@ -232,9 +234,11 @@ def _write_checkpoint(
         latest_validation_loss=validation.latest_loss,
         best_validation_loss=validation.best_loss,
         validations_without_gain=validation.without_gain_count,
+        course=course.document(),
     )
+    tensors = {**loop.capture(state), **validation.tensors(), **course.tensors()}
     try:
-        folder = checkpoint.write(root, progress, {**loop.capture(state), **validation.tensors()})
+        folder = checkpoint.write(root, progress, tensors)
     except Fault as fault:
         # Training can go on: the last good checkpoint stands, and the adapter is saved elsewhere.
         warn(channel, fault.code, fault.message)
@@ -245,27 +249,22 @@ def _write_checkpoint(
 def _told(
     state: loop.TrainState,
     figures: loop.StepFigures,
-    validation: Validation,
+    course: Course,
     timer: StepTimer,
-    plan: TrainPlan,
-    *,
-    row_count: int,
 ) -> StepTaken:
-    steps = total_steps(plan, row_count=row_count)
-    per_epoch = steps_per_epoch(plan, row_count=row_count)
     return StepTaken(
         step=state.step,
-        total_steps=steps,
-        epoch=(state.step - 1) // per_epoch + 1,
-        total_epochs=total_epochs(plan, row_count=row_count),
+        total_steps=course.steps,
+        epoch=course.epoch_of(state.step),
+        total_epochs=course.epochs,
         loss=figures.loss,
         learning_rate=figures.learning_rate,
         grad_norm=figures.grad_norm,
         tokens_per_second=figures.token_count / max(figures.seconds, 1e-9),
         real_token_ratio=figures.token_count / figures.computed_token_count,
         memory_bytes=peak_bytes(next(iter(state.trainable.values())).device),
-        remaining_seconds=timer.remaining_seconds(steps_left=steps - state.step),
-        validation_loss=validation.latest_loss,
+        remaining_seconds=timer.remaining_seconds(steps_left=course.steps - state.step),
+        validation_loss=course.validation.latest_loss,
         micro_batch_size=state.ladder.micro_batch_size,
         accumulation_steps=state.ladder.accumulation_steps,
         trained_token_count=state.trained_token_count,
@@ -274,7 +273,7 @@ def _told(
 
 def _deliver(
     adapted: PeftModel,
-    plan: TrainPlan,
+    course: Course,
     desk: Desk,
     arithmetic: Arithmetic,
     rail: Rail,
@@ -283,6 +282,7 @@ def _deliver(
     last: StepTaken | None,
 ) -> Finished:
     """Write the adapter first; samples and proof come after it and cannot take it away."""
+    plan = course.plan
     channel.send(StageBegan(stage="saving"))
     require_changed(adapted)
     folder = Path(plan.work_folder) / "adapter"
@@ -294,6 +294,7 @@ def _deliver(
         template_source=desk.template.source,
         card=model_card(plan, steps=last.step if last else None, loss=last.loss if last else None),
     )
+    merges = course.write_history(folder)
     adapted.eval()
     speaker = speech.Speaker(
         model=adapted,
@@ -318,6 +319,7 @@ def _deliver(
     return Finished(
         adapter_folder=str(folder),
         proof_path=str(proof) if proof else None,
+        merges_folder=str(merges) if merges else None,
         samples=samples,
         warm=(),
     )
@@ -350,6 +352,11 @@ def tell_healed(channel: Channel, ladder: Ladder, *, what: str = "the step") -> 
         f"Out of memory; {what} is taken again with micro-batch {ladder.micro_batch_size} and "
         f"{ladder.accumulation_steps} accumulation steps",
     )
+
+
+def _tell_merged(channel: Channel, record: MergeRecord, path: Path | None) -> None:
+    log.info("run %d ended: %s", record.number, record.outcome.value)
+    channel.send(RunMerged(record=record, path=str(path) if path else None))
 
 
 def _cores() -> int:

@@ -48,8 +48,16 @@ class Validation:
         interval = validation_interval(self.plan, steps=steps)
         if state.step % interval and state.step != steps:
             return
+        loss = self.measure(state, warn=warn)
+        if loss is not None:
+            self.judge(loss, state)
+
+    def measure(self, state: loop.TrainState, *, warn: Warn) -> float | None:
+        """The mean loss of the held-out rows; None without such rows or without memory for one."""
+        if not self.rows:
+            return None
         try:
-            loss = loop.mean_loss(
+            return loop.mean_loss(
                 state.model,
                 self.rows,
                 self.arithmetic,
@@ -60,8 +68,18 @@ class Validation:
         except Fault as fault:
             loop.free_memory(state)
             warn(fault.code, f"No memory for the validation at step {state.step}")
-            return
-        self._judge(loss, state)
+            return None
+
+    def judge(self, loss: float, state: loop.TrainState) -> None:
+        """Count a validation of the weights that the model holds now."""
+        assert self.plan is not None
+        self.latest_loss = loss
+        if self.best_loss is None or loss < self.best_loss - self.plan.early_stop_min_delta:
+            self.best_loss, self.without_gain_count = loss, 0
+            # On the CPU: the best weights must not take the device's memory from training.
+            self.best = {name: p.detach().cpu().clone() for name, p in state.trainable.items()}
+        else:
+            self.without_gain_count += 1
 
     def promote_best(self, state: loop.TrainState) -> bool:
         """Put the best weights into the model; whether they were others than the latest."""
@@ -86,16 +104,6 @@ class Validation:
             for name, tensor in tensors.items()
             if name.startswith(BEST_PREFIX)
         }
-
-    def _judge(self, loss: float, state: loop.TrainState) -> None:
-        assert self.plan is not None
-        self.latest_loss = loss
-        if self.best_loss is None or loss < self.best_loss - self.plan.early_stop_min_delta:
-            self.best_loss, self.without_gain_count = loss, 0
-            # On the CPU: the best weights must not take the device's memory from training.
-            self.best = {name: p.detach().cpu().clone() for name, p in state.trainable.items()}
-        else:
-            self.without_gain_count += 1
 
 
 def split(plan: TrainPlan, desk: Desk, arithmetic: Arithmetic) -> tuple[Desk, Validation]:

@@ -137,6 +137,7 @@ def _fill_multi_run(given: MultiRun) -> MultiRun:
         given,
         validate_every_run=_or(given.validate_every_run, True),
         drift_minimum_cosine=_or(given.drift_minimum_cosine, NO_DRIFT_GATE),
+        in_order=_or(given.in_order, False),
     )
 
 

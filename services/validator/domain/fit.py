@@ -83,6 +83,7 @@ def estimate(case: Case) -> Needs | None:
             shape,
             quantizations=case.export.quantizations,
             tokenizer_bytes=model.tokenizer_bytes,
+            merge_count=case.training.multi_run.run_count if case.training.multi_run else 0,
         ),
         step_count=work.step_count,
         seconds=seconds,

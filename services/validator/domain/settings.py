@@ -126,6 +126,16 @@ def _multi_run(case: Case) -> Iterator[Finding]:
         return
     if training.method is not Method.SFT:
         yield _refuse("training.multi_run", f"Multi-run knows SFT only, not {training.method}.")
+    gated = training.multi_run.eval_maximum_regression is not None
+    validates = holdout_ratio(training) > 0 or bool(
+        training.validation and training.validation.dataset
+    )
+    if gated and not validates:
+        yield _refuse(
+            "training.multi_run.eval_maximum_regression",
+            "The limit of the held-out loss needs held-out rows: set validate_every_run, or a "
+            "validation with a holdout or a dataset.",
+        )
     datasets = case.facts.found_datasets()
     if not datasets or len(datasets) != len(case.spec.datasets):
         return

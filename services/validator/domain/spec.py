@@ -100,6 +100,7 @@ class MultiRun:
     validate_every_run: bool | None = None
     drift_minimum_cosine: float | None = None
     eval_maximum_regression: float | None = None
+    in_order: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,6 +63,19 @@ def test_samples_are_cut_to_what_an_event_can_carry() -> None:
     assert len(wire.samples_of(document)) == 3
 
 
+def test_a_merge_history_is_kept_within_bounds() -> None:
+    """002-34: it stands on the run, beside the samples."""
+    merge = run_pb2.RunMerge(number=2, weight=0.7, drift_cosine=0.0, sha256="a" * 10**6)
+    result = work_service_pb2.TrainResult(merges=[merge] * 300)
+    document = wire_work.pack_samples(result)
+    assert len(document) < 900_000
+    kept = wire.merges_of(document)
+    assert len(kept) == 100
+    assert (kept[0].number, kept[0].weight, kept[0].sha256) == (2, 0.7, "a" * 64)
+    assert kept[0].HasField("drift_cosine")
+    assert not kept[0].HasField("delta_norm")
+
+
 def test_secrets_and_nul_are_taken_out_of_a_workers_words() -> None:
     assert wire.clean("a\x00b Bearer abcdefghijkl") == "ab Bearer ***"
 

@@ -40,7 +40,9 @@ def probed(
     proven: Extent | None = None,
 ) -> tuple[Extent | None, list[Ladder]]:
     rungs: list[Ladder] = []
-    extent = probe(state, rows, plan, FP32, steps=STEPS, healed=rungs.append, proven=proven)
+    extent = probe(
+        state, rows, plan, FP32, steps=range(state.step, STEPS), healed=rungs.append, proven=proven
+    )
     return extent, rungs
 
 

@@ -6,10 +6,11 @@ import pytest
 
 from lexicon.faults import Fault, FaultCode, Stage
 from trainer import wire
-from trainer.domain.plan import Base, Method, TrainOn
+from trainer.domain.continual import MergeRecord, Outcome
+from trainer.domain.plan import Base, Method, MultiRunPlan, TrainOn, TrainPlan
 from trainer.pipe import StepTaken
 from tunesmith.api.dataset.v1 import dataset_pb2
-from tunesmith.api.run.v1 import spec_pb2
+from tunesmith.api.run.v1 import run_pb2, spec_pb2
 from tunesmith.api.work.v1 import work_pb2
 
 BASE = Base(base_model="b", model_id="b", revision="", folder="/b", digest="d")
@@ -34,7 +35,7 @@ def a_lease(**training: object) -> work_pb2.Lease:
     )
 
 
-def plan_of(lease: work_pb2.Lease) -> object:
+def plan_of(lease: work_pb2.Lease) -> TrainPlan:
     return wire.plan_from_lease(
         lease,
         base=BASE,
@@ -94,6 +95,46 @@ def test_full_fine_tuning_is_refused() -> None:
     with pytest.raises(Fault) as caught:
         plan_of(a_lease(mode=spec_pb2.MODE_FULL))
     assert caught.value.code is FaultCode.CONFIG_INVALID_SETTING
+
+
+def test_a_multi_run_holds_a_tenth_out_unless_it_is_told_not_to() -> None:
+    """002-18, 002-19"""
+    config = spec_pb2.MultiRunConfig(run_count=3, samples_per_run=9, validate_every_run=True)
+    lease = a_lease()
+    lease.train.training.multi_run.CopyFrom(config)
+    plan = plan_of(lease)
+    assert plan.multi_run == MultiRunPlan(
+        run_count=3,
+        samples_per_run=9,
+        in_order=False,
+        drift_minimum_cosine=0.0,
+        eval_maximum_regression=None,
+    )
+    assert plan.validation is not None
+    assert plan.validation.holdout_ratio == 0.1
+    lease.train.training.multi_run.validate_every_run = False
+    assert plan_of(lease).validation is None
+    lease.train.training.validation.holdout_ratio = 0.3
+    assert plan_of(lease).validation.holdout_ratio == 0.3  # type: ignore[union-attr]
+    assert plan_of(a_lease()).multi_run is None
+
+
+def test_every_outcome_of_a_merge_is_in_the_contract() -> None:
+    assert set(wire._OUTCOMES) == set(Outcome)
+    assert set(wire._OUTCOMES.values()) == set(run_pb2.MergeOutcome.values()) - {0}
+
+
+def test_a_figure_that_was_not_measured_is_no_field() -> None:
+    record = MergeRecord(
+        number=1, outcome=Outcome.DRIFTED, step=4, step_count=4, weight=1.0, drift_cosine=0.0,
+        delta_norm=None, loss_begin=2.0, loss_end=1.0, held_out_loss_before=None,
+        held_out_loss_after=None, sha256="",
+    )  # fmt: skip
+    merge = wire.merge(record)
+    assert merge.outcome == run_pb2.MERGE_OUTCOME_DRIFTED
+    assert merge.HasField("drift_cosine")
+    assert not merge.HasField("delta_norm")
+    assert not merge.HasField("held_out_loss_after")
 
 
 def test_dataset_without_a_format_is_refused() -> None:

@@ -290,6 +290,18 @@ def test_without_validation_the_whole_dataset_is_the_pool() -> None:
     assert not reds(answer)
 
 
+def test_a_limit_of_the_held_out_loss_needs_held_out_rows() -> None:
+    """002-19: what is switched off cannot guard anything."""
+    multi = MultiRun(
+        run_count=3, samples_per_run=10, validate_every_run=False, eval_maximum_regression=0.1
+    )
+    fault = refusal(examined(a_spec(training=a_training(multi_run=multi))))
+    assert fault.code is FaultCode.CONFIG_INVALID_SETTING
+    assert "needs held-out rows" in fault.message
+    given = a_training(multi_run=multi, validation=Validation(holdout_ratio=0.2))
+    assert not reds(examined(a_spec(training=given)))
+
+
 def test_a_missing_dataset_is_refused_as_the_hub_says() -> None:
     """003-02"""
     gone = Fault(

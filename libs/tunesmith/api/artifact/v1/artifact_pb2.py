@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tunesmith/api/artifact/v1/artifact.proto\x12\x19tunesmith.api.artifact.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb6\x01\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\x36\n\x05\x66iles\x18\x04 \x03(\x0b\x32\'.tunesmith.api.artifact.v1.ArtifactFile\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\"\xe1\x01\n\x0c\x41rtifactFile\x12\x35\n\x04kind\x18\x01 \x01(\x0e\x32\'.tunesmith.api.artifact.v1.ArtifactKind\x12\x14\n\x0cquantization\x18\x02 \x01(\t\x12\x11\n\tfile_name\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x0b\n\x03uri\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x65ntries\x18\x08 \x03(\t\"x\n\x0cStorageUsage\x12\x15\n\rdataset_bytes\x18\x01 \x01(\x03\x12\x1b\n\x13\x64\x61taset_quota_bytes\x18\x02 \x01(\x03\x12\x16\n\x0e\x61rtifact_bytes\x18\x03 \x01(\x03\x12\x1c\n\x14\x61rtifact_quota_bytes\x18\x04 \x01(\x03*l\n\x0c\x41rtifactKind\x12\x1d\n\x19\x41RTIFACT_KIND_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x41RTIFACT_KIND_LORA_ADAPTER\x10\x01\x12\x1d\n\x19\x41RTIFACT_KIND_GGUF_BUNDLE\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tunesmith/api/artifact/v1/artifact.proto\x12\x19tunesmith.api.artifact.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb6\x01\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\x36\n\x05\x66iles\x18\x04 \x03(\x0b\x32\'.tunesmith.api.artifact.v1.ArtifactFile\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\"\xe1\x01\n\x0c\x41rtifactFile\x12\x35\n\x04kind\x18\x01 \x01(\x0e\x32\'.tunesmith.api.artifact.v1.ArtifactKind\x12\x14\n\x0cquantization\x18\x02 \x01(\t\x12\x11\n\tfile_name\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x0b\n\x03uri\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x65ntries\x18\x08 \x03(\t\"x\n\x0cStorageUsage\x12\x15\n\rdataset_bytes\x18\x01 \x01(\x03\x12\x1b\n\x13\x64\x61taset_quota_bytes\x18\x02 \x01(\x03\x12\x16\n\x0e\x61rtifact_bytes\x18\x03 \x01(\x03\x12\x1c\n\x14\x61rtifact_quota_bytes\x18\x04 \x01(\x03*\x8d\x01\n\x0c\x41rtifactKind\x12\x1d\n\x19\x41RTIFACT_KIND_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x41RTIFACT_KIND_LORA_ADAPTER\x10\x01\x12\x1d\n\x19\x41RTIFACT_KIND_GGUF_BUNDLE\x10\x02\x12\x1f\n\x1b\x41RTIFACT_KIND_MERGE_HISTORY\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tunesmith.api.artifact.v1.artifact_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ARTIFACTKIND']._serialized_start=639
-  _globals['_ARTIFACTKIND']._serialized_end=747
+  _globals['_ARTIFACTKIND']._serialized_start=640
+  _globals['_ARTIFACTKIND']._serialized_end=781
   _globals['_ARTIFACT']._serialized_start=105
   _globals['_ARTIFACT']._serialized_end=287
   _globals['_ARTIFACTFILE']._serialized_start=290

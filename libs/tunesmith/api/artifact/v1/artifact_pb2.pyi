@@ -15,9 +15,11 @@ class ArtifactKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ARTIFACT_KIND_UNSPECIFIED: _ClassVar[ArtifactKind]
     ARTIFACT_KIND_LORA_ADAPTER: _ClassVar[ArtifactKind]
     ARTIFACT_KIND_GGUF_BUNDLE: _ClassVar[ArtifactKind]
+    ARTIFACT_KIND_MERGE_HISTORY: _ClassVar[ArtifactKind]
 ARTIFACT_KIND_UNSPECIFIED: ArtifactKind
 ARTIFACT_KIND_LORA_ADAPTER: ArtifactKind
 ARTIFACT_KIND_GGUF_BUNDLE: ArtifactKind
+ARTIFACT_KIND_MERGE_HISTORY: ArtifactKind
 
 class Artifact(_message.Message):
     __slots__ = ("name", "run", "base_model", "files", "create_time", "size_bytes")

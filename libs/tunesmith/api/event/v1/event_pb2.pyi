@@ -132,10 +132,12 @@ class ArtifactStored(_message.Message):
     def __init__(self, artifact: _Optional[str] = ..., file: _Optional[_Union[_artifact_pb2.ArtifactFile, _Mapping]] = ...) -> None: ...
 
 class SamplesRecorded(_message.Message):
-    __slots__ = ("samples",)
+    __slots__ = ("samples", "merges")
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    MERGES_FIELD_NUMBER: _ClassVar[int]
     samples: _containers.RepeatedCompositeFieldContainer[_run_pb2.Sample]
-    def __init__(self, samples: _Optional[_Iterable[_Union[_run_pb2.Sample, _Mapping]]] = ...) -> None: ...
+    merges: _containers.RepeatedCompositeFieldContainer[_run_pb2.RunMerge]
+    def __init__(self, samples: _Optional[_Iterable[_Union[_run_pb2.Sample, _Mapping]]] = ..., merges: _Optional[_Iterable[_Union[_run_pb2.RunMerge, _Mapping]]] = ...) -> None: ...
 
 class RunEnded(_message.Message):
     __slots__ = ("state", "fault", "clocks", "rate_per_minute", "refundable")

@@ -24,6 +24,15 @@ class RunState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RUN_STATE_COMPLETED: _ClassVar[RunState]
     RUN_STATE_FAILED: _ClassVar[RunState]
     RUN_STATE_CANCELLED: _ClassVar[RunState]
+
+class MergeOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MERGE_OUTCOME_UNSPECIFIED: _ClassVar[MergeOutcome]
+    MERGE_OUTCOME_MERGED: _ClassVar[MergeOutcome]
+    MERGE_OUTCOME_NOT_FINITE: _ClassVar[MergeOutcome]
+    MERGE_OUTCOME_DRIFTED: _ClassVar[MergeOutcome]
+    MERGE_OUTCOME_REGRESSED: _ClassVar[MergeOutcome]
+    MERGE_OUTCOME_NOT_VALIDATED: _ClassVar[MergeOutcome]
 RUN_STATE_UNSPECIFIED: RunState
 RUN_STATE_QUEUED: RunState
 RUN_STATE_WAITING_FOR_GPU: RunState
@@ -32,9 +41,15 @@ RUN_STATE_RETRYING: RunState
 RUN_STATE_COMPLETED: RunState
 RUN_STATE_FAILED: RunState
 RUN_STATE_CANCELLED: RunState
+MERGE_OUTCOME_UNSPECIFIED: MergeOutcome
+MERGE_OUTCOME_MERGED: MergeOutcome
+MERGE_OUTCOME_NOT_FINITE: MergeOutcome
+MERGE_OUTCOME_DRIFTED: MergeOutcome
+MERGE_OUTCOME_REGRESSED: MergeOutcome
+MERGE_OUTCOME_NOT_VALIDATED: MergeOutcome
 
 class Run(_message.Message):
-    __slots__ = ("name", "state", "stage", "spec", "snapshot", "fault", "metrics", "clocks", "quote", "cost", "samples", "warnings", "attempts", "artifact", "tags", "display_name", "priority", "submit_time", "start_time", "end_time", "last_sequence", "source_run", "export_proofs", "cancel_request_time")
+    __slots__ = ("name", "state", "stage", "spec", "snapshot", "fault", "metrics", "clocks", "quote", "cost", "samples", "warnings", "attempts", "artifact", "tags", "display_name", "priority", "submit_time", "start_time", "end_time", "last_sequence", "source_run", "export_proofs", "cancel_request_time", "merges")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +74,7 @@ class Run(_message.Message):
     SOURCE_RUN_FIELD_NUMBER: _ClassVar[int]
     EXPORT_PROOFS_FIELD_NUMBER: _ClassVar[int]
     CANCEL_REQUEST_TIME_FIELD_NUMBER: _ClassVar[int]
+    MERGES_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: RunState
     stage: _fault_pb2.Stage
@@ -83,7 +99,8 @@ class Run(_message.Message):
     source_run: str
     export_proofs: _containers.RepeatedCompositeFieldContainer[ExportProof]
     cancel_request_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[RunState, str]] = ..., stage: _Optional[_Union[_fault_pb2.Stage, str]] = ..., spec: _Optional[_Union[_spec_pb2.RunSpec, _Mapping]] = ..., snapshot: _Optional[_Union[RunSnapshot, _Mapping]] = ..., fault: _Optional[_Union[_fault_pb2.Fault, _Mapping]] = ..., metrics: _Optional[_Union[RunMetrics, _Mapping]] = ..., clocks: _Optional[_Union[RunClocks, _Mapping]] = ..., quote: _Optional[_Union[_billing_pb2.Quote, _Mapping]] = ..., cost: _Optional[_Union[_billing_pb2.Money, _Mapping]] = ..., samples: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ..., warnings: _Optional[_Iterable[_Union[RunWarning, _Mapping]]] = ..., attempts: _Optional[_Iterable[_Union[Attempt, _Mapping]]] = ..., artifact: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., display_name: _Optional[str] = ..., priority: _Optional[int] = ..., submit_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_sequence: _Optional[int] = ..., source_run: _Optional[str] = ..., export_proofs: _Optional[_Iterable[_Union[ExportProof, _Mapping]]] = ..., cancel_request_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    merges: _containers.RepeatedCompositeFieldContainer[RunMerge]
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[RunState, str]] = ..., stage: _Optional[_Union[_fault_pb2.Stage, str]] = ..., spec: _Optional[_Union[_spec_pb2.RunSpec, _Mapping]] = ..., snapshot: _Optional[_Union[RunSnapshot, _Mapping]] = ..., fault: _Optional[_Union[_fault_pb2.Fault, _Mapping]] = ..., metrics: _Optional[_Union[RunMetrics, _Mapping]] = ..., clocks: _Optional[_Union[RunClocks, _Mapping]] = ..., quote: _Optional[_Union[_billing_pb2.Quote, _Mapping]] = ..., cost: _Optional[_Union[_billing_pb2.Money, _Mapping]] = ..., samples: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ..., warnings: _Optional[_Iterable[_Union[RunWarning, _Mapping]]] = ..., attempts: _Optional[_Iterable[_Union[Attempt, _Mapping]]] = ..., artifact: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., display_name: _Optional[str] = ..., priority: _Optional[int] = ..., submit_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_sequence: _Optional[int] = ..., source_run: _Optional[str] = ..., export_proofs: _Optional[_Iterable[_Union[ExportProof, _Mapping]]] = ..., cancel_request_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., merges: _Optional[_Iterable[_Union[RunMerge, _Mapping]]] = ...) -> None: ...
 
 class RunSnapshot(_message.Message):
     __slots__ = ("model_id", "model_revision", "verified", "refund_waived", "dataset_versions", "plan", "verdict", "estimated_vram_bytes", "estimated_artifact_bytes", "estimated_steps", "estimated_duration", "timeout", "training", "lora", "export", "fingerprint")
@@ -180,6 +197,32 @@ class Sample(_message.Message):
     base_completion: str
     flags: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, prompt: _Optional[str] = ..., completion: _Optional[str] = ..., base_completion: _Optional[str] = ..., flags: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RunMerge(_message.Message):
+    __slots__ = ("number", "outcome", "step", "weight", "drift_cosine", "delta_norm", "loss_begin", "loss_end", "held_out_loss_before", "held_out_loss_after", "sha256")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    DRIFT_COSINE_FIELD_NUMBER: _ClassVar[int]
+    DELTA_NORM_FIELD_NUMBER: _ClassVar[int]
+    LOSS_BEGIN_FIELD_NUMBER: _ClassVar[int]
+    LOSS_END_FIELD_NUMBER: _ClassVar[int]
+    HELD_OUT_LOSS_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    HELD_OUT_LOSS_AFTER_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    outcome: MergeOutcome
+    step: int
+    weight: float
+    drift_cosine: float
+    delta_norm: float
+    loss_begin: float
+    loss_end: float
+    held_out_loss_before: float
+    held_out_loss_after: float
+    sha256: str
+    def __init__(self, number: _Optional[int] = ..., outcome: _Optional[_Union[MergeOutcome, str]] = ..., step: _Optional[int] = ..., weight: _Optional[float] = ..., drift_cosine: _Optional[float] = ..., delta_norm: _Optional[float] = ..., loss_begin: _Optional[float] = ..., loss_end: _Optional[float] = ..., held_out_loss_before: _Optional[float] = ..., held_out_loss_after: _Optional[float] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class RunWarning(_message.Message):
     __slots__ = ("code", "message", "time")

@@ -215,18 +215,20 @@ class PreferenceConfig(_message.Message):
     def __init__(self, beta: _Optional[float] = ..., simpo_gamma: _Optional[float] = ..., desirable_weight: _Optional[float] = ..., undesirable_weight: _Optional[float] = ...) -> None: ...
 
 class MultiRunConfig(_message.Message):
-    __slots__ = ("run_count", "samples_per_run", "validate_every_run", "drift_minimum_cosine", "eval_maximum_regression")
+    __slots__ = ("run_count", "samples_per_run", "validate_every_run", "drift_minimum_cosine", "eval_maximum_regression", "in_order")
     RUN_COUNT_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_PER_RUN_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_EVERY_RUN_FIELD_NUMBER: _ClassVar[int]
     DRIFT_MINIMUM_COSINE_FIELD_NUMBER: _ClassVar[int]
     EVAL_MAXIMUM_REGRESSION_FIELD_NUMBER: _ClassVar[int]
+    IN_ORDER_FIELD_NUMBER: _ClassVar[int]
     run_count: int
     samples_per_run: int
     validate_every_run: bool
     drift_minimum_cosine: float
     eval_maximum_regression: float
-    def __init__(self, run_count: _Optional[int] = ..., samples_per_run: _Optional[int] = ..., validate_every_run: _Optional[bool] = ..., drift_minimum_cosine: _Optional[float] = ..., eval_maximum_regression: _Optional[float] = ...) -> None: ...
+    in_order: bool
+    def __init__(self, run_count: _Optional[int] = ..., samples_per_run: _Optional[int] = ..., validate_every_run: _Optional[bool] = ..., drift_minimum_cosine: _Optional[float] = ..., eval_maximum_regression: _Optional[float] = ..., in_order: _Optional[bool] = ...) -> None: ...
 
 class TemperatureConfig(_message.Message):
     __slots__ = ("warn_celsius", "pause_celsius", "abort_celsius")

@@ -153,12 +153,14 @@ class SignOutputsResponse(_message.Message):
     def __init__(self, outputs: _Optional[_Iterable[_Union[SignedOutput, _Mapping]]] = ...) -> None: ...
 
 class TrainResult(_message.Message):
-    __slots__ = ("metrics", "samples")
+    __slots__ = ("metrics", "samples", "merges")
     METRICS_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    MERGES_FIELD_NUMBER: _ClassVar[int]
     metrics: _run_pb2.RunMetrics
     samples: _containers.RepeatedCompositeFieldContainer[_run_pb2.Sample]
-    def __init__(self, metrics: _Optional[_Union[_run_pb2.RunMetrics, _Mapping]] = ..., samples: _Optional[_Iterable[_Union[_run_pb2.Sample, _Mapping]]] = ...) -> None: ...
+    merges: _containers.RepeatedCompositeFieldContainer[_run_pb2.RunMerge]
+    def __init__(self, metrics: _Optional[_Union[_run_pb2.RunMetrics, _Mapping]] = ..., samples: _Optional[_Iterable[_Union[_run_pb2.Sample, _Mapping]]] = ..., merges: _Optional[_Iterable[_Union[_run_pb2.RunMerge, _Mapping]]] = ...) -> None: ...
 
 class ExportResult(_message.Message):
     __slots__ = ("proofs",)

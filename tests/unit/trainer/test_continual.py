@@ -1,0 +1,422 @@
+"""Continual training on a tiny model: every run learns, merges follow the formula, gates hold."""
+
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lexicon.faults import Fault, FaultCode
+from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
+from trainer.domain.continual import MergeRecord, Outcome
+from trainer.domain.plan import MultiRunPlan, TrainPlan, ValidationPlan
+from trainer.training import checkpoint, history, loop, peft_rail, slao
+from trainer.training.continual import MERGED_PREFIX, TUNED_PREFIX, Course
+from trainer.training.validation import BEST_PREFIX, Validation
+
+RUNS = MultiRunPlan(
+    run_count=3,
+    samples_per_run=8,
+    in_order=True,
+    drift_minimum_cosine=-1.0,
+    eval_maximum_regression=None,
+)
+HOLDOUT = ValidationPlan(
+    holdout_ratio=0.1, dataset=None, every_steps=0, early_stop_patience=0, early_stop_min_delta=0.0
+)
+POOL = some_rows(40)
+HELD = some_rows(4, seed=9)
+Poison = Callable[[loop.TrainState, int], None]
+
+
+@dataclass(slots=True)
+class Trial:
+    """A continual training by hand: the loop of `run.py` without its pipe."""
+
+    plan: TrainPlan
+    held: tuple[Any, ...] = HELD
+    rows: tuple[Any, ...] = POOL
+    warnings: list[tuple[FaultCode, str]] = field(default_factory=list)
+    told: list[tuple[MergeRecord, Path | None]] = field(default_factory=list)
+    state: Any = None
+    course: Any = None
+
+    def __post_init__(self) -> None:
+        self.state = loop.begin(peft_rail.attach(a_tiny_model(), self.plan).train(), self.plan)
+        validation = Validation(
+            plan=self.plan.validation, rows=self.held, arithmetic=FP32, packing=True
+        )
+        self.course = Course.of(
+            self.plan,
+            self.rows,
+            validation,
+            self.state,
+            warn=lambda code, text: self.warnings.append((code, text)),
+            told=lambda record, path: self.told.append((record, path)),
+        )
+
+    def train(self, *, until: int | None = None, poison: Poison | None = None) -> None:
+        """Take the steps that are left, or those up to `until`."""
+        state, course = self.state, self.course
+        while state.step < (course.steps if until is None else until):
+            figures = loop.take_step(
+                state,
+                course.rows_at(state.step),
+                self.plan,
+                FP32,
+                steps=course.run_steps,
+                healed=lambda _: None,
+            )
+            if poison:
+                poison(state, state.step)
+            course.after_step(state, figures)
+            if course.validation.wants_stop:
+                break
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: p.detach().clone() for name, p in self.state.trainable.items()}
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        return [record.outcome for record in self.course.progress.history]
+
+
+def a_multi_run(
+    folder: Path, validation: ValidationPlan | None = HOLDOUT, **gates: Any
+) -> TrainPlan:
+    return a_plan(
+        multi_run=replace(RUNS, **gates),
+        validation=validation,
+        max_steps=2,
+        micro_batch_size=8,
+        accumulation_steps=1,
+        warmup_ratio=0.0,
+        work_folder=str(folder),
+    )
+
+
+def are_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_each_of_five_runs_changes_the_adapter(tmp_path: Path) -> None:
+    """002-22: and acceptance 7 of the continual training: no run passes without a trace"""
+    trial, adapters = Trial(a_multi_run(tmp_path, run_count=5)), []
+    for number in range(1, 6):
+        trial.train(until=2 * number)
+        adapters.append(trial.course.merged)
+    assert trial.outcomes == [Outcome.MERGED] * 5
+    moves = [slao.distance(a, b) for a, b in itertools.pairwise(adapters)]
+    assert min(moves) > 1e-3
+    assert all((record.delta_norm or 0.0) > 1e-3 for record, _ in trial.told)
+    weights = [record.weight for record, _ in trial.told]
+    assert weights == pytest.approx([1, 2**-0.5, 3**-0.5, 0.5, 5**-0.5])
+
+
+def test_merges_follow_the_formula_and_the_next_run_opens_by_qr(tmp_path: Path) -> None:
+    """Qiao and Mahdavi 2025, arXiv:2512.23017, algorithm 1"""
+    ends: list[dict[str, torch.Tensor]] = []
+    trial = Trial(a_multi_run(tmp_path))
+
+    def note(_: loop.TrainState, step: int) -> None:
+        if step % 2 == 0:
+            ends.append(trial.weights())
+
+    trial.train(until=4, poison=note)
+    first, second = ends
+    opened = trial.weights()
+    for name, tensor in trial.course.merged.items():
+        if "lora_B" in name:
+            assert torch.allclose(tensor, first[name] + 2**-0.5 * (second[name] - first[name]))
+            assert torch.equal(opened[name], second[name])
+        else:
+            assert torch.equal(tensor, second[name])
+            rank = tensor.shape[0]
+            assert torch.allclose(opened[name] @ opened[name].T, torch.eye(rank), atol=1e-5)
+    assert trial.state.step_of_run == 0
+    moments = trial.state.optimizer.state.values()
+    assert all(not each["exp_avg"].any() for each in moments)
+
+
+def test_steps_count_on_and_every_run_has_its_own_rows_and_schedule(tmp_path: Path) -> None:
+    trial = Trial(replace(a_multi_run(tmp_path), max_steps=0, epochs=2))
+    course = trial.course
+    # Eight samples are one step of eight; two passes a run, three runs.
+    assert (course.run_steps, course.steps, course.epochs) == (2, 6, 6)
+    assert [course.epoch_of(step) for step in range(1, 7)] == list(range(1, 7))
+    seen = [course.rows_at(step) for step in range(6)]
+    assert [rows == POOL[8 * (step // 2) : 8 * (step // 2) + 8] for step, rows in enumerate(seen)]
+    rates: list[float] = []
+    for _ in range(4):
+        figures = loop.take_step(
+            trial.state, POOL[:8], trial.plan, FP32, steps=2, healed=lambda _: None
+        )
+        rates.append(figures.learning_rate)
+        course.after_step(trial.state, figures)
+    assert rates[:2] == rates[2:]
+
+
+def test_an_ordinary_training_is_a_course_of_one_run(tmp_path: Path) -> None:
+    trial = Trial(a_plan(work_folder=str(tmp_path)), rows=POOL[:20])
+    assert (trial.course.run_steps, trial.course.steps, trial.course.epochs) == (3, 3, 1)
+    trial.train()
+    before = trial.weights()
+    trial.course.finish(trial.state)
+    assert are_equal(before, trial.weights())
+    assert trial.course.document() is None
+    assert trial.course.tensors() == {}
+    assert trial.course.write_history(tmp_path) is None
+
+
+def test_a_merge_that_is_not_finite_is_refused_and_the_adapter_stays(tmp_path: Path) -> None:
+    """002-22: the runs after it go on from the last good one"""
+    trial = Trial(a_multi_run(tmp_path))
+    trial.train(until=2)
+    good = trial.course.merged
+
+    def overflow(state: loop.TrainState, step: int) -> None:
+        if step == 4:
+            with torch.no_grad():
+                next(iter(state.trainable.values())).view(-1)[0] = float("nan")
+
+    trial.train(until=4, poison=overflow)
+    assert trial.outcomes == [Outcome.MERGED, Outcome.NOT_FINITE]
+    assert are_equal(trial.course.merged, good)
+    (warned,) = trial.warnings
+    assert warned[0] is FaultCode.RUNTIME_MERGE_REFUSED
+    assert "Run 2 of 3 was not merged" in warned[1]
+    assert slao.is_finite(trial.weights())
+    trial.train()
+    trial.course.finish(trial.state)
+    assert trial.outcomes[2:] == [Outcome.MERGED]
+    # Lambda counts the runs that are in the adapter, so run 3 is the second of them.
+    assert trial.course.progress.history[2].weight == pytest.approx(2**-0.5)
+    json.dumps(trial.course.document(), allow_nan=False)
+
+
+def test_the_drift_gate_keeps_the_adapter_and_says_so(tmp_path: Path) -> None:
+    trial = Trial(a_multi_run(tmp_path, drift_minimum_cosine=1.0))
+    trial.train()
+    trial.course.finish(trial.state)
+    assert trial.outcomes == [Outcome.MERGED, *[Outcome.DRIFTED] * 2]
+    assert [code for code, _ in trial.warnings] == [FaultCode.RUNTIME_MERGE_REFUSED] * 2
+    kept = trial.course.progress.history
+    assert all(record.drift_cosine < 1.0 for record in kept[1:])
+    assert all(record.held_out_loss_after is None for record in kept[1:])
+    first = load_file(tmp_path / "merges" / "run-001" / "adapter_model.safetensors")
+    final = {name.replace(".default", ""): tensor for name, tensor in trial.weights().items()}
+    assert are_equal(final, first)
+
+
+def test_the_eval_gate_refuses_what_the_held_out_rows_lose_by(tmp_path: Path) -> None:
+    """Held out are the rows of run 1: what other rows teach costs them."""
+    plan = a_multi_run(tmp_path, eval_maximum_regression=0.0, run_count=2)
+    trial = Trial(replace(plan, max_steps=12), held=POOL[:8])
+    trial.train()
+    first, second = trial.course.progress.history
+    assert first.held_out_loss_after < first.held_out_loss_before
+    assert second.outcome is Outcome.REGRESSED
+    assert second.held_out_loss_after > second.held_out_loss_before == first.held_out_loss_after
+    assert trial.course.progress.held_out_loss == first.held_out_loss_after
+    assert trial.course.validation.latest_loss == first.held_out_loss_after
+
+
+def test_validation_without_memory_leaves_train_mode_and_the_next_run_learns(
+    tmp_path: Path,
+) -> None:
+    """002-21"""
+    plan = a_multi_run(tmp_path, eval_maximum_regression=1.0)
+    trial = Trial(replace(plan, micro_batch_size=1, accumulation_steps=8))
+    backbone = trial.state.model.get_base_model().model
+    forward = backbone.forward
+
+    def without_memory(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def fill_memory(_: loop.TrainState, step: int) -> None:
+        if step == 2:
+            backbone.forward = without_memory
+
+    trial.train(until=2, poison=fill_memory)
+    assert trial.state.model.training
+    assert trial.outcomes == [Outcome.NOT_VALIDATED]
+    backbone.forward = forward
+    trial.train(until=4)
+    assert trial.outcomes == [Outcome.NOT_VALIDATED, Outcome.MERGED]
+    assert trial.course.progress.history[1].delta_norm > 1e-3
+
+
+def test_a_run_that_moves_nothing_ends_the_training(tmp_path: Path) -> None:
+    """002-22"""
+    trial = Trial(replace(a_multi_run(tmp_path), lr_peak=0.0))
+    with pytest.raises(Fault, match="Run 1 of 3 ended, but it has moved no weight") as caught:
+        trial.train()
+    assert caught.value.code is FaultCode.RUNTIME_ADAPTER_UNCHANGED
+
+
+def test_flat_losses_from_run_two_on_are_flagged(tmp_path: Path) -> None:
+    """002-22"""
+    trial = Trial(replace(a_multi_run(tmp_path), lr_peak=1e-9))
+    trial.train()
+    flat = replace(trial.course.progress.history[1], loss_begin=2.0, loss_end=2.0)
+    progress = trial.course.progress
+    trial.course.progress = replace(progress, history=(progress.history[0], *[flat] * 2))
+    trial.course.finish(trial.state)
+    assert trial.warnings[-1][0] is FaultCode.RUNTIME_ADAPTER_UNCHANGED
+    assert "flat from run 2 on" in trial.warnings[-1][1]
+
+
+def test_no_merge_at_all_is_a_failure_with_its_reasons(tmp_path: Path) -> None:
+    trial = Trial(a_multi_run(tmp_path, run_count=2))
+
+    def overflow(state: loop.TrainState, step: int) -> None:
+        if step % 2 == 0:
+            with torch.no_grad():
+                next(iter(state.trainable.values())).fill_(float("inf"))
+
+    trial.train(poison=overflow)
+    with pytest.raises(Fault, match=r"No run was merged\. Run 1 of 2") as caught:
+        trial.course.finish(trial.state)
+    assert caught.value.code is FaultCode.RUNTIME_MERGE_REFUSED
+
+
+def test_a_run_that_is_cut_short_is_folded_in(tmp_path: Path) -> None:
+    trial = Trial(a_multi_run(tmp_path))
+    trial.train(until=3)
+    trial.course.finish(trial.state)
+    assert [record.step_count for record in trial.course.progress.history] == [2, 1]
+    assert are_equal(trial.course.merged, trial.weights())
+
+
+def test_patience_counts_runs_and_the_best_adapter_is_promoted(tmp_path: Path) -> None:
+    patient = replace(HOLDOUT, early_stop_patience=1)
+    plan = replace(a_multi_run(tmp_path, patient), max_steps=12)
+    trial = Trial(plan, held=POOL[:8])
+    trial.train()
+    assert len(trial.outcomes) == 2
+    trial.course.finish(trial.state)
+    first = load_file(tmp_path / "merges" / "run-001" / "adapter_model.safetensors")
+    final = {name.replace(".default", ""): tensor for name, tensor in trial.weights().items()}
+    assert are_equal(final, first)
+
+
+def test_more_samples_than_the_pool_are_a_clean_error(tmp_path: Path) -> None:
+    """002-20"""
+    with pytest.raises(Fault, match="samples_per_run exceeds training pool: 41 of 40") as caught:
+        Trial(a_multi_run(tmp_path, samples_per_run=41))
+    assert caught.value.code is FaultCode.CONFIG_INVALID
+    assert caught.value.remedy == "Reduce --samples (Python: samples_per_run) below 40"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Trial:
+    """A training with dropout that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    trial = Trial(replace(a_multi_run(folder), adapter=a_plan(adapter_dropout=0.1).adapter))
+    trial.train()
+    trial.course.finish(trial.state)
+    return trial
+
+
+@pytest.mark.parametrize("at_step", [1, 2, 3, 6])
+def test_a_resumed_training_is_the_same_bit_for_bit(
+    whole: Trial, tmp_path: Path, at_step: int
+) -> None:
+    """001-24, 002-34: in the middle of a run, right after a merge, and at the end"""
+    first = Trial(replace(whole.plan, work_folder=str(tmp_path / "first")))
+    first.train(until=at_step)
+    folder = write_checkpoint(first, tmp_path / "store")
+    if at_step > 1:
+        (tmp_path / "first" / "merges").rename(tmp_path / "store" / "merges")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["progress"]["run"] == first.plan.run
+    assert len(manifest["progress"]["course"]["history"]) == at_step // 2
+
+    second = Trial(
+        replace(whole.plan, work_folder=str(tmp_path / "second"), checkpoint_folder=str(folder))
+    )
+    resume(second, folder)
+    second.train()
+    second.course.finish(second.state)
+    assert are_equal(second.weights(), whole.weights())
+    assert second.course.progress == whole.course.progress
+    assert [record for record, _ in second.told] == [record for record, _ in whole.told]
+    assert not second.warnings
+    for record in whole.course.progress.history:
+        one, other = (history.file_of(trial.plan, record) for trial in (whole, second))
+        assert one is not None
+        assert other is not None
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_lost_adapter_costs_the_way_back_and_no_more(tmp_path: Path) -> None:
+    first = Trial(a_multi_run(tmp_path / "first"))
+    first.train(until=5)
+    folder = write_checkpoint(first, tmp_path / "store")
+    second = Trial(
+        replace(first.plan, work_folder=str(tmp_path / "second"), checkpoint_folder=str(folder))
+    )
+    resume(second, folder)
+    assert [code for code, _ in second.warnings] == [FaultCode.STATE_CHECKPOINT_INVALID] * 2
+    assert [record.sha256 for record, _ in second.told] == ["", ""]
+    second.train()
+    second.course.finish(second.state)
+    assert second.outcomes == [Outcome.MERGED] * 3
+
+
+def test_a_disk_that_refuses_an_adapter_does_not_end_the_training(tmp_path: Path) -> None:
+    trial = Trial(a_multi_run(tmp_path))
+    (tmp_path / "merges").write_text("in the way")
+    trial.train(until=4)
+    assert trial.outcomes == [Outcome.MERGED] * 2
+    assert [code for code, _ in trial.warnings] == [FaultCode.STORAGE_FULL] * 2
+    assert [path for _, path in trial.told] == [None, None]
+
+
+def test_the_history_names_the_run_and_holds_adapters_that_load(tmp_path: Path) -> None:
+    """002-34"""
+    trial = Trial(a_multi_run(tmp_path))
+    trial.train()
+    trial.course.finish(trial.state)
+    adapter = tmp_path / "adapter"
+    trial.state.model.save_pretrained(str(adapter))
+    folder = trial.course.write_history(adapter)
+    document = json.loads((folder / "history.json").read_text())
+    assert document["run"] == trial.plan.run
+    assert [run["outcome"] for run in document["runs"]] == ["merged"] * 3
+    last = folder / "run-003"
+    assert (last / "adapter_config.json").read_bytes() == (
+        adapter / "adapter_config.json"
+    ).read_bytes()
+    # The adapter that a user gets is the one after the last merge, to the byte.
+    weights = "adapter_model.safetensors"
+    assert (last / weights).read_bytes() == (adapter / weights).read_bytes()
+
+
+def write_checkpoint(trial: Trial, root: Path) -> Path:
+    course, state = trial.course, trial.state
+    progress = checkpoint.Progress(
+        run=trial.plan.run,
+        attempt=1,
+        fencing_epoch=1,
+        step=state.step,
+        fingerprint="f",
+        micro_batch_size=state.ladder.micro_batch_size,
+        trained_token_count=state.trained_token_count,
+        course=course.document(),
+    )
+    return checkpoint.write(root, progress, {**loop.capture(state), **course.tensors()})
+
+
+def resume(trial: Trial, folder: Path) -> None:
+    progress, tensors = checkpoint.read(folder, run=trial.plan.run, fingerprint="f")
+    merges = trial.course.read(progress.course)
+    sides = (BEST_PREFIX, TUNED_PREFIX, MERGED_PREFIX)
+    loop.restore(trial.state, {k: v for k, v in tensors.items() if not k.startswith(sides)})
+    trial.course.restore(trial.state, merges, tensors)
+    trial.state.step = progress.step
