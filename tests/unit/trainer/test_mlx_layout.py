@@ -13,6 +13,7 @@ from trainer.domain.mlx import (
     require_supported,
     to_mlx,
     to_peft,
+    told_as_mlx_reads,
 )
 from trainer.domain.plan import Backend, Method, Optimizer, Precision
 
@@ -132,3 +133,34 @@ def test_a_node_refuses_preferences_on_mlx(method: Method) -> None:
 
 def test_plain_lora_is_what_mlx_does() -> None:
     require_supported(a_plan(backend=Backend.MLX, adapter_use_rslora=True, adapter_dropout=0.1))
+
+
+def test_rotary_positions_are_told_where_mlx_looks_for_them() -> None:
+    """A model saved by transformers 5 would be computed with mlx-lm's default positions."""
+    llama3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0}
+    assert told_as_mlx_reads({"rope_parameters": llama3}) == {
+        "rope_theta": 500000.0,
+        "rope_scaling": {**llama3, "type": "llama3"},
+    }
+    by_layer = {
+        "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    assert told_as_mlx_reads({"rope_parameters": by_layer}) == {
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 1e4,
+    }
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"rope_theta": 1e6, "rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+        {"rope_parameters": None},
+        {"rope_parameters": ["nonsense"]},
+    ],
+)
+def test_a_config_that_mlx_reads_by_itself_is_left_alone(config: dict[str, Any]) -> None:
+    assert told_as_mlx_reads(config) == {}

@@ -125,10 +125,13 @@ def load_base(base: Base, precision: Precision) -> Any:
     """
     folder = Path(base.folder)
     try:
-        model, _ = load_model(folder, trust_remote_code=False)
-    except FileNotFoundError as error:
+        config = json.loads((folder / CONFIG_FILE).read_bytes())
+        model, _ = load_model(
+            folder, model_config=layout.told_as_mlx_reads(config), trust_remote_code=False
+        )
+    except OSError as error:
         raise _unreadable(base, error) from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise Fault(
             FaultCode.MODEL_ARCHITECTURE_UNSUPPORTED,
             f"mlx-lm cannot load {base.model_id}: {_without_folder(base, error)}",

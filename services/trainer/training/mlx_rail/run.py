@@ -30,7 +30,7 @@ from trainer.training.channel import Channel
 from trainer.training.dataset import Desk
 from trainer.training.loop import StepFigures
 from trainer.training.memory import is_out_of_memory
-from trainer.training.mlx_rail import model, steps
+from trainer.training.mlx_rail import faithful, model, steps
 from trainer.training.mlx_rail.speaker import MlxSpeaker
 from trainer.training.mlx_rail.validation import MlxValidation, split
 from trainer.training.run import fingerprint, tell_healed, warn
@@ -48,7 +48,7 @@ def train_run(plan: TrainPlan, channel: Channel) -> Finished:
     root = Path(plan.work_folder) / "checkpoints"
     checkpoint.remove_partials(root)
     desk = Desk.prepare(plan, warn=partial(warn, channel))
-    adapted = model.attach(model.load_base(plan.base, plan.precision), plan)
+    adapted = model.attach(_base(plan, desk), plan)
     rows, validation = split(plan, desk)
     run = _Run(
         plan=plan,
@@ -61,6 +61,16 @@ def train_run(plan: TrainPlan, channel: Channel) -> Finished:
     with gradient_checkpointing(adapted.model, wanted=plan.gradient_checkpointing):
         last = run.train()
     return run.deliver(last)
+
+
+def _base(plan: TrainPlan, desk: Desk) -> Any:
+    """The base model, which says what transformers says after the first tokens of the data."""
+    longest = max((row.sequences[0].ids for row in desk.rows), key=len)
+    # One after the other: two models at once would need twice the memory.
+    expected_TV = faithful.reference_logprobs(plan.base, longest, plan.precision)
+    base = model.load_base(plan.base, plan.precision)
+    faithful.require_faithful(base, plan.base, longest, expected_TV)
+    return base
 
 
 class _Run:
