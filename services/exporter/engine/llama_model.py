@@ -16,8 +16,10 @@ from lexicon.faults import Fault, FaultCode
 
 # Lines of llama.cpp's log that go into an error.
 LOG_LINES: Final = 40
-# Tokens that are evaluated at once; bounds the memory for their logits.
+# Tokens that are evaluated at once, fewer where a large vocabulary would make their logits exceed
+# the bytes.
 BATCH_TOKENS: Final = 512
+BATCH_LOGIT_BYTES: Final = 64 << 20
 # llama.cpp's threads wait for each other by spinning; a model below this size a thread is faster
 # alone.
 BYTES_PER_THREAD: Final = 32 << 20
@@ -44,6 +46,8 @@ class LlamaModel:
         parameters = llama_cpp.llama_model_default_params()
         parameters.vocab_only = vocabulary_only
         parameters.n_gpu_layers = 0
+        # Weights stay where the file is mapped; rearranged copies would be as large as the model.
+        parameters.use_extra_bufts = False
         self._threads = max(1, min(thread_count, path.stat().st_size // BYTES_PER_THREAD))
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
         if not self._model:
@@ -54,6 +58,8 @@ class LlamaModel:
             )
         self._vocabulary = llama_cpp.llama_model_get_vocab(self._model)
         self.token_count: int = llama_cpp.llama_vocab_n_tokens(self._vocabulary)
+        logit_bytes = np.dtype(np.float32).itemsize * max(1, self.token_count)
+        self._batch_tokens = max(1, min(BATCH_TOKENS, BATCH_LOGIT_BYTES // logit_bytes))
 
     def __enter__(self) -> Self:
         return self
@@ -118,7 +124,7 @@ class LlamaModel:
     def _context(self, token_count: int) -> Iterator[Any]:
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx = token_count
-        parameters.n_batch = parameters.n_ubatch = min(token_count, BATCH_TOKENS)
+        parameters.n_batch = parameters.n_ubatch = min(token_count, self._batch_tokens)
         parameters.n_threads = parameters.n_threads_batch = self._threads
         parameters.no_perf = True
         # Exact numbers matter more than speed here: no lossy attention or cache.
@@ -139,8 +145,8 @@ class LlamaModel:
     def _evaluate(
         self, context: Any, tokens: Sequence[int], wanted: set[int], *, first: int
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        for start in range(0, len(tokens), BATCH_TOKENS):
-            part = tokens[start : start + BATCH_TOKENS]
+        for start in range(0, len(tokens), self._batch_tokens):
+            part = tokens[start : start + self._batch_tokens]
             batch = llama_cpp.llama_batch_init(len(part), 0, 1)
             try:
                 batch.n_tokens = len(part)

@@ -22,6 +22,8 @@ REFERENCE_NAME: Final = "proof_reference.safetensors"
 REFERENCE_FORMAT: Final = "1"
 # Rows of each tensor that are read back and encoded by the reference: a spot check of a large file.
 ROWS_READ_BACK: Final = 8
+# Memory for the keys and values of one conversation, whatever the model's size.
+CACHE_BYTES: Final = 192 << 20
 ELEMENTS_COMPARED: Final = 1 << 18
 MAX_REFERENCE_TOKENS: Final = 1 << 20
 
@@ -75,16 +77,12 @@ def measure(model: LlamaModel, segments: list[Segment]) -> Figures:
     losses: list[float] = []
     adapter_losses: list[float] = []
     for segment in segments:
-        logprobs = _next_token_logprobs(model, segment)
-        rows = np.arange(len(logprobs))[:, None]
-        adapter_kl += gates.row_divergences(
-            segment.adapter, logprobs[rows, segment.adapter.ids]
-        ).tolist()
-        base_kl += gates.row_divergences(segment.base, logprobs[rows, segment.base.ids]).tolist()
-        best = logprobs.argmax(axis=1)
-        adapter_hits += int((best == segment.adapter.ids[:, 0]).sum())
-        base_hits += int((best == segment.base.ids[:, 0]).sum())
-        losses += (-logprobs[rows[:, 0], segment.targets]).tolist()
+        seen = _look_up(model, segment)
+        adapter_kl += gates.row_divergences(segment.adapter, seen.at_adapter).tolist()
+        base_kl += gates.row_divergences(segment.base, seen.at_base).tolist()
+        adapter_hits += int((seen.best == segment.adapter.ids[:, 0]).sum())
+        base_hits += int((seen.best == segment.base.ids[:, 0]).sum())
+        losses += seen.losses.tolist()
         adapter_losses += _reference_losses(segment.adapter, segment.targets)
     count = len(losses)
     return Figures(
@@ -152,6 +150,7 @@ def prove(
         Fault: EXPORT_WRONG_BASE, EXPORT_NOOP_MERGE, EXPORT_QUANTIZATION_BROKEN,
             EXPORT_VERIFY_MISMATCH.
     """
+    segments = _short_enough(segments, path)
     with LlamaModel(path, thread_count=thread_count) as model:
         figures = measure(model, segments)
     if not gates.is_plainly_sound(figures, mix):
@@ -161,17 +160,60 @@ def prove(
     return figures
 
 
-def _next_token_logprobs(model: LlamaModel, segment: Segment) -> NDArray[np.float32]:
-    if max(segment.tokens) >= model.token_count:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen:
+    """What a model expects at each scored position: of either reference's tokens, and at all."""
+
+    at_adapter: NDArray[np.float32]
+    at_base: NDArray[np.float32]
+    best: NDArray[np.int64]
+    losses: NDArray[np.float64]
+
+
+def _look_up(model: LlamaModel, segment: Segment) -> _Seen:
+    """Keeps of each distribution only what is asked, since a vocabulary may have 262,144 tokens."""
+    highest = max(*segment.tokens, segment.adapter.ids.max(), segment.base.ids.max())
+    if highest >= model.token_count:
         raise Fault(
             FaultCode.EXPORT_WRONG_BASE, "The reference holds tokens that the base does not have."
         )
-    rows = np.stack([row for _, row in model.logits(segment.tokens[:-1], segment.scored)])
-    if not np.isfinite(rows).all():
-        raise Fault(FaultCode.EXPORT_QUANTIZATION_BROKEN, "The export's logits are not finite.")
-    shifted = rows - rows.max(axis=1, keepdims=True)
-    logprobs: NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return logprobs
+    seen = _Seen(
+        at_adapter=np.empty_like(segment.adapter.logprobs),
+        at_base=np.empty_like(segment.base.logprobs),
+        best=np.empty(len(segment.scored), np.int64),
+        losses=np.empty(len(segment.scored), np.float64),
+    )
+    rows = model.logits(segment.tokens[:-1], segment.scored)
+    for index, (position, row) in enumerate(rows):
+        if not np.isfinite(row).all():
+            raise Fault(FaultCode.EXPORT_QUANTIZATION_BROKEN, "The export's logits are not finite.")
+        shifted = row - row.max()
+        logprobs = shifted - np.log(np.exp(shifted).sum())
+        seen.at_adapter[index] = logprobs[segment.adapter.ids[index]]
+        seen.at_base[index] = logprobs[segment.base.ids[index]]
+        seen.best[index] = row.argmax()
+        seen.losses[index] = -logprobs[segment.tokens[position + 1]]
+    return seen
+
+
+def _short_enough(segments: list[Segment], path: Path) -> list[Segment]:
+    """Conversations whose keys and values fit into the memory for them; the shortest at least."""
+    with GgufFile(path) as file:
+        header = file.header
+    name = header.text("general.architecture")
+    heads = header.number(f"{name}.attention.head_count", 1)
+    width = header.number(f"{name}.embedding_length") // max(1, heads)
+    numbers_per_token = (
+        header.number(f"{name}.block_count")
+        * header.number(f"{name}.attention.head_count_kv", heads)
+        * (
+            header.number(f"{name}.attention.key_length", width)
+            + header.number(f"{name}.attention.value_length", width)
+        )
+    )
+    limit = CACHE_BYTES // max(1, numbers_per_token * np.dtype(np.float32).itemsize)
+    fitting = [segment for segment in segments if len(segment.tokens) <= limit]
+    return fitting or [min(segments, key=lambda segment: len(segment.tokens))]
 
 
 def _reference_losses(reference: Distributions, targets: list[int]) -> list[float]:

@@ -205,7 +205,7 @@ def prove_end(model: LlamaModel, segments: Sequence[Segment]) -> bool | None:
     ended = [segment for segment in segments if _ends_itself(model, segment, segments)]
     if not ended:
         return None
-    segment = min(ended, key=lambda candidate: len(candidate.scored))
+    segment = min(ended, key=lambda candidate: len(candidate.tokens))
     budget = max(ANSWER_TOKENS, 2 * len(segment.scored))
     return model.ends_generation(model.answer(segment.prompt, max_tokens=budget)[-1])
 

@@ -225,6 +225,7 @@ def proof_rows(rng: np.random.Generator, *, block_count: int) -> Iterator[NDArra
     yield -np.abs(normal)
     yield np.zeros(shape, np.float32)
     yield np.full(shape, np.float32(-0.0))
+    yield np.repeat(rng.standard_normal((block_count, 1), np.float32), BLOCK, axis=1)
     yield np.asarray(rng.integers(-4, 5, shape), np.float32)
     # Sub-blocks of very different size, so that some scales vanish beside others.
     sizes = np.float32(10.0) ** rng.integers(-20, 4, (block_count, 16)).astype(np.float32)
