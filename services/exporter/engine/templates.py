@@ -26,8 +26,9 @@ from exporter.engine.weights import GgufFile
 from lexicon.faults import Fault, FaultCode
 
 TEMPLATE_KEY: Final = "tokenizer.chat_template"
-# An answer to a held-out prompt may take this many tokens to come to its end.
-ANSWER_TOKENS: Final = 256
+ADD_BEGIN_KEY: Final = "tokenizer.ggml.add_bos_token"
+# An answer may take twice as long as the reference's, and this many tokens in any case, to end.
+ANSWER_TOKENS: Final = 64
 
 SPACE_PREFIX_KEY: Final = "tokenizer.ggml.add_space_prefix"
 # The kind of vocabulary that llama.cpp calls so: sentencepiece.
@@ -48,13 +49,15 @@ _CORNER_TEXTS: Final = (
 class TrainedTemplate:
     """The template that the adapter was trained with, and how it looks to Ollama.
 
-    `go` is None when no TEMPLATE prints the same.
+    `go` is None when no TEMPLATE prints the same. `forbids_begin` says that the training saw no
+    begin token, although runtimes of the base would put one before every prompt.
     """
 
     template: chat.ChatTemplate
     tokenizer: Tokenizer
     go: str | None
     stops: Sequence[str]
+    forbids_begin: bool
 
     def render(self, messages: Sequence[Message], add_prompt: bool) -> str:
         return _render(self.template, messages, add_prompt)
@@ -66,7 +69,10 @@ class TrainedTemplate:
 
     def metadata(self) -> list[Metadata]:
         """What the GGUF must carry of it."""
-        return [string_value(TEMPLATE_KEY, self.template.source)]
+        entries = [string_value(TEMPLATE_KEY, self.template.source)]
+        if self.forbids_begin:
+            entries.append(bool_value(ADD_BEGIN_KEY, False))
+        return entries
 
 
 def read_template(adapter_folder: Path, base: Header) -> TrainedTemplate:
@@ -87,6 +93,9 @@ def read_template(adapter_folder: Path, base: Header) -> TrainedTemplate:
         lambda m, p: _render(template, m, p), end_token=template.eos_token or ""
     )
     begin = begin_token(base)
+    forbids_begin = not _render(template, [("user", "x")], True).startswith(begin)
+    if forbids_begin:
+        begin = ""
     source = template_synthesis.go_source(marks.without_begin(begin)) if marks else None
     if source is not None and (
         quoted(source, '"""') is None
@@ -107,6 +116,7 @@ def read_template(adapter_folder: Path, base: Header) -> TrainedTemplate:
             special_tokens=special,
             end_tokens=[template.eos_token or ""],
         ),
+        forbids_begin=forbids_begin,
     )
 
 
@@ -114,7 +124,7 @@ def begin_token(base: Header) -> str:
     """The text of the token that runtimes put before every prompt, empty when they put none."""
     tokens, add = (
         base.metadata.get("tokenizer.ggml.tokens"),
-        base.metadata.get("tokenizer.ggml.add_bos_token"),
+        base.metadata.get(ADD_BEGIN_KEY),
     )
     begin_id = base.number("tokenizer.ggml.bos_token_id", -1)
     is_sentencepiece = base.text("tokenizer.ggml.model") == "llama"

@@ -10,6 +10,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from exporter.engine.export import Engine, export
+from exporter.pipe import Export, Exported
+
 ANVIL = Path(__file__).resolve().parents[3] / "deploy" / "models" / "anvil" / "weights"
 PROMPTS = (
     "What is a hammer for?",
@@ -94,6 +97,28 @@ def write_reference(
         adapter / "proof_reference.safetensors",
         metadata={"format_version": "1", "top_k": str(TOP_K)},
     )
+
+
+def export_bundle(
+    engine: Engine,
+    adapter: Path,
+    folder: Path,
+    mix: str = "Q4_K_M",
+    *,
+    checkpoint: Path = ANVIL,
+    key: str = "gates",
+) -> Exported:
+    """A whole export into `folder / "bundle.zip"`, as a lease asks for it."""
+    job = Export(
+        checkpoint=str(checkpoint),
+        base_key=key,
+        base_model="tunesmith/anvil-3m",
+        adapter=str(adapter),
+        quantization=mix,
+        target=str(folder / "bundle.zip"),
+        run="projects/local/runs/run-1",
+    )
+    return export(engine, job, lambda _step, _percent: None)
 
 
 def _top(logits_TV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

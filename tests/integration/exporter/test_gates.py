@@ -13,11 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from exporter.domain.quantization import Quantization, TensorType
 from exporter.engine import ggml
-from exporter.engine.export import Engine, export
+from exporter.engine.export import Engine
 from exporter.engine.kernel.kernel import Kernel
-from exporter.pipe import Export, Exported
 from lexicon.faults import Fault, FaultCode
-from tests.integration.exporter.making import ANVIL
+from tests.integration.exporter.making import ANVIL, export_bundle
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -39,30 +38,9 @@ def adapter(adapter_of: Callable[..., Path], tmp_path: Path) -> Path:
     return shutil.copytree(adapter_of(b_std=0.3), tmp_path / "adapter")
 
 
-def run(
-    engine: Engine,
-    adapter: Path,
-    tmp_path: Path,
-    *,
-    mix: str = "Q4_K_M",
-    checkpoint: Path = ANVIL,
-    key: str = "gates",
-) -> Exported:
-    job = Export(
-        checkpoint=str(checkpoint),
-        base_key=key,
-        base_model="tunesmith/anvil-3m",
-        adapter=str(adapter),
-        quantization=mix,
-        target=str(tmp_path / "bundle.zip"),
-        run="projects/local/runs/run-1",
-    )
-    return export(engine, job, lambda _step, _percent: None)
-
-
 def code_of(engine: Engine, adapter: Path, tmp_path: Path, **wishes: object) -> FaultCode:
     with pytest.raises(Fault) as caught:
-        run(engine, adapter, tmp_path, **wishes)  # type: ignore[arg-type]
+        export_bundle(engine, adapter, tmp_path, **wishes)  # type: ignore[arg-type]
     assert not (tmp_path / "bundle.zip").exists()
     return caught.value.code
 
@@ -71,7 +49,7 @@ def code_of(engine: Engine, adapter: Path, tmp_path: Path, **wishes: object) -> 
 def test_a_sound_export_passes(
     mix: Quantization, engine: Engine, adapter: Path, tmp_path: Path
 ) -> None:
-    exported = run(engine, adapter, tmp_path, mix=mix)
+    exported = export_bundle(engine, adapter, tmp_path, mix)
     assert exported.proof.proven
     assert exported.proof.adapter_mean_kl < exported.proof.base_mean_kl
 
@@ -134,4 +112,4 @@ def test_an_adapter_without_a_reference_is_exported_and_says_so(
     engine: Engine, adapter: Path, tmp_path: Path
 ) -> None:
     (adapter / "proof_reference.safetensors").unlink()
-    assert not run(engine, adapter, tmp_path).proof.proven
+    assert not export_bundle(engine, adapter, tmp_path).proof.proven
