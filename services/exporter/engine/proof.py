@@ -43,6 +43,11 @@ class Segment:
         return [self.tokens[position + 1] for position in self.scored]
 
     @property
+    def answer(self) -> list[int]:
+        """Tokens that the adapter gave, to the end of the conversation."""
+        return self.tokens[self.scored[0] + 1 :]
+
+    @property
     def prompt(self) -> list[int]:
         """Tokens before the answer."""
         return self.tokens[: self.scored[0] + 1]

@@ -225,9 +225,12 @@ def _ends_itself(model: LlamaModel, segment: Segment, segments: Sequence[Segment
     last = segment.tokens[-1]
     if model.ends_generation(last):
         return True
-    shared = sum(other.tokens[-1] == last for other in segments)
-    # An answer cut at its length limit ends anywhere; answers that all end alike ended themselves.
-    if len(segments) > 2 and shared == len(segments):
+    # An answer cut at its length limit ends anywhere. Answers that all end alike, with a token that
+    # none of them has before its end, ended themselves.
+    are_ended = all(
+        other.answer[-1] == last and last not in other.answer[:-1] for other in segments
+    )
+    if len(segments) > 2 and are_ended:
         raise Fault(
             FaultCode.EXPORT_TEMPLATE_MISMATCH,
             f"Answers end with token {last}, at which runtimes of the GGUF would not stop.",
