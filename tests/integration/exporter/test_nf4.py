@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from exporter.engine.export import Engine
-from tests.integration.exporter.test_gates import run
+from tests.integration.exporter.making import export_bundle
 from tests.integration.trainer.test_worker import a_task, a_trainer, ended
 from tests.support.work import FakeScheduler, ObjectServer, lease_of
 
@@ -38,6 +38,6 @@ async def test_a_run_over_four_bits_is_exported_from_the_whole_base(
     assert '"tunesmith/anvil-3m"' in (adapter / "adapter_config.json").read_text()
     assert "quantization" not in (adapter / "adapter_config.json").read_text()
     assert "4 bits (nf4)" in (adapter / "README.md").read_text()
-    proof = run(engine, adapter, tmp_path).proof
+    proof = export_bundle(engine, adapter, tmp_path).proof
     assert proof.proven
     assert proof.adapter_mean_kl < 0.1 < proof.base_mean_kl
