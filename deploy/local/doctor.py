@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -50,6 +52,7 @@ def examine(state: Path) -> list[Finding]:
         ("nats-server", _nats),
         ("llama.cpp", lambda: _imports("llama_cpp", "llama_cpp.llama_supports_mmap()")),
         ("torch", lambda: _imports("torch", "torch.ones(1).sum()")),
+        ("accelerator", _accelerator),
         ("state folder", lambda: _state_folder(state)),
         ("ports", lambda: _ports(state)),
     ]
@@ -176,6 +179,33 @@ def _imports(module: str, proof: str) -> str:
         last = (said.stderr.strip().splitlines() or ["no output"])[-1]
         raise SetupRefused(f"{module} does not load: {last}", next_step=SETUP)
     return f"{module} {said.stdout.strip().splitlines()[-1]} loads."
+
+
+def _accelerator() -> str:
+    """Whether driver, torch and the libraries on it go together, as the trainer itself says."""
+    command = [sys.executable, "-P", "-m", "trainer.training.host"]
+    try:
+        said = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=IMPORT_SECONDS
+        )
+        told = json.loads(said.stdout.splitlines()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        raise SetupRefused(f"The trainer cannot look: {error}.", next_step=SETUP) from error
+    return accelerator_sentence(told["facts"], told["findings"])
+
+
+def accelerator_sentence(facts: Mapping[str, Any], findings: Sequence[Mapping[str, str]]) -> str:
+    """What there is to train on, with what is worth knowing.
+
+    Raises:
+        SetupRefused: when something of it cannot work.
+    """
+    for finding in findings:
+        if finding["weight"] == "broken":
+            raise SetupRefused(finding["sentence"], next_step=finding["next_step"])
+    card = facts["card"]
+    found = f"{card} with CUDA {facts['driver_cuda']}." if card else "No NVIDIA GPU: the CPU tier."
+    return " ".join([found, *(finding["sentence"] for finding in findings)])
 
 
 def _state_folder(state: Path) -> str:

@@ -174,6 +174,10 @@ ROWS: Mapping[FaultCode, FaultRow] = {
         meaning="There is no model of this name.",
         remedy="Check for typos and copy the exact `org/name` from the model's page.",
     ),
+    FaultCode.MODEL_PACKING_UNSAFE: _model(
+        meaning="In this model, examples that share a row would see each other; a warning.",
+        remedy="Nothing has to be done: every example gets a row of its own, which is slower.",
+    ),
     FaultCode.MODEL_TOKENIZER_NOT_FOUND: _model(
         category=Category.TOKENIZATION,
         meaning="The model has no tokenizer; without one there is no training.",

@@ -117,6 +117,8 @@ class Child:
             ) from error
         assert isinstance(message, Ready)
         self.warm, self.capabilities = message.warm, message.capabilities
+        for note in message.notes:
+            log.warning("host_needs_attention", finding=note)
 
     async def send(self, message: msgspec.Struct) -> None:
         """Send one message; a child that is gone is noticed by `receive`."""

@@ -47,10 +47,14 @@ class Resume(_Message, frozen=True, kw_only=True):
 
 
 class Ready(_Message, frozen=True, kw_only=True):
-    """From the child: libraries are loaded, a plan may come. `warm` names the bases in memory."""
+    """From the child: libraries are loaded, a plan may come.
+
+    `warm` names the bases in memory, `notes` what of driver and libraries does not go together.
+    """
 
     warm: tuple[str, ...]
     capabilities: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 class StageBegan(_Message, frozen=True, kw_only=True):

@@ -16,10 +16,12 @@ import msgspec
 import torch
 
 from lexicon.faults import Fault, FaultCode
+from trainer.domain.host import judge, leaves_out_xformers
 from trainer.domain.plan import TrainPlan
 from trainer.pipe import Failed, Finished, Ready, Terms, UnslothFailed
 from trainer.training import capabilities
 from trainer.training.channel import Channel
+from trainer.training.host import read_facts
 from trainer.training.memory import is_out_of_memory
 from trainer.training.mlx_presence import is_apple_silicon
 from trainer.training.rails import Rails, find_rails, import_peft, import_unsloth
@@ -36,6 +38,10 @@ def main() -> None:
     )
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     terms = msgspec.json.decode(sys.argv[2], type=Terms)
+    facts = read_facts()
+    if leaves_out_xformers(facts):
+        # What stands here as None cannot be imported; Unsloth then takes torch's own attention.
+        sys.modules["xformers"] = None  # type: ignore[assignment]
     rails = find_rails(
         terms,
         has_cuda=torch.cuda.is_available(),
@@ -43,16 +49,17 @@ def main() -> None:
         import_unsloth=import_unsloth,
         import_peft=import_peft,
     )
-    serve(channel, rails)
+    notes = tuple(f"{finding.sentence} {finding.next_step}" for finding in judge(facts))
+    serve(channel, rails, notes)
 
 
-def serve(channel: Channel, rails: Rails) -> None:
+def serve(channel: Channel, rails: Rails, notes: tuple[str, ...]) -> None:
     """Train plan after plan; the base of one run is warm for the next."""
     # They import transformers and PEFT, which the rails must have done first.
     from trainer.training.run import train_run
     from trainer.training.warm import Warm
 
-    channel.send(Ready(warm=(), capabilities=capabilities.found(rails)))
+    channel.send(Ready(warm=(), capabilities=capabilities.found(rails), notes=notes))
     warm = Warm()
     # Modules live as long as the process: without them the collection after a run is short.
     gc.collect()

@@ -38,6 +38,7 @@ from trainer.training.channel import Channel
 from trainer.training.compiling import compiled
 from trainer.training.continual import MERGED_PREFIX, TUNED_PREFIX, Course
 from trainer.training.dataset import Desk
+from trainer.training.isolation import is_proven, keeps_examples_apart, require_working
 from trainer.training.memory import is_out_of_memory, peak_bytes
 from trainer.training.mlx_presence import require_available
 from trainer.training.peft_rail import over_whole_base, speaking, width_of
@@ -78,6 +79,11 @@ def train_run(plan: TrainPlan, channel: Channel, rails: Rails, warm: Warm) -> Fi
     desk = Desk.prepare(plan, warn=tell, shelf=warm.shelf)
     with loading(rail, rails):
         adapted = warm.adapted_for(plan, rail, arithmetic)
+        if rail is rails.unsloth:
+            require_working(adapted, arithmetic, packing=plan.packing)
+    if plan.packing and not is_proven(adapted) and not keeps_examples_apart(adapted, arithmetic):
+        tell(FaultCode.MODEL_PACKING_UNSAFE, "Examples that share a row would see each other")
+        plan = replace(plan, packing=False)
     # Unsloth brings kernels of its own for what would be compiled.
     with compiled(adapted, wanted=plan.torch_compile and rail is rails.peft) as count:
         log.info("%d parts of the model are compiled", count)
