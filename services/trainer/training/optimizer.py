@@ -1,19 +1,22 @@
-"""AdamW in its variants: made whole before the first step, updated whole or not at all.
+"""AdamW in its variants: made whole before the first step, and an update happens once.
 
 The moments exist before the first step, so that no step needs new memory for them. torch's fused
-update happens whole or not at all. bitsandbytes goes from weight to weight: there the weights and
-moments are kept in copies that lie ready, and put back when memory runs out in between.
+update happens whole or not at all. bitsandbytes goes from weight to weight; when memory runs out at
+one of them, that one is put back and made again, because the ones before it have moved.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from lexicon.faults import Fault, FaultCode
+from trainer.domain.healing import TRIES_AT_ONE_MAX
 from trainer.domain.plan import Optimizer, TrainPlan
 from trainer.training.capabilities import require_bitsandbytes
+from trainer.training.memory import is_out_of_memory, release_memory
 
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPSILON = 1e-8
@@ -21,7 +24,9 @@ ADAM_EPSILON = 1e-8
 CONSTANT_KEYS = frozenset({"qmap1", "qmap2"})
 STEP_KEY = "step"
 
+
 Trainable = Mapping[str, torch.nn.Parameter]
+Spare = tuple[str, torch.Size, torch.dtype]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,13 +34,13 @@ class Updater:
     """An optimizer over the trainable weights, whatever its kind.
 
     Attributes:
-        copies: (live tensor, its copy) of all that an update changes; empty where an update cannot
-            stop in between.
+        spares: room for what an update changes of one weight, by kind and shape, for optimizers
+            that go from weight to weight; None for one that cannot stop in between.
     """
 
     optimizer: torch.optim.Optimizer
     trainable: Trainable
-    copies: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    spares: dict[Spare, torch.Tensor] | None = None
 
     def update(self, *, updates_before: int, lr: float) -> None:
         """One update of the weights by their gradients.
@@ -45,36 +50,73 @@ class Updater:
 
         Args:
             updates_before: how many updates were made before this one.
+        Raises:
+            Fault: RUNTIME_GPU_OOM when some weights have moved and there is no memory for the rest.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self._count(updates_before)
-        with torch.no_grad():
-            for live, copy in self.copies:
-                copy.copy_(live)
-        try:
+        if self.spares is None:
+            for parameter in self.trainable.values():
+                self.optimizer.state[parameter][STEP_KEY].fill_(updates_before)
             self.optimizer.step()
-        except (RuntimeError, MemoryError):
-            with torch.no_grad():
-                for live, copy in self.copies:
-                    live.copy_(copy)
-            raise
+            return
+        for group_index, group in enumerate(self.optimizer.param_groups):
+            for index, parameter in enumerate(group["params"]):
+                self._update_one(group_index, index, parameter, self.spares, updates_before)
+
+    def _update_one(
+        self,
+        group_index: int,
+        index: int,
+        parameter: torch.nn.Parameter,
+        spares: Mapping[Spare, torch.Tensor],
+        updates_before: int,
+    ) -> None:
+        optimizer: Any = self.optimizer
+        group = optimizer.param_groups[group_index]
+        parts = [(live, spares[spare_of(key, live)]) for key, live in self._parts(parameter)]
+        _copy((spare, live) for live, spare in parts)
+        for _ in range(TRIES_AT_ONE_MAX):
+            optimizer.state[parameter][STEP_KEY] = updates_before
+            try:
+                optimizer.prefetch_state(parameter)
+                optimizer.update_step(group, parameter, group_index, index)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            else:
+                return
+            # Outside the handler: the error's traceback holds what filled the memory.
+            _copy(parts)
+            release_memory()
+        raise Fault(
+            FaultCode.RUNTIME_GPU_OOM,
+            f"Out of memory {TRIES_AT_ONE_MAX} times in the update of a weight",
+        )
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The live weights and moments, as `key/name of the weight`; without the count."""
         for name, parameter in self.trainable.items():
-            yield f"weight/{name}", parameter.data
-            for key, value in self.optimizer.state[parameter].items():
-                if key != STEP_KEY and key not in CONSTANT_KEYS:
-                    yield f"{key}/{name}", value
+            for key, live in self._parts(parameter):
+                yield f"{key}/{name}", live
 
-    def _count(self, updates: int) -> None:
+    def make_spares(self) -> None:
+        """Set room aside for what an update changes of one weight."""
+        self.spares = {}
         for parameter in self.trainable.values():
-            state = self.optimizer.state[parameter]
-            if isinstance(state[STEP_KEY], torch.Tensor):
-                state[STEP_KEY].fill_(updates)
-            else:
-                state[STEP_KEY] = updates
+            for key, live in self._parts(parameter):
+                self.spares.setdefault(spare_of(key, live), torch.empty_like(live))
+
+    def _parts(self, parameter: torch.nn.Parameter) -> Iterator[tuple[str, torch.Tensor]]:
+        yield "weight", parameter.data
+        for key, value in self.optimizer.state[parameter].items():
+            if key != STEP_KEY and key not in CONSTANT_KEYS:
+                yield key, value
+
+
+def spare_of(key: str, live: torch.Tensor) -> Spare:
+    """Which spare a tensor fits into."""
+    return key, live.shape, live.dtype
 
 
 def make_updater(plan: TrainPlan, trainable: Trainable) -> Updater:
@@ -86,7 +128,7 @@ def make_updater(plan: TrainPlan, trainable: Trainable) -> Updater:
     if plan.optimizer is Optimizer.ADAMW_TORCH:
         return Updater(optimizer=_adamw(plan, trainable), trainable=trainable)
     updater = Updater(optimizer=_eight_bit(plan, trainable), trainable=trainable)
-    updater.copies = [(live, torch.empty_like(live)) for _, live in updater.tensors()]
+    updater.make_spares()
     return updater
 
 
@@ -142,3 +184,10 @@ def _eight_bit(plan: TrainPlan, trainable: Trainable) -> torch.optim.Optimizer:
             for index, parameter in enumerate(group["params"]):
                 optimizer.init_state(group, parameter, group_index, index)
     return optimizer  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def _copy(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Copy each second into its first; no memory is needed for it."""
+    for target, source in pairs:
+        target.copy_(source)

@@ -19,6 +19,9 @@ STEPS = 4
 # Large enough that some of the adapter's weights get moments of 8 bits: 128 x 32 elements.
 RANK = 128
 VARIANTS = list(Optimizer)
+# Copying into memory that is there, and another look at it.
+NEEDS_NO_MEMORY = (torch.ops.aten.copy_.default, torch.ops.aten.detach.default)
+EIGHT_BIT = [Optimizer.ADAMW_8BIT, Optimizer.PAGED_ADAMW_8BIT]
 
 
 def plan_of(optimizer: Optimizer) -> TrainPlan:
@@ -90,26 +93,25 @@ def test_a_checkpoint_of_another_optimizer_is_refused() -> None:
 class _OutOfMemoryAt(TorchDispatchMode):
     """Fails the n-th tensor operation that may need memory."""
 
-    def __init__(self, at: int) -> None:
+    def __init__(self, at: int, *, for_ever: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.at, self.count = at, 0
+        self.at, self.count, self.for_ever = at, 0, for_ever
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        # Copying into memory that is there needs none; the profiler's marks are no operations.
-        makes = function.namespace in {"aten", "bitsandbytes"}
-        if makes and function is not torch.ops.aten.copy_.default:
+        # The profiler's marks are no operations.
+        if function.namespace in {"aten", "bitsandbytes"} and function not in NEEDS_NO_MEMORY:
             self.count += 1
-            if self.count == self.at:
+            if self.count == self.at or (self.for_ever and self.count > self.at):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return function(*args, **(kwargs or {}))
 
 
 @contextmanager
-def running_out(at: int) -> Iterator[_OutOfMemoryAt]:
-    """Memory runs out at the n-th operation within."""
-    mode = _OutOfMemoryAt(at)
+def running_out(at: int, *, for_ever: bool = False) -> Iterator[_OutOfMemoryAt]:
+    """Memory runs out at the n-th operation within, once or from there on."""
+    mode = _OutOfMemoryAt(at, for_ever=for_ever)
     with mode:
         yield mode
 
@@ -124,14 +126,19 @@ def with_gradients(plan: TrainPlan) -> loop.TrainState:
     return state
 
 
-@pytest.mark.parametrize("optimizer", VARIANTS)
-def test_out_of_memory_anywhere_in_an_update_changes_nothing(optimizer: Optimizer) -> None:
-    """002-03: bitsandbytes stops between two weights; it is undone, and can be made again."""
-    plan = plan_of(optimizer)
-    clean = with_gradients(plan)
+def operations(plan: TrainPlan) -> tuple[int, loop.TrainState]:
+    """How many operations an update has, and the state after one in which nothing failed."""
+    state = with_gradients(plan)
     with running_out(at=10**9) as mode:
-        loop.update(clean, lr=1e-2)
-    for at in sorted({1, mode.count // 3, mode.count // 2, mode.count}):
+        loop.update(state, lr=1e-2)
+    return mode.count, state
+
+
+def test_out_of_memory_anywhere_in_a_fused_update_changes_nothing() -> None:
+    """002-03"""
+    plan = plan_of(Optimizer.ADAMW_TORCH)
+    count, clean = operations(plan)
+    for at in sorted({1, count // 3, count // 2, count}):
         state = with_gradients(plan)
         before = everything(state)
         with pytest.raises(torch.OutOfMemoryError), running_out(at):
@@ -141,25 +148,51 @@ def test_out_of_memory_anywhere_in_an_update_changes_nothing(optimizer: Optimize
         assert same(everything(state), everything(clean))
 
 
+@pytest.mark.parametrize("optimizer", EIGHT_BIT)
+def test_out_of_memory_between_two_weights_is_healed_there(optimizer: Optimizer) -> None:
+    """002-03: the weights before it have moved already, so the update goes on where it stopped."""
+    plan = plan_of(optimizer)
+    count, clean = operations(plan)
+    for at in sorted({1, count // 3, count // 2, count}):
+        state = with_gradients(plan)
+        with running_out(at) as mode:
+            loop.update(state, lr=1e-2)
+        assert mode.count > at
+        assert same(everything(state), everything(clean))
+
+
+@pytest.mark.parametrize("optimizer", EIGHT_BIT)
+def test_an_update_that_cannot_be_finished_ends_the_run(optimizer: Optimizer) -> None:
+    """002-04: a half-made step is never trained on."""
+    state = with_gradients(plan_of(optimizer))
+    with pytest.raises(Fault) as caught, running_out(20, for_ever=True):
+        loop.update(state, lr=1e-2)
+    assert caught.value.code is FaultCode.RUNTIME_GPU_OOM
+
+
+def test_what_lies_ready_for_healing_is_no_second_optimizer() -> None:
+    """Room for one weight of each shape, however many layers there are."""
+    state = begin(plan_of(Optimizer.ADAMW_8BIT))
+    spares = state.updater.spares
+    assert spares is not None
+    whole = sum(live.nbytes for _, live in state.updater.tensors())
+    assert sum(spare.nbytes for spare in spares.values()) < whole / 2
+
+
 def test_eight_bits_follow_the_path_of_a_plain_loop() -> None:
     """The update is bitsandbytes' own: same gradients, same weights."""
     plan = plan_of(Optimizer.ADAMW_8BIT)
     state = begin(plan)
-    names = list(state.trainable)
     theirs = {n: torch.nn.Parameter(p.detach().clone()) for n, p in state.trainable.items()}
     kinds: Any = bitsandbytes.optim
     optimizer = kinds.AdamW8bit(list(theirs.values()), weight_decay=0.01)
-    real = state.optimizer.step
-
-    def step() -> None:
-        for name in names:
-            gradient = state.trainable[name].grad
-            assert gradient is not None
-            theirs[name].grad = gradient.clone()
-        optimizer.param_groups[0]["lr"] = state.optimizer.param_groups[0]["lr"]
+    rng = torch.Generator().manual_seed(2)
+    for step in range(STEPS):
+        for name, parameter in state.trainable.items():
+            parameter.grad = torch.randn(parameter.shape, generator=rng)
+            theirs[name].grad = parameter.grad.clone()
+        optimizer.param_groups[0]["lr"] = 1e-2
         optimizer.step()
-        real()
-
-    state.optimizer.step = step  # type: ignore[method-assign,assignment]
-    take(state, plan, STEPS)
-    assert all(torch.equal(theirs[name], state.trainable[name]) for name in names)
+        state.step = step
+        loop.update(state, lr=1e-2)
+    assert all(torch.equal(theirs[name], p) for name, p in state.trainable.items())
