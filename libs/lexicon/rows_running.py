@@ -142,6 +142,11 @@ ROWS: Mapping[FaultCode, FaultRow] = {
         "(`drift_minimum_cosine`, `eval_maximum_regression`).",
         symptoms=("`Run 3 of 5 was not merged: …`",),
     ),
+    FaultCode.RUNTIME_SAMPLES_FAILED: _training(
+        meaning="The model could not be asked for its samples; a warning.",
+        remedy="Training and adapter are not affected. Ask the adapter yourself before you rely on "
+        "it; if samples fail in every run, contact support with the run's id.",
+    ),
     FaultCode.RUNTIME_STEPS_SKIPPED: _training(
         meaning="Some steps in fp16 were skipped because their gradient overflowed; a warning.",
         remedy="A few at the beginning are how loss scaling finds its factor. When there are many, "

@@ -15,6 +15,7 @@ from scheduler.domain.signals import (
     PauseReported,
     Report,
     ReportBody,
+    SamplesReported,
     StageReached,
     TrainingBegan,
     WarningReported,
@@ -172,6 +173,10 @@ def _report_body(proto: work_service_pb2.TaskReport, *, prefix: str) -> ReportBo
         case "clock_paused":
             paused = proto.clock_paused
             return PauseReported(paused=paused.paused, reason=clean(paused.reason))
+        case "samples":
+            return SamplesReported(
+                samples=pack_samples(work_service_pb2.TrainResult(samples=proto.samples.samples))
+            )
     return None
 
 
@@ -262,6 +267,7 @@ def pack_samples(result: work_service_pb2.TrainResult) -> Document:
             completion=sample.completion[:SAMPLE_CHARACTERS_MAX],
             base_completion=sample.base_completion[:SAMPLE_CHARACTERS_MAX],
             flags=[flag[:FLAG_CHARACTERS_MAX] for flag in sample.flags[:MAX_FLAGS]],
+            step=max(sample.step, 0),
         )
         for sample in result.samples[:SAMPLE_COUNT]
     ]

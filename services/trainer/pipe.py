@@ -88,6 +88,8 @@ class StepTaken(_Message, frozen=True, kw_only=True):
     micro_batch_size: int
     accumulation_steps: int
     trained_token_count: int
+    preference_margin: float | None = None
+    preference_accuracy: float | None = None
 
 
 class Warned(_Message, frozen=True, kw_only=True):
@@ -112,12 +114,19 @@ class RunMerged(_Message, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """One sample: the answers of adapter and base to the same prompt."""
+    """One sample: the answers of adapter and base to the same prompt, after `step` steps."""
 
     prompt: str
     completion: str
     base_completion: str
     flags: tuple[str, ...]
+    step: int = 0
+
+
+class Sampled(_Message, frozen=True, kw_only=True):
+    """From the child: samples of the adapter that still trains; they replace earlier ones."""
+
+    samples: tuple[Answer, ...]
 
 
 class UnslothFailed(_Message, frozen=True, kw_only=True):
@@ -160,6 +169,7 @@ FromChild = (
     | Warned
     | CheckpointWritten
     | RunMerged
+    | Sampled
     | UnslothFailed
     | Finished
     | Failed

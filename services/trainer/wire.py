@@ -22,7 +22,7 @@ from trainer.domain.plan import (
     TrainPlan,
     ValidationPlan,
 )
-from trainer.pipe import Answer, StepTaken, Warned
+from trainer.pipe import Answer, Sampled, StepTaken, Warned
 from tunesmith.api.dataset.v1 import dataset_pb2
 from tunesmith.api.fault.v1 import fault_pb2
 from tunesmith.api.run.v1 import run_pb2, spec_pb2
@@ -187,6 +187,10 @@ def metrics(taken: StepTaken) -> run_pb2.RunMetrics:
         message.remaining.CopyFrom(duration(taken.remaining_seconds))
     if taken.validation_loss is not None:
         message.validation_loss = taken.validation_loss
+    if taken.preference_margin is not None:
+        message.preference_margin = taken.preference_margin
+    if taken.preference_accuracy is not None:
+        message.preference_accuracy = taken.preference_accuracy
     return message
 
 
@@ -207,6 +211,7 @@ def sample(answer: Answer) -> run_pb2.Sample:
         completion=answer.completion,
         base_completion=answer.base_completion,
         flags=list(answer.flags),
+        step=answer.step,
     )
 
 
@@ -225,6 +230,12 @@ def merge(record: MergeRecord) -> run_pb2.RunMerge:
         held_out_loss_after=record.held_out_loss_after,
         sha256=record.sha256,
     )
+
+
+def samples_report(sampled: Sampled) -> work_service_pb2.TaskReport:
+    """The report of samples that were made while training."""
+    taken = work_service_pb2.SamplesTaken(samples=[sample(one) for one in sampled.samples])
+    return work_service_pb2.TaskReport(samples=taken)
 
 
 def duration(seconds: float) -> duration_pb2.Duration:

@@ -32,6 +32,7 @@ from trainer.pipe import (
     FromChild,
     Ready,
     RunMerged,
+    Sampled,
     StageBegan,
     Started,
     StepTaken,
@@ -194,6 +195,8 @@ class Trainer:
                 task.merges.append(wire.merge(message.record))
                 if message.path is not None:
                     uploader.add_merge(Path(message.path))
+            case Sampled():
+                task.session.report(wire.samples_report(message))
             case Failed():
                 raise Fault(FaultCode(message.code), message.message, **message.metadata)
             case Ready() | UnslothFailed() | Finished():

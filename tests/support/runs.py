@@ -30,6 +30,7 @@ from scheduler.domain.signals import (
     PauseReported,
     Report,
     ReportBody,
+    SamplesReported,
     Signal,
     StageReached,
     StopRequested,
@@ -153,6 +154,9 @@ class Story:
 
     def checkpoint(self, step: int) -> Self:
         return self.reported(CheckpointReported(step=step, files=b""))
+
+    def sampled(self, samples: bytes) -> Self:
+        return self.reported(SamplesReported(samples=samples))
 
     def paused(self, *, paused: bool = True) -> Self:
         return self.reported(PauseReported(paused=paused, reason="Waiting for GPU to cool…"))

@@ -148,6 +148,8 @@ def _figures(view: RunView) -> str:
     metrics = view.metrics
     assert metrics is not None
     parts = [f"loss {metrics.loss:.4f}"]
+    if preference := output.preference_text(metrics):
+        parts.append(preference)
     if metrics.HasField("remaining") and view.stage == fault_pb2.STAGE_TRAINING:
         parts.append(f"{output.span_text(metrics.remaining)} left")
     parts.append(f"{output.span_text(view.clocks.wall)} gone")

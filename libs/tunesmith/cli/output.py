@@ -147,6 +147,13 @@ def span_text(span: Duration) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
+def preference_text(metrics: run_pb2.RunMetrics) -> str:
+    """Margin and accuracy of a preference method; empty for SFT."""
+    if not metrics.HasField("preference_margin"):
+        return ""
+    return f"margin {metrics.preference_margin:.4f}, {metrics.preference_accuracy:.0%} right"
+
+
 def time_text(time: Timestamp) -> str:
     """A time of day in the local zone, with its date; empty when unset."""
     if not time.seconds:

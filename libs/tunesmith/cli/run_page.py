@@ -35,11 +35,7 @@ def show_run(run: run_pb2.Run, screen: Console, *, is_brief: bool = False) -> No
         rows += [("warning", f"{w.code}: {w.message}") for w in run.warnings]
         rows += [("attempt", text) for text in _attempts(run)]
     screen.print(output.facts(rows))
-    for sample in run.samples:
-        screen.print(Text.assemble(("▸ ", "cyan"), (sample.prompt, "dim")))
-        screen.print(Text(f"  {sample.completion}"))
-        for flag in sample.flags:
-            screen.print(Text(f"  ! {flag}", style="gold3"))
+    _show_samples(run.samples, screen)
 
 
 def show_list(runs: Sequence[run_pb2.Run], screen: Console, *, now: datetime) -> None:
@@ -58,6 +54,19 @@ def show_list(runs: Sequence[run_pb2.Run], screen: Console, *, now: datetime) ->
         rest = [row.model, f"loss {row.loss}" if row.loss else "", f"{row.cost} credits"]
         screen.print(head, soft_wrap=True)
         screen.print(Text("  " + " · ".join(filter(None, rest)), style="dim"), soft_wrap=True)
+
+
+def _show_samples(samples: Sequence[run_pb2.Sample], screen: Console) -> None:
+    """Print each answer below its prompt, and the base model's below that."""
+    for step in {sample.step for sample in samples if sample.step}:
+        screen.print(Text(f"samples after step {step}", style="bold"))
+    for sample in samples:
+        screen.print(Text.assemble(("▸ ", "cyan"), (sample.prompt, "dim")))
+        screen.print(Text(f"  {sample.completion}"))
+        if sample.base_completion:
+            screen.print(Text(f"  base: {sample.base_completion}", style="dim"))
+        for flag in sample.flags:
+            screen.print(Text(f"  ! {flag}", style="gold3"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +102,8 @@ def _figures(run: run_pb2.Run) -> Iterator[tuple[str, str]]:
         yield "epoch", f"{metrics.epoch}/{metrics.total_epochs}"
         yield "step", f"{metrics.step}/{metrics.total_steps}"
         yield "loss", f"{metrics.loss:.4f}"
+        if preference := output.preference_text(metrics):
+            yield "preference", preference
     spans = {
         "wall": clocks.wall,
         "active": clocks.active,

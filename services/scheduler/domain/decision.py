@@ -23,6 +23,7 @@ from scheduler.domain.signals import (
     PauseReported,
     Report,
     ReportBody,
+    SamplesReported,
     Signal,
     StageReached,
     StopRequested,
@@ -150,6 +151,8 @@ def _report_trigger(run: Run, body: ReportBody) -> Trigger | None:
         case CheckpointReported():
             newest = run.checkpoint.step if run.checkpoint else -1
             return Trigger.CHECKPOINT_STORED if body.step > newest else None
+        case SamplesReported():
+            return Trigger.SAMPLES_REPORTED
         case PauseReported(paused=True):
             return Trigger.PAUSED if run.clock.running_since else None
         case PauseReported():

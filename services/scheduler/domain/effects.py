@@ -46,6 +46,7 @@ from scheduler.domain.signals import (
     MetricsReported,
     PauseReported,
     ReportBody,
+    SamplesReported,
     Signal,
     StageReached,
     TaskLeased,
@@ -319,6 +320,13 @@ def _record_metrics(draft: Draft, step: Step, row: Transition) -> None:
         _tell_progress(draft, step, row)
 
 
+def _record_samples(draft: Draft, step: Step, row: Transition) -> None:
+    """Keeps the samples in the place of earlier ones, and tells them."""
+    assert isinstance(step.signal, SamplesReported)
+    draft.run = replace(draft.run, samples=step.signal.samples)
+    draft.emit(SamplesRecorded(samples=step.signal.samples), at=step.at)
+
+
 def _record_result(draft: Draft, step: Step, row: Transition) -> None:
     signal, run = step.signal, draft.run
     if isinstance(signal, ExportCompleted):
@@ -426,6 +434,7 @@ _EFFECTS: Final[Mapping[Effect, Callable[[Draft, Step, Transition], None]]] = {
     Effect.STOP_CLOCK: _stop_clock,
     Effect.VOID_CLOCK: _void_clock,
     Effect.RECORD_METRICS: _record_metrics,
+    Effect.RECORD_SAMPLES: _record_samples,
     Effect.RECORD_RESULT: _record_result,
     Effect.STORE_ARTIFACTS: _store_artifacts,
     Effect.TELL_PROGRESS: _tell_progress,

@@ -83,6 +83,13 @@ class PauseReported:
     reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplesReported:
+    """The adapter that still trains has answered the held-out prompts."""
+
+    samples: Document
+
+
 ReportBody: TypeAlias = (
     StageReached
     | TrainingBegan
@@ -90,6 +97,7 @@ ReportBody: TypeAlias = (
     | WarningReported
     | CheckpointReported
     | PauseReported
+    | SamplesReported
 )
 
 

@@ -24,6 +24,7 @@ class Trigger(StrEnum):
     METRICS_REPORTED = "metrics reported"
     WARNING_REPORTED = "warning reported"
     CHECKPOINT_STORED = "checkpoint stored"
+    SAMPLES_REPORTED = "samples reported"
     PAUSED = "paused"
     RESUMED = "resumed"
     TRAINED_EXPORT_NEXT = "trained, export next"
@@ -64,6 +65,7 @@ class Effect(StrEnum):
     STOP_CLOCK = "stop clock"
     VOID_CLOCK = "void clock"
     RECORD_METRICS = "record metrics"
+    RECORD_SAMPLES = "record samples"
     RECORD_RESULT = "record result"
     STORE_ARTIFACTS = "store artifacts"
     TELL_PROGRESS = "tell progress"
@@ -172,6 +174,12 @@ TABLE: Final[tuple[Transition, ...]] = (
         sources=_TRAINING,
         stages=_ON_NODE,
         effects=(Effect.COMMIT_CHECKPOINT,),
+    ),
+    Transition(
+        trigger=Trigger.SAMPLES_REPORTED,
+        sources=_TRAINING,
+        stages=_ON_NODE,
+        effects=(Effect.RECORD_SAMPLES,),
     ),
     Transition(
         trigger=Trigger.PAUSED,

@@ -26,6 +26,7 @@ from trainer.pipe import (
     CheckpointWritten,
     Finished,
     RunMerged,
+    Sampled,
     StageBegan,
     Started,
     StepTaken,
@@ -44,6 +45,7 @@ from trainer.training.mlx_presence import require_available
 from trainer.training.peft_rail import over_whole_base, speaking, width_of
 from trainer.training.probe import probe
 from trainer.training.rails import Rail, Rails, loading
+from trainer.training.sampling import Sampler, tell_failure
 from trainer.training.validation import BEST_PREFIX, split
 from trainer.training.warm import Warm, conditions_of
 
@@ -84,11 +86,19 @@ def train_run(plan: TrainPlan, channel: Channel, rails: Rails, warm: Warm) -> Fi
     if plan.packing and not is_proven(adapted) and not keeps_examples_apart(adapted, arithmetic):
         tell(FaultCode.MODEL_PACKING_UNSAFE, "Examples that share a row would see each other")
         plan = replace(plan, packing=False)
+    speaker = speech.Speaker(
+        model=adapted,
+        tokenizer=desk.tokenizer,
+        end_ids=desk.end_ids(adapted),
+        special_tokens=desk.special_tokens,
+        arithmetic=arithmetic,
+    )
+    sampler = Sampler(speaker, desk.prompts, rail)
     # Unsloth brings kernels of its own for what would be compiled.
     with compiled(adapted, wanted=plan.torch_compile and rail is rails.peft) as count:
         log.info("%d parts of the model are compiled", count)
-        course, last = _train(adapted, plan, desk, arithmetic, channel, warm)
-    finished = _deliver(adapted, course, desk, arithmetic, rail, channel=channel, last=last)
+        course, last = _train(adapted, plan, desk, arithmetic, channel, warm, sampler)
+    finished = _deliver(speaker, course, desk, rail, channel=channel, last=last, warm=warm)
     kept = (plan.base.base_model,) if warm.keep() else ()
     return msgspec.structs.replace(finished, warm=kept)
 
@@ -124,6 +134,7 @@ def _train(
     arithmetic: Arithmetic,
     channel: Channel,
     warm: Warm,
+    sampler: Sampler,
 ) -> tuple[Course, StepTaken | None]:
     """Take all steps that are left; the figures of the last one, None when none was left."""
     adapted.train()
@@ -170,6 +181,8 @@ def _train(
             seconds_since=time.monotonic() - last_time,
         ):
             _write_checkpoint(state, course, channel)
+            if state.step < steps:
+                _sample(sampler, state.step, channel)
             last_step, last_time = state.step, time.monotonic()
         if validation.wants_stop:
             break
@@ -178,6 +191,13 @@ def _train(
         text = f"{state.skipped_count} of {state.step} steps were skipped: fp16 overflowed"
         warn(channel, FaultCode.RUNTIME_STEPS_SKIPPED, text)
     return course, last
+
+
+def _sample(sampler: Sampler, step: int, channel: Channel) -> None:
+    """Tell what the adapter says now, when it is time to."""
+    answers = sampler.after_checkpoint(step, warn=lambda code, text: warn(channel, code, text))
+    if answers:
+        channel.send(Sampled(samples=answers))
 
 
 def _probe(
@@ -278,18 +298,19 @@ def _told(
 
 
 def _deliver(
-    adapted: PeftModel,
+    speaker: speech.Speaker,
     course: Course,
     desk: Desk,
-    arithmetic: Arithmetic,
     rail: Rail,
     *,
     channel: Channel,
     last: StepTaken | None,
+    warm: Warm,
 ) -> Finished:
     """Write the adapter first; samples and proof come after it and cannot take it away."""
     plan = course.plan
     channel.send(StageBegan(stage="saving"))
+    adapted = speaker.model
     require_changed(adapted)
     folder = Path(plan.work_folder) / "adapter"
     write_adapter(
@@ -302,26 +323,22 @@ def _deliver(
     )
     merges = course.write_history(folder)
     adapted.eval()
-    speaker = speech.Speaker(
-        model=adapted,
-        tokenizer=desk.tokenizer,
-        end_ids=desk.end_ids(adapted),
-        special_tokens=desk.special_tokens,
-        arithmetic=arithmetic,
-    )
     samples: tuple[Answer, ...] = ()
     proof: Path | None = None
     prompts = desk.prompts
     try:
         with rail.speaking(adapted):
-            samples, answers = speech.ask_both(speaker, prompts)
+            samples, answers = speech.ask_both(speaker, prompts, step=last.step if last else 0)
             proof = Path(plan.work_folder) / speech.PROOF_NAME
             _write_proof(speaker, plan, folder, prompts, answers, proof)
-    except (Fault, RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
+    except Exception as error:
+        log.exception("samples and proof failed")
         proof = None
-        warn(channel, FaultCode.RUNTIME_GPU_OOM, "No memory was left for samples and proof")
+        what = "The adapter is whole, but not all of its samples and proof could be made"
+        tell_failure(error, what, warn=lambda code, text: warn(channel, code, text))
+        if not is_out_of_memory(error):
+            # Whatever is broken now must not be what the next run begins with.
+            warm.drop()
     return Finished(
         adapter_folder=str(folder),
         proof_path=str(proof) if proof else None,

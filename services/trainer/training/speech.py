@@ -22,6 +22,8 @@ from trainer.training.memory import is_out_of_memory, release_memory
 
 SAMPLES_COUNT = 3
 ANSWER_TOKENS_MAX = 96
+# Answers while a run trains are shorter: they show a tendency, and training waits for them.
+BRIEF_TOKENS_MAX = 48
 # As many of the likeliest tokens as hold practically all probability of a trained model.
 TOP_K = 64
 PROOF_FORMAT_VERSION = "1"
@@ -89,25 +91,43 @@ class Prompt:
 
 
 def ask_both(
-    speaker: Voice, prompts: Sequence[Prompt]
+    speaker: Voice, prompts: Sequence[Prompt], *, step: int = 0
 ) -> tuple[tuple[Answer, ...], list[list[int]]]:
-    """Three samples, and the adapter's greedy answers to all prompts, as ids with the end token."""
+    """Three samples, and the adapter's greedy answers to all prompts, as ids with the end token.
+
+    Args:
+        step: optimizer steps that the adapter has done.
+    """
     adapter_ids = speaker.generate(prompts)
     with speaker.as_base():
         base_ids = speaker.generate(prompts[:SAMPLES_COUNT])
-    samples = tuple(
+    return side_by_side(speaker, prompts, adapter_ids, base_ids, step=step), adapter_ids
+
+
+def side_by_side(
+    speaker: Voice,
+    prompts: Sequence[Prompt],
+    adapter_ids: Sequence[Sequence[int]],
+    base_ids: Sequence[Sequence[int]],
+    *,
+    step: int,
+) -> tuple[Answer, ...]:
+    """Samples of as many prompts as both adapter and base have answered."""
+    return tuple(
         Answer(
             prompt=prompt.text,
             completion=(text := decode(speaker, said)),
             base_completion=decode(speaker, base_said),
             flags=flags(text, special_tokens=sorted(speaker.special_tokens)),
+            step=step,
         )
         for prompt, said, base_said in zip(prompts, adapter_ids, base_ids, strict=False)
     )
-    return samples, adapter_ids
 
 
-def generate(speaker: Speaker, prompts: Sequence[Prompt]) -> list[list[int]]:
+def generate(
+    speaker: Speaker, prompts: Sequence[Prompt], *, tokens_max: int = ANSWER_TOKENS_MAX
+) -> list[list[int]]:
     """Greedy answers as token ids, the end token included where one came.
 
     All prompts are one batch; when memory runs out, the batches get smaller.
@@ -120,7 +140,7 @@ def generate(speaker: Speaker, prompts: Sequence[Prompt]) -> list[list[int]]:
     while len(answers) < len(prompts):
         batch = prompts[len(answers) : len(answers) + ladder.micro_batch_size]
         try:
-            answers += _generate_batch(speaker, batch)
+            answers += _generate_batch(speaker, batch, tokens_max=tokens_max)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -202,7 +222,9 @@ def end_tokens(model: Any, labels: Sequence[np.ndarray], special_ids: frozenset[
     return {int(end) for end in ends}
 
 
-def _generate_batch(speaker: Speaker, prompts: Sequence[Prompt]) -> list[list[int]]:
+def _generate_batch(
+    speaker: Speaker, prompts: Sequence[Prompt], *, tokens_max: int
+) -> list[list[int]]:
     longest = max(len(prompt.ids) for prompt in prompts)
     pad_id = min(speaker.end_ids, default=0)
     gaps = [longest - len(prompt.ids) for prompt in prompts]
@@ -219,7 +241,7 @@ def _generate_batch(speaker: Speaker, prompts: Sequence[Prompt]) -> list[list[in
             attention_mask=mask_BT,
             generation_config=GenerationConfig(
                 do_sample=False,
-                max_new_tokens=ANSWER_TOKENS_MAX,
+                max_new_tokens=tokens_max,
                 eos_token_id=sorted(speaker.end_ids) or None,
                 pad_token_id=pad_id,
             ),

@@ -12,6 +12,7 @@ from scheduler.domain.events import (
     ClockChanged,
     Ended,
     Progressed,
+    SamplesRecorded,
     StateChanged,
     Warned,
 )
@@ -50,6 +51,20 @@ def test_the_clock_starts_with_the_first_step_and_stops_with_the_stored_adapter(
     assert last(story).reading.billable == timedelta(minutes=4)
     assert last(story).reading.active == timedelta(minutes=3 + 4 + 9)
     assert last(story).reading.wall == timedelta(minutes=5 + 3 + 4 + 18)
+
+
+def test_samples_of_a_checkpoint_stand_on_the_run_until_newer_ones_come() -> None:
+    """001-18: always those of one moment; they are told, and they leave the clock alone."""
+    story = Story().training().sampled(b"early").sampled(b"late")
+    assert story.run.samples == b"late"
+    assert [
+        body.samples for body in story.told(SamplesRecorded) if isinstance(body, SamplesRecorded)
+    ] == [b"early", b"late"]
+    assert story.clock_changes() == ["STARTED"]
+
+
+def test_samples_before_training_are_not_taken() -> None:
+    assert Story().leased().sampled(b"too early").run.samples == b""
 
 
 def test_queued_and_waiting_cost_nothing() -> None:

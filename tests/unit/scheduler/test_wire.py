@@ -5,6 +5,7 @@ import pytest
 from lexicon.faults import TABLE, Fault, FaultCode, Stage
 from scheduler import events, wire, wire_work
 from scheduler.domain.run import Labels, Record, RunFault, State, Submission, TaskKind
+from scheduler.domain.signals import SamplesReported
 from tests.support.runs import NAME, NOON, TERMS, Story, a_run
 from tunesmith.api.event.v1 import event_pb2
 from tunesmith.api.fault.v1 import fault_pb2
@@ -74,6 +75,17 @@ def test_a_merge_history_is_kept_within_bounds() -> None:
     assert (kept[0].number, kept[0].weight, kept[0].sha256) == (2, 0.7, "a" * 64)
     assert kept[0].HasField("drift_cosine")
     assert not kept[0].HasField("delta_norm")
+
+
+def test_samples_while_training_are_bounded_as_those_at_the_end() -> None:
+    """001-18"""
+    endless = run_pb2.Sample(prompt="p" * 10**6, completion="c", step=7)
+    taken = work_service_pb2.SamplesTaken(samples=[endless] * 5)
+    proto = work_service_pb2.TaskReport(report_number=1, samples=taken)
+    (report,) = wire_work.reports_from_proto([proto], prefix="")
+    assert isinstance(report.body, SamplesReported)
+    assert len(report.body.samples) < 900_000
+    assert [sample.step for sample in wire.samples_of(report.body.samples)] == [7, 7, 7]
 
 
 def test_secrets_and_nul_are_taken_out_of_a_workers_words() -> None:

@@ -139,7 +139,7 @@ class RunSnapshot(_message.Message):
     def __init__(self, model_id: _Optional[str] = ..., model_revision: _Optional[str] = ..., verified: _Optional[bool] = ..., refund_waived: _Optional[bool] = ..., dataset_versions: _Optional[_Iterable[str]] = ..., plan: _Optional[str] = ..., verdict: _Optional[_Union[_fault_pb2.Severity, str]] = ..., estimated_vram_bytes: _Optional[int] = ..., estimated_artifact_bytes: _Optional[int] = ..., estimated_steps: _Optional[int] = ..., estimated_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., training: _Optional[_Union[_spec_pb2.TrainingConfig, _Mapping]] = ..., lora: _Optional[_Union[_spec_pb2.LoraConfig, _Mapping]] = ..., export: _Optional[_Union[_spec_pb2.ExportConfig, _Mapping]] = ..., fingerprint: _Optional[str] = ...) -> None: ...
 
 class RunMetrics(_message.Message):
-    __slots__ = ("step", "total_steps", "epoch", "total_epochs", "progress_percent", "loss", "learning_rate", "grad_norm", "tokens_per_second", "real_token_ratio", "memory_bytes", "remaining", "validation_loss", "micro_batch_size", "accumulation_steps", "trained_token_count")
+    __slots__ = ("step", "total_steps", "epoch", "total_epochs", "progress_percent", "loss", "learning_rate", "grad_norm", "tokens_per_second", "real_token_ratio", "memory_bytes", "remaining", "validation_loss", "micro_batch_size", "accumulation_steps", "trained_token_count", "preference_margin", "preference_accuracy")
     STEP_FIELD_NUMBER: _ClassVar[int]
     TOTAL_STEPS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -156,6 +156,8 @@ class RunMetrics(_message.Message):
     MICRO_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     ACCUMULATION_STEPS_FIELD_NUMBER: _ClassVar[int]
     TRAINED_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    PREFERENCE_MARGIN_FIELD_NUMBER: _ClassVar[int]
+    PREFERENCE_ACCURACY_FIELD_NUMBER: _ClassVar[int]
     step: int
     total_steps: int
     epoch: int
@@ -172,7 +174,9 @@ class RunMetrics(_message.Message):
     micro_batch_size: int
     accumulation_steps: int
     trained_token_count: int
-    def __init__(self, step: _Optional[int] = ..., total_steps: _Optional[int] = ..., epoch: _Optional[int] = ..., total_epochs: _Optional[int] = ..., progress_percent: _Optional[float] = ..., loss: _Optional[float] = ..., learning_rate: _Optional[float] = ..., grad_norm: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., real_token_ratio: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., remaining: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., validation_loss: _Optional[float] = ..., micro_batch_size: _Optional[int] = ..., accumulation_steps: _Optional[int] = ..., trained_token_count: _Optional[int] = ...) -> None: ...
+    preference_margin: float
+    preference_accuracy: float
+    def __init__(self, step: _Optional[int] = ..., total_steps: _Optional[int] = ..., epoch: _Optional[int] = ..., total_epochs: _Optional[int] = ..., progress_percent: _Optional[float] = ..., loss: _Optional[float] = ..., learning_rate: _Optional[float] = ..., grad_norm: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., real_token_ratio: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., remaining: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., validation_loss: _Optional[float] = ..., micro_batch_size: _Optional[int] = ..., accumulation_steps: _Optional[int] = ..., trained_token_count: _Optional[int] = ..., preference_margin: _Optional[float] = ..., preference_accuracy: _Optional[float] = ...) -> None: ...
 
 class RunClocks(_message.Message):
     __slots__ = ("wall", "active", "billable", "wasted")
@@ -187,16 +191,18 @@ class RunClocks(_message.Message):
     def __init__(self, wall: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., active: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., billable: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., wasted: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Sample(_message.Message):
-    __slots__ = ("prompt", "completion", "base_completion", "flags")
+    __slots__ = ("prompt", "completion", "base_completion", "flags", "step")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_FIELD_NUMBER: _ClassVar[int]
     BASE_COMPLETION_FIELD_NUMBER: _ClassVar[int]
     FLAGS_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     completion: str
     base_completion: str
     flags: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, prompt: _Optional[str] = ..., completion: _Optional[str] = ..., base_completion: _Optional[str] = ..., flags: _Optional[_Iterable[str]] = ...) -> None: ...
+    step: int
+    def __init__(self, prompt: _Optional[str] = ..., completion: _Optional[str] = ..., base_completion: _Optional[str] = ..., flags: _Optional[_Iterable[str]] = ..., step: _Optional[int] = ...) -> None: ...
 
 class RunMerge(_message.Message):
     __slots__ = ("number", "outcome", "step", "weight", "drift_cosine", "delta_norm", "loss_begin", "loss_end", "held_out_loss_before", "held_out_loss_after", "sha256")

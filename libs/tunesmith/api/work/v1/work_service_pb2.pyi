@@ -59,7 +59,7 @@ class LeaseTaskResponse(_message.Message):
     def __init__(self, lease: _Optional[_Union[_work_pb2.Lease, _Mapping]] = ...) -> None: ...
 
 class TaskReport(_message.Message):
-    __slots__ = ("report_number", "age_millis", "stage", "training_started", "metrics", "warning", "checkpoint", "clock_paused")
+    __slots__ = ("report_number", "age_millis", "stage", "training_started", "metrics", "warning", "checkpoint", "clock_paused", "samples")
     REPORT_NUMBER_FIELD_NUMBER: _ClassVar[int]
     AGE_MILLIS_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
@@ -68,6 +68,7 @@ class TaskReport(_message.Message):
     WARNING_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     CLOCK_PAUSED_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
     report_number: int
     age_millis: int
     stage: _fault_pb2.Stage
@@ -76,7 +77,8 @@ class TaskReport(_message.Message):
     warning: _run_pb2.RunWarning
     checkpoint: CheckpointStored
     clock_paused: ClockPaused
-    def __init__(self, report_number: _Optional[int] = ..., age_millis: _Optional[int] = ..., stage: _Optional[_Union[_fault_pb2.Stage, str]] = ..., training_started: _Optional[_Union[TrainingStarted, _Mapping]] = ..., metrics: _Optional[_Union[_run_pb2.RunMetrics, _Mapping]] = ..., warning: _Optional[_Union[_run_pb2.RunWarning, _Mapping]] = ..., checkpoint: _Optional[_Union[CheckpointStored, _Mapping]] = ..., clock_paused: _Optional[_Union[ClockPaused, _Mapping]] = ...) -> None: ...
+    samples: SamplesTaken
+    def __init__(self, report_number: _Optional[int] = ..., age_millis: _Optional[int] = ..., stage: _Optional[_Union[_fault_pb2.Stage, str]] = ..., training_started: _Optional[_Union[TrainingStarted, _Mapping]] = ..., metrics: _Optional[_Union[_run_pb2.RunMetrics, _Mapping]] = ..., warning: _Optional[_Union[_run_pb2.RunWarning, _Mapping]] = ..., checkpoint: _Optional[_Union[CheckpointStored, _Mapping]] = ..., clock_paused: _Optional[_Union[ClockPaused, _Mapping]] = ..., samples: _Optional[_Union[SamplesTaken, _Mapping]] = ...) -> None: ...
 
 class TrainingStarted(_message.Message):
     __slots__ = ("from_step", "total_steps")
@@ -93,6 +95,12 @@ class CheckpointStored(_message.Message):
     step: int
     files: _containers.RepeatedCompositeFieldContainer[_work_pb2.OutputFile]
     def __init__(self, step: _Optional[int] = ..., files: _Optional[_Iterable[_Union[_work_pb2.OutputFile, _Mapping]]] = ...) -> None: ...
+
+class SamplesTaken(_message.Message):
+    __slots__ = ("samples",)
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    samples: _containers.RepeatedCompositeFieldContainer[_run_pb2.Sample]
+    def __init__(self, samples: _Optional[_Iterable[_Union[_run_pb2.Sample, _Mapping]]] = ...) -> None: ...
 
 class ClockPaused(_message.Message):
     __slots__ = ("paused", "reason")

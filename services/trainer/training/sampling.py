@@ -1,0 +1,90 @@
+"""Samples while a run trains: what it would say now, beside the base; training never notices."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from lexicon.faults import FaultCode
+from trainer.domain.sampling import samples_due
+from trainer.pipe import Answer
+from trainer.training import speech
+from trainer.training.memory import is_out_of_memory, release_memory
+from trainer.training.rails import Rail, Warn
+from trainer.training.speech import Prompt, Speaker
+
+log = logging.getLogger(__name__)
+
+
+class Sampler:
+    """Asks the adapter at checkpoints, when it is time to.
+
+    Whatever goes wrong is told once and ends the asking, never the run: samples are a smoke test.
+    """
+
+    def __init__(
+        self,
+        speaker: Speaker,
+        prompts: Sequence[Prompt],
+        rail: Rail,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._speaker = speaker
+        self._prompts = prompts[: speech.SAMPLES_COUNT]
+        self._rail = rail
+        self._clock = clock
+        self._last_time = clock()
+        self._cost_seconds = 0.0
+        self._base_ids: list[list[int]] | None = None
+        self._given_up = False
+
+    def after_checkpoint(self, step: int, *, warn: Warn) -> tuple[Answer, ...]:
+        """The samples of the adapter as it is after `step` steps; empty when it is not time."""
+        began = self._clock()
+        if self._given_up or not samples_due(
+            seconds_since=began - self._last_time, cost_seconds=self._cost_seconds
+        ):
+            return ()
+        answers: tuple[Answer, ...] = ()
+        try:
+            answers = self._ask(step)
+        except Exception as error:
+            log.exception("samples at step %d failed", step)
+            self._given_up = True
+            tell_failure(error, f"No samples at step {step}; training goes on", warn=warn)
+        # Outside the handler: the error's traceback holds what filled the memory.
+        release_memory()
+        self._last_time = self._clock()
+        self._cost_seconds = self._last_time - began
+        return answers
+
+    def _ask(self, step: int) -> tuple[Answer, ...]:
+        speaker, model = self._speaker, self._speaker.model
+        device = speaker.arithmetic.device
+        was_training = model.training
+        model.eval()
+        try:
+            with (
+                torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+                self._rail.speaking(model),
+            ):
+                said = speech.generate(speaker, self._prompts, tokens_max=speech.BRIEF_TOKENS_MAX)
+                if self._base_ids is None:
+                    # The base is frozen: what it says, it says in the whole run.
+                    with speaker.as_base():
+                        self._base_ids = speech.generate(
+                            speaker, self._prompts, tokens_max=speech.BRIEF_TOKENS_MAX
+                        )
+                return speech.side_by_side(speaker, self._prompts, said, self._base_ids, step=step)
+        finally:
+            model.train(was_training)
+
+
+def tell_failure(error: Exception, what: str, *, warn: Warn) -> None:
+    """Warn of samples that could not be made; for want of memory, or for another reason."""
+    if is_out_of_memory(error):
+        warn(FaultCode.RUNTIME_GPU_OOM, f"{what}: no memory was left for them")
+    else:
+        warn(FaultCode.RUNTIME_SAMPLES_FAILED, what)
