@@ -15,7 +15,7 @@ from tunesmith.api.validation.v1 import validation_service_pb2
 from tunesmith.api.work.v1 import work_pb2
 from tunesmith.credentials import Credentials
 from tunesmith.errors import from_fault
-from tunesmith.operations import artifacts, billing, datasets, runs
+from tunesmith.operations import artifacts, billing, datasets, rollback, runs
 from tunesmith.operations.steps import full_name, new_request_id
 from tunesmith.transfer import OnBytes
 from tunesmith.transport import Operation, Result
@@ -291,6 +291,23 @@ class Artifacts:
                 quantization=quantization,
                 on_file=on_file,
             )
+        )
+
+    def rollback(
+        self,
+        run: str,
+        number: int,
+        folder: Path | str = ".",
+        *,
+        on_file: Callable[[artifact_pb2.ArtifactFile], OnBytes | None] | None = None,
+    ) -> Path:
+        """The archive of the adapter as it was after run `number`, from 1, of a multi-run.
+
+        It holds the same six files as the adapter's own. The two archives that it is made of stay
+        beside it, so that another run costs no download.
+        """
+        return self._client.run(
+            rollback.rollback_adapter(self._project, run, number, Path(folder), on_file=on_file)
         )
 
     def delete(self, artifact: str, *, request_id: str = "") -> None:

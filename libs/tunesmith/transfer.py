@@ -60,7 +60,7 @@ class PartialFile:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _unwritable(path, error) from None
+            raise unwritable(path, error) from None
         self._hash = hashlib.sha256()
         self.received_bytes = 0
         if self._partial.exists():
@@ -105,7 +105,7 @@ class PartialFile:
             with self._partial.open("ab") as file:
                 file.write(chunk)
         except OSError as error:
-            raise _unwritable(self.path, error) from None
+            raise unwritable(self.path, error) from None
         self._count(chunk)
 
     def finish(self) -> Path:
@@ -179,7 +179,8 @@ def size_and_sha256(path: Path) -> tuple[int, str]:
     return size_bytes, digest.hexdigest()
 
 
-def _unwritable(path: Path, error: OSError) -> LimitError:
+def unwritable(path: Path, error: OSError) -> LimitError:
+    """What a caller is told when a file here cannot be written."""
     return LimitError(
         "STORAGE_FULL",
         f"{path} cannot be written: {error.strerror}.",

@@ -14,7 +14,7 @@ from rich.prompt import Prompt
 from lexicon.faults import TABLE, FaultCode, FaultRow
 from tunesmith.api.work.v1 import work_pb2
 from tunesmith.cli import billing, datasets, output, runs, smoke
-from tunesmith.cli.pull import OptionalName, pull
+from tunesmith.cli.pull import OptionalName, pull, rollback
 from tunesmith.cli.session import Edge, Json, Yes, confirm, connected, is_interactive, settings
 from tunesmith.client import Client
 from tunesmith.credentials import Credentials, default_file, save
@@ -155,6 +155,7 @@ def list_faults(json_: Json = False) -> None:
 
 app.command()(smoke.smoke)
 app.command("pull", cls=OptionalName)(pull)
+app.command("rollback")(rollback)
 app.add_typer(runs.app, name="run")
 app.add_typer(datasets.app, name="dataset")
 app.add_typer(billing.app, name="billing")

@@ -112,6 +112,19 @@ def pull(
     _show(paths, registered)
 
 
+def rollback(
+    *,
+    run: RunArgument,
+    number: Annotated[int, typer.Argument(help="Run of the multi-run, from 1.", min=1)],
+    to: Annotated[Path, typer.Option(help="Folder for the files.")] = Path(),
+    json_: Json = False,
+) -> None:
+    """Download the adapter of a multi-run as it was after one of its runs."""
+    with connected() as client, bars() as progress:
+        path = client.artifacts.rollback(run, number, to, on_file=_on_download(progress))
+    _show([path], None)
+
+
 def _wish(client: Client, run: str, name: str, base: str, quantization: str, url: str) -> _Wish:
     """Checks all that can be known before gigabytes are downloaded, also that Ollama is there."""
     artifact = client.artifacts.get(run)

@@ -44,6 +44,11 @@ class SpecFlags:
     target: Annotated[
         list[str] | None, typer.Option(help="Module with an adapter, or all-linear.")
     ] = None
+    runs: Annotated[
+        int | None,
+        typer.Option(help="Train in so many runs, each on samples of its own, merged by SLAO."),
+    ] = None
+    samples: Annotated[int | None, typer.Option(help="Fresh samples of each of the --runs.")] = None
     gguf: Annotated[bool | None, typer.Option("--gguf/--no-gguf", help="Make a GGUF.")] = None
     quantization: Annotated[
         list[str] | None, typer.Option("--quantization", "-q", help="For example Q4_K_M.")
@@ -82,6 +87,8 @@ _PATHS = {
     "rank": "lora.rank",
     "alpha": "lora.alpha",
     "target": "lora.target_modules",
+    "runs": "training.multi_run.run_count",
+    "samples": "training.multi_run.samples_per_run",
     "gguf": "export.gguf",
     "quantization": "export.quantizations",
     "prompt": "sample_prompts",
