@@ -33,6 +33,8 @@ class SpecFlags:
         typer.Option("--dataset", "-d", help="Dataset, or dataset@version; may come again."),
     ] = None
     tier: Annotated[str, typer.Option("--tier", "-t", help="GPU tier, for example cpu.")] = ""
+    backend: Annotated[str, typer.Option(help="auto, cuda, cpu or mlx. Default auto.")] = ""
+    method: Annotated[str, typer.Option(help="sft, dpo, orpo, kto or simpo. Default sft.")] = ""
     max_steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None
     batch_size: Annotated[int | None, typer.Option(help="Examples per forward pass.")] = None
@@ -138,6 +140,10 @@ def to_spec(flags: SpecFlags) -> spec_pb2.RunSpec:
         value = getattr(flags, name)
         if value not in (None, "", []):
             put(document, path, value)
+    for name in ("backend", "method"):
+        word = getattr(flags, name)
+        if word:
+            put(document, f"training.{name}", f"{name}_{word}".upper())
     if flags.attest:
         put(document, "attestations.dataset_rights", True)
         put(document, "attestations.model_license", True)

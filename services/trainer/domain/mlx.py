@@ -14,8 +14,6 @@ import numpy as np
 from lexicon.faults import Fault, FaultCode
 from trainer.domain.plan import Method, Optimizer, Precision, TrainPlan
 
-# By this name a node says that it has the rail.
-CAPABILITY = "mlx"
 PEFT_PREFIX = "base_model.model."
 # Endings of a layer's two matrices, here and there.
 ENDINGS = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}

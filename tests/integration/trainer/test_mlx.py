@@ -55,7 +55,7 @@ def an_mlx_task(objects: ObjectServer, *, max_steps: int, **training: Any) -> wo
 async def test_a_run_on_mlx_is_learned_proven_and_exported(
     scheduler: FakeScheduler, tmp_path: Path
 ) -> None:
-    """A17, 002-22, 002-40: loss falls; PEFT says what MLX said; the GGUF behaves like both."""
+    """A17, 002-40: loss falls; PEFT says what MLX said; the GGUF behaves like both."""
     validation = spec_pb2.ValidationConfig(holdout_ratio=0.05, every_steps=15)
     task = an_mlx_task(scheduler.objects, max_steps=STEPS, validation=validation)
     scheduler.queue.append(lease_of("l-1", RUN, task))
@@ -122,9 +122,12 @@ def _exported(adapter: Path, tmp_path: Path) -> Any:
 
 
 async def test_abort_on_mlx_frees_the_device_within_a_second(
-    scheduler: FakeScheduler, tmp_path: Path
+    scheduler: FakeScheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """001-31, 001-33 on MLX"""
+    """001-33; nothing is compiled into the folder that all users share."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    monkeypatch.setenv("TMPDIR", str(shared))
     scheduler.queue.append(lease_of("l-1", RUN, an_mlx_task(scheduler.objects, max_steps=100_000)))
     async with a_trainer(scheduler, tmp_path):
         while not scheduler.of_kind("metrics"):
@@ -135,13 +138,14 @@ async def test_abort_on_mlx_frees_the_device_within_a_second(
         await asyncio.to_thread(child.wait, timeout=10)
         assert time.monotonic() - began < 1.0
     assert not scheduler.completed
+    assert not (shared / "mlx").exists()
 
 
 @pytest.mark.slow
 async def test_a_killed_child_on_mlx_resumes_and_a_finished_one_keeps_its_work(
     scheduler: FakeScheduler, tmp_path: Path
 ) -> None:
-    """000-24 on MLX: the next attempt continues from the checkpoint of the first."""
+    """The next attempt continues from the checkpoint of the first."""
     task = an_mlx_task(scheduler.objects, max_steps=100_000, checkpoint_every_steps=2)
     scheduler.queue.append(lease_of("l-1", RUN, task))
     async with a_trainer(scheduler, tmp_path):

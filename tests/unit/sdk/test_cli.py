@@ -182,6 +182,35 @@ def test_options_build_the_spec(shell: Shell, script: Script, tmp_path: Path) ->
     assert not spec.attestations.refund_waived
 
 
+# Number of METHOD_ORPO in the contract.
+ORPO = 3
+
+
+@pytest.mark.parametrize(
+    ("backend", "number"),
+    [("auto", 1), ("cuda", 2), ("cpu", 3), ("mlx", 4)],
+)
+def test_the_backend_and_the_method_are_named_in_small_letters(
+    shell: Shell, script: Script, backend: str, number: int
+) -> None:
+    """002-39"""
+    words = ("--backend", backend, "--method", "orpo", "--yes", "--request-id", "mine")
+    done = shell(*SUBMIT, *words)
+    assert done.exit_code == 0, done.output
+    training = script.submitted["mine"].spec.training
+    assert training.backend == number
+    assert training.method == ORPO
+
+
+@pytest.mark.parametrize("words", [("--backend", "tpu"), ("--method", "rlhf")])
+def test_a_backend_or_method_that_does_not_exist_is_refused(
+    shell: Shell, words: tuple[str, str]
+) -> None:
+    done = shell(*SUBMIT, *words, "--yes")
+    assert done.exit_code == 3
+    assert "INPUT_FIELD_INVALID" in done.stderr
+
+
 @pytest.mark.parametrize("text", ["training.nonsense=1", "lora.rank=many", "lora=1"])
 def test_a_field_that_does_not_exist_is_refused(shell: Shell, text: str) -> None:
     done = shell(*SUBMIT, "--set", text, "--yes")

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from lexicon.faults import Fault, FaultCode
 from tests.support.mlx import a_model_folder, an_mlx_plan, needs_mlx
 from tests.support.training import FP32, a_plan, some_rows
-from trainer.domain.plan import Backend, TrainPlan
+from trainer.domain.plan import Backend, TrainPlan, ValidationPlan
 from trainer.pipe import Terms
 from trainer.training import loop, mlx_presence, peft_rail
 from trainer.training.rails import Rail, find_rails
@@ -118,7 +118,7 @@ def test_the_curve_is_that_of_our_own_loop(folder: Path) -> None:
 
 @needs_mlx
 def test_a_resumed_run_is_the_same_run(folder: Path) -> None:
-    """000-24 on MLX: weights, moments and dropout's random numbers continue bit for bit."""
+    """Weights, moments and dropout's random numbers continue bit for bit."""
     from trainer.training.mlx_rail import steps
 
     plan = an_mlx_plan(folder, max_steps=6, adapter_dropout=0.2)
@@ -154,7 +154,6 @@ def test_a_checkpoint_of_another_adapter_is_refused(folder: Path) -> None:
 
 @needs_mlx
 def test_a_loss_that_is_no_number_ends_the_run_and_moves_nothing(folder: Path) -> None:
-    """002-03 on MLX"""
     from trainer.training.mlx_rail import steps
 
     plan = an_mlx_plan(folder)
@@ -189,7 +188,7 @@ def test_without_its_adapter_the_model_is_the_base_and_it_comes_back(folder: Pat
 
 @needs_mlx
 def test_out_of_memory_takes_the_same_step_in_smaller_parts(folder: Path) -> None:
-    """000-13, 002-02 on MLX: the ladder is climbed down, and the loss is what it was."""
+    """002-02, 002-03: the ladder is climbed down, and the loss is what it was."""
     from mlx import nn
 
     from trainer.training.mlx_rail import steps
@@ -286,7 +285,7 @@ def test_code_beside_a_model_is_not_run(folder: Path, tmp_path: Path) -> None:
 
 @needs_mlx
 def test_cut_weights_are_told_without_a_path_of_the_node(tmp_path: Path) -> None:
-    """004-10, 000-35 on MLX"""
+    """004-10, 000-35"""
     from trainer.training.mlx_rail import model
 
     plan = an_mlx_plan(a_model_folder(tmp_path / "base"))
@@ -306,6 +305,43 @@ def test_importing_mlx_takes_no_open_files_away(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.delitem(sys.modules, name)
     mlx_presence.import_mlx()
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == before[0]
+
+
+@needs_mlx
+def test_validation_keeps_the_best_weights_and_ends_early(folder: Path) -> None:
+    """The best validation's adapter is what the run delivers."""
+    from trainer.training.mlx_rail import steps
+    from trainer.training.mlx_rail.validation import MlxValidation
+
+    plan = an_mlx_plan(folder)
+    state = steps.begin(adapted(plan), plan)
+    wish = ValidationPlan(
+        holdout_ratio=0.1,
+        dataset=None,
+        every_steps=1,
+        early_stop_patience=2,
+        early_stop_min_delta=0.0,
+    )
+    validation = MlxValidation(plan=wish, rows=ROWS[:3])
+
+    def validated() -> float:
+        state.step += 1
+        validation.after_step(state, steps=9, warn=lambda code, text: None)
+        assert validation.latest_loss is not None
+        return validation.latest_loss
+
+    # The random base is worse than no opinion, which an adapter as large as this one has.
+    first = state.adapted.tensors()
+    kept = {name: torch.full_like(tensor, 3.0) for name, tensor in first.items()}
+    state.adapted.put(kept)
+    best = validated()
+    state.adapted.put(first)
+    stops = [(validated() > best, validation.wants_stop) for _ in range(2)]
+    assert stops == [(True, False), (True, True)]
+    assert validation.promote_best(state)
+    for name, tensor in state.adapted.tensors().items():
+        assert torch.equal(tensor, kept[name])
+    assert state.adapted.model.training
 
 
 @pytest.fixture
