@@ -32,12 +32,12 @@ class ProcessSpec:
         level: processes of a lower level are ready before this one is started.
         argv: program and arguments; the program is an absolute path.
         environment: the whole environment, nothing is inherited.
-        is_ready: answers whether it serves; called again and again, must not block.
+        is_ready: answers whether it serves; called again and again, as long as it runs.
         port: shown in tables, None when it has none.
         user: account to run as, None for our own.
         stop_signal: asks it to end.
         stop_seconds: how long it may take before it is killed.
-        ready_seconds: how long its first start may take.
+        ready_seconds: how long a start may take.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The supervisor: starts every process in order, restarts what dies, says how they are.
+"""The supervisor: starts every process in order, restarts what dies or hangs, says how they are.
 
 Run as `python -m deploy.local.supervisor --state DIR`, which `tunesmith up` does. It holds the
 state folder's lock for life, and its children end with it, however it ends.
@@ -32,6 +32,11 @@ STEADY_SECONDS = 30.0
 # A process that dies this often before it was ever ready is broken, not unlucky.
 STARTS_BEFORE_GIVING_UP = 5
 READY_POLL_SECONDS = 0.2
+# A process that serves is asked this often, and is taken to hang after so many misses in a row: a
+# machine under full load answers late, but not that late.
+PULSE_SECONDS = 5.0
+PULSE_DEADLINE_SECONDS = 5.0
+PULSE_MISSES = 6
 HOUSEKEEPING_SECONDS = 5.0
 LOG_LIMIT_BYTES = 20 * 1024**2
 LOGS_KEPT = 3
@@ -62,6 +67,8 @@ class Supervisor:
         pids: Path,
         after_level: Callable[[int], Awaitable[None]] | None = None,
         first_backoff_seconds: float = FIRST_BACKOFF_SECONDS,
+        pulse_seconds: float = PULSE_SECONDS,
+        pulse_deadline_seconds: float = PULSE_DEADLINE_SECONDS,
     ) -> None:
         """Nothing is started yet.
 
@@ -70,12 +77,16 @@ class Supervisor:
             pids: folder with a record per running process.
             after_level: awaited when every process of a level is ready, before the next level.
             first_backoff_seconds: pause before the first restart; doubles with each one.
+            pulse_seconds: pause between two questions to a process that serves.
+            pulse_deadline_seconds: how long it may take to answer one.
         """
         self._specs = list(specs)
         self._status = status
         self._pids = pids
         self._after_level = after_level
         self._first_backoff_seconds = first_backoff_seconds
+        self._pulse_seconds = pulse_seconds
+        self._pulse_deadline_seconds = pulse_deadline_seconds
         self._conditions = {s.name: Condition(name=s.name, port=s.port) for s in specs}
         self._ready = {s.name: asyncio.Event() for s in specs}
         self._running: dict[str, asyncio.subprocess.Process] = {}
@@ -151,7 +162,7 @@ class Supervisor:
         while not self._stopping.is_set():
             started = time.monotonic()
             child = await self._spawn(spec)
-            probe = asyncio.create_task(self._probe(spec))
+            probe = asyncio.create_task(self._tend(spec, child.pid))
             condition.last_exit = await child.wait()
             probe.cancel()
             self._running.pop(spec.name, None)
@@ -192,12 +203,50 @@ class Supervisor:
         self._set(self._conditions[spec.name], "starting", pid=child.pid)
         return child
 
-    async def _probe(self, spec: ProcessSpec) -> None:
-        """Watch for the moment from which this start of the process serves."""
-        while not await spec.is_ready():
+    async def _tend(self, spec: ProcessSpec, pid: int) -> None:
+        """Watch one start of a process: the moment from which it serves, and whether it still does.
+
+        One that hangs is killed, which its keeper takes for any other death.
+        """
+        if not await self._comes_up(spec):
+            why = f"was not ready within {spec.ready_seconds:.0f} s of its restart"
+        else:
+            self._set(self._conditions[spec.name], "ready", pid=pid)
+            self._ready[spec.name].set()
+            why = await self._silence(spec)
+        if self._stopping.is_set():
+            return
+        print(f"{_timestamp()} {spec.name} {why}, killed", flush=True)
+        self._set(self._conditions[spec.name], "hangs", pid=pid)
+        process.signal_group(pid, signal.SIGKILL)
+
+    async def _comes_up(self, spec: ProcessSpec) -> bool:
+        """Whether it is ready in time; the first start of all is timed by who waits for it."""
+        is_first = not self._ready[spec.name].is_set()
+        deadline = time.monotonic() + spec.ready_seconds
+        while not await self._answers(spec):
+            if not is_first and time.monotonic() > deadline:
+                return False
             await asyncio.sleep(READY_POLL_SECONDS)
-        self._set(self._conditions[spec.name], "ready", pid=self._conditions[spec.name].pid)
-        self._ready[spec.name].set()
+        return True
+
+    async def _silence(self, spec: ProcessSpec) -> str:
+        """Returns when it has not answered for so long that it must hang, or at the stop."""
+        misses, since = 0, time.monotonic()
+        while misses < PULSE_MISSES and not self._stopping.is_set():
+            await asyncio.sleep(self._pulse_seconds)
+            if await self._answers(spec):
+                misses, since = 0, time.monotonic()
+            else:
+                misses += 1
+        return f"did not answer for {time.monotonic() - since:.0f} s"
+
+    async def _answers(self, spec: ProcessSpec) -> bool:
+        try:
+            async with asyncio.timeout(self._pulse_deadline_seconds):
+                return await spec.is_ready()
+        except TimeoutError:
+            return False
 
     async def _end_all(self) -> None:
         """End level by level, the last started first."""

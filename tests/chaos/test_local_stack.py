@@ -22,6 +22,8 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
 COMMAND_SECONDS = 300
 SETTLE_SECONDS = 60.0
+# Six questions without an answer, each with its deadline, and the start of who must wait for it.
+HANG_SECONDS = 150.0
 PROCESSES = 9
 
 
@@ -51,9 +53,9 @@ def balance(state: Path) -> str:
     return str(json.loads(done.stdout)["available"]["amount_micros"])
 
 
-def until(holds: Callable[[], bool]) -> None:
+def until(holds: Callable[[], bool], *, seconds: float = SETTLE_SECONDS) -> None:
     """Wait, bounded, for something that other processes do."""
-    deadline = time.monotonic() + SETTLE_SECONDS
+    deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -120,6 +122,25 @@ def test_every_process_that_is_killed_comes_back(state: Path) -> None:
         return all(entry["state"] == "ready" and entry["restarts"] >= 1 for entry in now)
 
     until(all_back)
+    assert balance(state) == "100000000"
+
+
+def test_what_hangs_is_started_again(state: Path) -> None:
+    """SIGSTOP: the process is there, holds its port and answers nobody; the stack heals itself."""
+    running = tunesmith(state, "up")
+    hung = {entry["name"]: entry["pid"] for entry in running["processes"]
+            if entry["name"] in {"hub", "trainer", "nats-server", "postgres"}}  # fmt: skip
+    assert len(hung) == 4
+    for pid in hung.values():
+        os.kill(pid, signal.SIGSTOP)
+
+    def all_back() -> bool:
+        now = {entry["name"]: entry for entry in tunesmith(state, "status")["processes"]}
+        return all(
+            now[name]["state"] == "ready" and now[name]["pid"] != pid for name, pid in hung.items()
+        )
+
+    until(all_back, seconds=HANG_SECONDS)
     assert balance(state) == "100000000"
 
 

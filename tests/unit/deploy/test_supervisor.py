@@ -110,6 +110,62 @@ async def test_what_dies_is_started_again_and_counted(tmp_path: Path) -> None:
     assert (now["two"]["pid"], now["two"]["restarts"]) == (other, 0)
 
 
+async def test_what_hangs_is_killed_and_started_again(tmp_path: Path) -> None:
+    """A stopped process holds its port and answers nobody; its end is told like any other."""
+    beat = tmp_path / "beat"
+    code = (
+        "import os, sys, time\n"
+        "while True: open(sys.argv[1] + '.new', 'w').write(str(os.getpid()));"
+        " os.replace(sys.argv[1] + '.new', sys.argv[1]); time.sleep(0.01)\n"
+    )
+
+    async def is_ready() -> bool:
+        beat.unlink(missing_ok=True)
+        while not beat.exists():
+            await asyncio.sleep(0.01)
+        return True
+
+    hanging = a_spec(
+        tmp_path, "hanging", "", argv=(sys.executable, "-c", code, str(beat)), is_ready=is_ready
+    )
+    other = a_spec(tmp_path, "other", FOREVER)
+    running = a_supervisor(tmp_path, hanging, other, pulse_seconds=0.01, pulse_deadline_seconds=0.2)
+    task = asyncio.create_task(running.run())
+    await until(lambda: (tmp_path / "status.json").exists() and status(tmp_path)["ready"])
+    first = status(tmp_path)["by_name"]["hanging"]["pid"]
+    os.kill(first, signal.SIGSTOP)
+    await until(lambda: status(tmp_path)["by_name"]["hanging"]["restarts"] == 1
+                and status(tmp_path)["by_name"]["hanging"]["state"] == "ready")  # fmt: skip
+    now = status(tmp_path)["by_name"]
+    running.stop()
+    assert await task == 0
+    assert now["hanging"]["pid"] != first
+    assert now["hanging"]["last_exit"] == -signal.SIGKILL
+    assert now["other"]["restarts"] == 0
+
+
+async def test_one_late_answer_is_no_hang(tmp_path: Path) -> None:
+    """A machine under load answers late now and then."""
+    answers = iter([True, *[False] * 5, True, *[False] * 5])
+    asked = asyncio.Event()
+
+    async def is_ready() -> bool:
+        found = next(answers, None)
+        if found is None:
+            asked.set()
+        return found is not False
+
+    running = a_supervisor(
+        tmp_path, a_spec(tmp_path, "late", FOREVER, is_ready=is_ready), pulse_seconds=0.001
+    )
+    task = asyncio.create_task(running.run())
+    await asyncio.wait_for(asked.wait(), WAIT_SECONDS)
+    found = status(tmp_path)["by_name"]["late"]
+    running.stop()
+    await task
+    assert (found["restarts"], found["state"]) == (0, "ready")
+
+
 async def test_a_process_that_never_comes_up_fails_the_start_with_its_log(tmp_path: Path) -> None:
     """The person sees why, and nothing is left running."""
 
