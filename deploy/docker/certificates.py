@@ -46,6 +46,15 @@ HTTP_PORT = 7411
 NATS_PORT = 4222
 POSTGRES_PORT = 5432
 PROJECT = "local"
+# Where a container finds its own files.
+PRIVATE = "/run/tunesmith"
+NATS_TLS = f"""
+tls {{
+  cert_file: "{PRIVATE}/cert.pem"
+  key_file: "{PRIVATE}/key.pem"
+  timeout: 5
+}}
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,10 +116,13 @@ def settings(service: str, kept: Mapping[str, str], *, now: datetime) -> dict[st
         found["TUNESMITH_OBJECTS_SIGNING_KEYS"] = kept["objects_key"]
     if service in DATABASE_ROLES:
         login = f"{service}:{kept[f'{service}_db']}"
-        found["TUNESMITH_DATABASE_URL"] = f"postgresql://{login}@postgres:{POSTGRES_PORT}/tunesmith"
+        found["TUNESMITH_DATABASE_URL"] = (
+            f"postgresql://{login}@postgres:{POSTGRES_PORT}/tunesmith"
+            f"?sslmode=verify-full&sslrootcert={PRIVATE}/ca.pem"
+        )
     if service in {"scheduler", "billing"}:
         login = f"{service}:{kept[f'{service}_nats']}"
-        found["TUNESMITH_NATS_URL"] = f"nats://{login}@nats:{NATS_PORT}"
+        found["TUNESMITH_NATS_URL"] = f"tls://{login}@nats:{NATS_PORT}"
     if service in WORKERS:
         found["TUNESMITH_NODE_TOKEN"] = identity.mint(
             kept["signing_key"], subject=f"nodes/{service}-1", role=identity.Role.NODE, now=now
@@ -133,9 +145,12 @@ def write_all(out: Path, template: str, *, now: datetime) -> None:
         listen=f"0.0.0.0:{NATS_PORT}",
         server_name="tunesmith",
         store='"/data"',
+        tls=NATS_TLS,
         **{f"{user}_nats": json.dumps(kept[f"{user}_nats"]) for user in NATS_USERS},
     )
     _write(out / "nats" / "nats-server.conf", configuration.encode(), owner=SERVICE_ACCOUNT)
+    _certify(out / "nats", authority, "nats", now)
+    _certify(out / "postgres", authority, "postgres", now, owner=POSTGRES_ACCOUNT)
     for role in (*DATABASE_ROLES, "postgres"):
         password = kept[f"{role}_db"].encode()
         _write(out / "postgres" / f"{role}.password", password, owner=POSTGRES_ACCOUNT)
@@ -182,14 +197,21 @@ def _kept_authority(folder: Path, now: datetime) -> Issued:
     return made
 
 
-def _certify(folder: Path, authority: Issued, name: str, now: datetime) -> None:
+def _certify(
+    folder: Path,
+    authority: Issued,
+    name: str,
+    now: datetime,
+    *,
+    owner: int | None = SERVICE_ACCOUNT,
+) -> None:
     certificate = folder / "cert.pem"
     if certificate.is_file() and is_good(certificate.read_bytes(), authority.certificate, now=now):
         return
     made = issue(authority, name, hosts=(name, "localhost", "127.0.0.1"), now=now)
-    _write(folder / "key.pem", made.key, owner=SERVICE_ACCOUNT)
-    _write(folder / "ca.pem", authority.certificate, owner=SERVICE_ACCOUNT)
-    _write(certificate, made.certificate, owner=SERVICE_ACCOUNT)
+    _write(folder / "key.pem", made.key, owner=owner)
+    _write(folder / "ca.pem", authority.certificate, owner=owner)
+    _write(certificate, made.certificate, owner=owner)
 
 
 def _write_user(folder: Path, authority: Issued, kept: Mapping[str, str], now: datetime) -> None:
@@ -208,7 +230,7 @@ def _write_user(folder: Path, authority: Issued, kept: Mapping[str, str], now: d
         "operator_token": identity.mint(
             kept["signing_key"], subject="operator", role=identity.Role.OPERATOR, now=now
         ),
-        "nats_url": f"nats://events:{kept['events_nats']}@127.0.0.1:{NATS_PORT}",
+        "nats_url": f"tls://events:{kept['events_nats']}@127.0.0.1:{NATS_PORT}",
         "nats_user": "events",
         "ca_file": "ca.pem",
         "cert_file": "cert.pem",

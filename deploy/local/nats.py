@@ -28,6 +28,8 @@ def prepare(layout: Layout) -> Path:
         listen=f"127.0.0.1:{layout.ports['nats']}",
         store=json.dumps(str(layout.state / "nats")),
         server_name=f"tunesmith-{layout.stack_id}",
+        # It listens on loopback.
+        tls="",
         **{name: json.dumps(layout.secrets[name]) for name in layout.secrets if "_nats" in name},
     )
     path = layout.state / "nats-server.conf"

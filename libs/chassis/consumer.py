@@ -20,6 +20,7 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from chassis import jetstream, postgres, telemetry
+from chassis.links import refuse_open_nats
 from lexicon.faults import Fault
 from tunesmith.api.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
 
@@ -97,6 +98,8 @@ class EventConsumer:
             load_cursor: reads the stored cursor, empty at first.
             save_cursor: stores it.
         """
+        # Before anything is served, and not only when the first connection is made.
+        refuse_open_nats(nats_url)
         self._nats_url = nats_url
         self._stream = stream
         self._subjects = list(subjects)

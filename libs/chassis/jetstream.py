@@ -13,6 +13,7 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import StreamInfo
 
+from chassis.links import nats_tls, refuse_open_nats
 from lexicon.faults import Fault, FaultCode
 
 CONNECT_SECONDS = 5.0
@@ -41,12 +42,14 @@ async def connect(url: str, *, name: str, on_closed: Callable[[], None]) -> Clie
     the loop around it makes the next connection.
 
     Args:
-        url: `nats://user:password@host:port`; never logged.
+        url: `nats://user:password@host:port`, `tls://…` beyond this machine; never logged.
         name: shown by the server.
         on_closed: called once when the connection has ended.
     Raises:
-        Fault: CONFIG_INVALID for a server that is too old.
+        Fault: CONFIG_INVALID for a server that is too old, RUNTIME_AUTH_NOT_ENFORCED for one beyond
+            this machine without TLS.
     """
+    refuse_open_nats(url)
     parts = urlsplit(url)
 
     async def closed() -> None:
@@ -59,6 +62,7 @@ async def connect(url: str, *, name: str, on_closed: Callable[[], None]) -> Clie
         f"{parts.scheme}://{parts.hostname}:{parts.port or 4222}",
         user=parts.username,
         password=parts.password,
+        tls=nats_tls(url),
         name=f"tunesmith-{name}",
         connect_timeout=int(CONNECT_SECONDS),
         ping_interval=PING_SECONDS,

@@ -22,6 +22,7 @@ from nats.js import JetStreamContext
 from nats.js.api import RetentionPolicy, StorageType, StreamConfig, StreamInfo
 
 from chassis import jetstream, postgres, telemetry
+from chassis.links import refuse_open_nats
 from chassis.postgres import Connection, Pool
 from lexicon.faults import Fault, FaultCode
 
@@ -196,6 +197,8 @@ class OutboxRelay:
             subjects: what the stream takes, for example `tunesmith.run.v1.>`.
             replicas: copies of the stream in a cluster of servers.
         """
+        # Before anything is served, and not only when the first connection is made.
+        refuse_open_nats(nats_url)
         self._pool = pool
         self._nats_url = nats_url
         self._stream = stream

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 import asyncpg
 
 from chassis import telemetry
+from chassis.links import refuse_open_postgres
 from lexicon.faults import Fault, FaultCode
 
 if TYPE_CHECKING:
@@ -72,9 +73,11 @@ async def open_pool(
         ready_seconds: how long to wait for a database that does not answer yet.
     Raises:
         Fault: DEP_SERVICE_UNAVAILABLE when it does not answer in time, CONFIG_INVALID when it
-            refuses the role, its password or the database.
+            refuses the role, its password or the database, RUNTIME_AUTH_NOT_ENFORCED for one beyond
+            this machine without TLS.
     """
     assert _SCHEMA.fullmatch(schema), schema
+    refuse_open_postgres(url)
     loop = asyncio.get_running_loop()
     deadline = loop.time() + ready_seconds
     wait_seconds = 0.05

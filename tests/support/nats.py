@@ -16,7 +16,7 @@ class NatsServer:
     def __init__(self, state: Path) -> None:
         self._layout = open_layout(state)
         configuration = nats.prepare(self._layout)
-        self.process = TestProcess(nats.spec(self._layout, _binary(), configuration))
+        self.process = TestProcess(nats.spec(self._layout, binary(), configuration))
 
     def start(self) -> None:
         """Start it for the first time."""
@@ -36,7 +36,8 @@ class NatsServer:
         self.process.stop()
 
 
-def _binary() -> Path:
+def binary() -> Path:
+    """The server's program."""
     parts = places.read_parts()
     if parts is not None and Path(parts.nats_server).is_file():
         return Path(parts.nats_server)

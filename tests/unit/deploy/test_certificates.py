@@ -12,7 +12,7 @@ import pytest
 import yaml
 from cryptography import x509
 
-from chassis import config
+from chassis import config, links
 from deploy.docker import certificates, entry
 from tests.tidy import tree
 
@@ -114,3 +114,21 @@ def test_the_bus_gets_a_whole_configuration(out: Path) -> None:
     assert '"$JS.API.STREAM.INFO.TUNESMITH_RUN"' in text
     assert "$$" not in text
     assert "_nats" not in text
+
+
+def test_database_and_bus_are_reached_by_tls_alone(out: Path) -> None:
+    """002-28: what a service is told passes the rule that keeps it from starting otherwise."""
+    for service in certificates.DATABASE_ROLES:
+        url = environment(out, service)["TUNESMITH_DATABASE_URL"]
+        assert "sslmode=verify-full" in url
+        links.refuse_open_postgres(url)
+    for service in ("scheduler", "billing"):
+        links.refuse_open_nats(environment(out, service)["TUNESMITH_NATS_URL"])
+    assert "tls {" in (out / "nats" / "nats-server.conf").read_text(encoding="utf-8")
+    for server in ("nats", "postgres"):
+        authority = (out / server / "ca.pem").read_bytes()
+        assert certificates.is_good((out / server / "cert.pem").read_bytes(), authority, now=NOW)
+    rules = (tree.ROOT / "deploy" / "postgres" / "pg_hba.conf").read_text(encoding="utf-8")
+    far = [line.split() for line in rules.splitlines() if line.split()[-1:] == ["scram-sha-256"]]
+    assert {line[0] for line in far} == {"hostssl"}
+    assert set(far[0][2].split(",")) == set(certificates.DATABASE_ROLES)
