@@ -26,13 +26,22 @@ from exporter.engine.weights import Checkpoint, GgufFile, read_json, to_bfloat16
 from lexicon.faults import Fault, FaultCode
 
 # Changes whenever entries made before must not be used any more.
-CACHE_FORMAT: Final = 2
+CACHE_FORMAT: Final = 3
 CONVERSION_SECONDS: Final = 4 * 3600.0
 # Of a failed tool's output, the end says why.
 OUTPUT_CHARACTERS: Final = 4000
 
 # How Python, which the converter is written in, tells of a full disk; numpy's writer does not say.
 _NO_SPACE: Final = f"[Errno {errno.ENOSPC}]"
+
+# Numbers that are looked at at once.
+ELEMENTS_AT_ONCE: Final = 1 << 22
+# The bits of a number's exponent; all of them are set in what is not finite.
+_EXPONENTS: Final[Mapping[TensorType, Any]] = {
+    TensorType.F32: np.uint32(0x7F80_0000),
+    TensorType.F16: np.uint16(0x7C00),
+    TensorType.BF16: np.uint16(0x7F80),
+}
 
 GGUF_NAME: Final = "base.gguf"
 PLACEMENTS_NAME: Final = "placements.json"
@@ -114,6 +123,7 @@ def _convert(source: Path, target: Path, vendor: Path) -> None:
         _run_converter(source, target, vendor, outtype=stored.name.lower(), record=record)
         groups = json.loads(record.read_text(encoding="utf-8"))
         with GgufFile(target / GGUF_NAME) as gguf:
+            _require_finite(gguf)
             placements = _placements(checkpoint, gguf, groups, _head_counts(source))
     finally:
         checkpoint.close()
@@ -128,6 +138,25 @@ def _convert(source: Path, target: Path, vendor: Path) -> None:
         os.fsync(out.fileno())
     with (target / GGUF_NAME).open("rb") as done:
         os.fsync(done.fileno())
+
+
+def _require_finite(gguf: GgufFile) -> None:
+    """Looks once at every number of the base, so that copies of its tensors need no second look.
+
+    Raises:
+        Fault: MODEL_WEIGHTS_INVALID.
+    """
+    for info in gguf.header.tensors:
+        bits, exponent = gguf.bits(info), _EXPONENTS[info.type]
+        bits = bits.view(exponent.dtype)
+        rows = max(1, ELEMENTS_AT_ONCE // info.column_count)
+        for first in range(0, info.row_count, rows):
+            if np.any(bits[first : first + rows] & exponent == exponent):
+                raise Fault(
+                    FaultCode.MODEL_WEIGHTS_INVALID,
+                    f"{info.name} of the base model has numbers that are not finite.",
+                    tensor=info.name,
+                )
 
 
 def _run_converter(source: Path, target: Path, vendor: Path, *, outtype: str, record: Path) -> None:

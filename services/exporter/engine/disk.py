@@ -3,8 +3,9 @@
 import errno
 import os
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,8 @@ PARTIAL: Final = ".partial"
 # What must stay free beside the file itself.
 RESERVE_BYTES: Final = 64 << 20
 _FULL_BYTES: Final = 1 << 20
+# No step that writes into a cache takes as long.
+LEFTOVER_SECONDS: Final = 24 * 3600.0
 
 
 def reserve_disk(folder: Path, size_bytes: int) -> None:
@@ -35,6 +38,18 @@ def reserve_disk(folder: Path, size_bytes: int) -> None:
 def is_full(folder: Path) -> bool:
     """Tells whether a disk is as good as full, after a tool has failed there without saying why."""
     return shutil.disk_usage(folder).free < _FULL_BYTES
+
+
+def forget_leftovers(folder: Path, pattern: str) -> None:
+    """Deletes what killed processes left there; what is younger than a day may be in work."""
+    for path in folder.glob(pattern):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime < LEFTOVER_SECONDS:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
 @contextmanager

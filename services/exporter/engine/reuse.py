@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.domain.gguf_format import TensorInfo
+from exporter.engine.disk import PARTIAL, forget_leftovers
 
 FOLDER_NAME: Final = "encoded"
 # Nothing is kept when less than this many times its size would stay free: exports come first.
@@ -23,6 +24,7 @@ class EncodedStore:
     def __init__(self, base_folder: Path, *, version: str) -> None:
         """Keeps entries below the base's folder, apart for each version of llama.cpp."""
         self._folder = base_folder / FOLDER_NAME / version
+        forget_leftovers(self._folder, f"*/*{PARTIAL}")
 
     def find(self, info: TensorInfo) -> NDArray[np.uint8] | None:
         """The tensor's rows as they were encoded before, (rows, bytes of a row)."""
@@ -41,7 +43,7 @@ class EncodedStore:
             path.parent.mkdir(parents=True, exist_ok=True)
             if shutil.disk_usage(path.parent).free < FREE_TIMES * info.size_bytes:
                 return
-            descriptor, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+            descriptor, name = tempfile.mkstemp(dir=path.parent, suffix=PARTIAL)
             try:
                 with open(descriptor, "wb") as out:
                     out.write(rows.data)

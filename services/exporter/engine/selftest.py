@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from exporter.domain.quantization import Quantization, TensorType
 from exporter.engine import ggml, writer
 from exporter.engine.base import prepare_base
+from exporter.engine.disk import forget_leftovers
 from exporter.engine.kernel.kernel import merge_slowly
 from exporter.engine.llama_model import LlamaModel
 from exporter.engine.merge import MergedTensor
@@ -71,6 +72,7 @@ def check_conversion(cache: Path, vendor: Path, *, llama_version: str) -> None:
     if mark.is_file():
         return
     cache.mkdir(parents=True, exist_ok=True)
+    forget_leftovers(cache, "selftest-*/")
     folder = Path(tempfile.mkdtemp(dir=cache, prefix="selftest-"))
     try:
         checkpoint = folder / "model"

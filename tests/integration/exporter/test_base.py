@@ -92,6 +92,19 @@ def test_a_cut_shard_is_refused_before_it_is_converted(
     assert refusal(model, engine, tmp_path).code is FaultCode.MODEL_WEIGHTS_INVALID
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_base_with_a_number_that_is_not_finite_is_refused(
+    bad: float, engine: Engine, model: Path, tmp_path: Path
+) -> None:
+    """Also in tensors that no adapter touches and that a mix stores as they are."""
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"][7] = bad
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    fault = refusal(model, engine, tmp_path)
+    assert fault.code is FaultCode.MODEL_WEIGHTS_INVALID
+    assert "output_norm" in fault.message
+
+
 def test_weights_that_are_pickles_are_no_weights(
     engine: Engine, model: Path, tmp_path: Path
 ) -> None:
