@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from lexicon.faults import Fault, FaultCode
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 NAME = "peft"
 ALL_LINEAR = "all-linear"
+WEIGHTS_NAME = "adapter_model.safetensors"
 # What transformers raises over a config that it does not know, or that is not shaped like one.
 _BAD_CONFIG = (AttributeError, KeyError, TypeError, ValueError)
 
@@ -85,6 +87,7 @@ def load_base(base: Base, arithmetic: Arithmetic) -> Any:
         ) from error
     model.requires_grad_(False)
     if arithmetic.four_bit:
+        _keep_differentiable(model)
         return model
     # The type of `to` in transformers knows no device.
     placed: Any = model.to(arithmetic.device)  # type: ignore[arg-type]
@@ -156,8 +159,10 @@ def targets(plan: TrainPlan) -> str | list[str]:
     return ALL_LINEAR if wanted == (ALL_LINEAR,) else list(wanted)
 
 
-def over_whole_base(base: Base, folder: Path, arithmetic: Arithmetic) -> tuple[Any, Arithmetic]:
-    """The adapter in `folder` over its unquantised base, and what that is computed in.
+def over_whole_base(
+    plan: TrainPlan, folder: Path, arithmetic: Arithmetic
+) -> tuple[PeftModel, Arithmetic]:
+    """The plan's adapter, from `folder`, over its unquantised base, and what that is computed in.
 
     An export merges into this base; one in four bits is another model. It may be too large for the
     device, which is why four bits were taken: then it runs on the processor.
@@ -167,7 +172,7 @@ def over_whole_base(base: Base, folder: Path, arithmetic: Arithmetic) -> tuple[A
     """
     whole = replace(arithmetic, four_bit=False)
     try:
-        model = load_base(base, whole)
+        model = load_base(plan.base, whole)
     except (RuntimeError, MemoryError) as error:
         if arithmetic.device.type == "cpu" or not is_out_of_memory(error):
             raise
@@ -176,9 +181,11 @@ def over_whole_base(base: Base, folder: Path, arithmetic: Arithmetic) -> tuple[A
         # Outside the handler: the error's traceback holds what was loaded so far.
         release_memory()
         whole = replace(whole, device=torch.device("cpu"))
-        model = load_base(base, whole)
-    adapted: Any = PeftModel.from_pretrained(model, str(folder))
-    return adapted.eval(), whole
+        model = load_base(plan.base, whole)
+    adapted = attach(model, plan)
+    set_peft_model_state_dict(adapted, load_file(folder / WEIGHTS_NAME))
+    adapted.eval()
+    return adapted, whole
 
 
 def scale(plan: TrainPlan) -> float:
@@ -198,6 +205,17 @@ def _nf4(arithmetic: Arithmetic) -> BitsAndBytesConfig:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=arithmetic.weights,
     )
+
+
+def _keep_differentiable(model: Any) -> None:
+    """Keep bitsandbytes from packing weights for its inference kernel of processors.
+
+    The first forward pass that needs no gradient, such as a validation's, would pack them for good,
+    and the kernel passes no gradient on: every step after it would learn something else.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _unsupported(folder: Path, base: Base, error: Exception) -> Fault:

@@ -361,7 +361,7 @@ def _write_proof(
     if not speaker.arithmetic.four_bit:
         speech.write_proof(speaker, prompts, answers, path, **names)
         return
-    model, arithmetic = over_whole_base(plan.base, folder, speaker.arithmetic)
+    model, arithmetic = over_whole_base(plan, folder, speaker.arithmetic)
     whole = replace(speaker, model=model, arithmetic=arithmetic)
     with speaking(model):
         speech.write_proof(whole, prompts, answers, path, **names)

@@ -133,3 +133,21 @@ def test_an_nf4_base_is_held_in_four_bits_and_its_adapter_is_not(folder: Path) -
     again = peft_rail.detach(adapted)
     assert not any(p.requires_grad for p in again.parameters())
     assert again.model.layers[0].mlp.down_proj.weight.dtype is torch.uint8
+
+
+def test_a_validation_leaves_an_nf4_base_as_it_trains(folder: Path) -> None:
+    """002-21: bitsandbytes would pack the weights for inference, and no gradient came through."""
+    plan = a_plan(micro_batch_size=1, accumulation_steps=2, lr_peak=5e-3)
+    plan = replace(plan, base=replace(plan.base, folder=str(folder)))
+    curves = []
+    for validates in (False, True):
+        model = peft_rail.load_base(plan.base, replace(FP32, four_bit=True))
+        state = loop.begin(peft_rail.attach(model, plan).train(), plan)
+        found: list[tuple[float, float]] = []
+        for _ in range(3):
+            if validates:
+                loop.mean_loss(state.model, ROWS, FP32, ladder=state.ladder, packing=False)
+            taken = loop.take_step(state, ROWS, plan, FP32, steps=3, healed=lambda _: None)
+            found.append((taken.loss, taken.grad_norm))
+        curves.append(found)
+    assert curves[0] == curves[1]
