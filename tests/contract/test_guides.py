@@ -48,6 +48,16 @@ def test_the_guide_says_which_preset_when() -> None:
     )
 
 
+def test_the_guide_says_how_a_multi_run_gets_every_row() -> None:
+    """002-19"""
+    _says(
+        "guide.md",
+        "lower `--samples`, add data, or switch validation off",
+        "validate_every_run=False, early_stopping=False",
+        "tunesmith rollback RUN 2",
+    )
+
+
 def test_the_security_page_names_the_advisory() -> None:
     """002-29"""
     _says("security.md", "GHSA-f65r-h4g3-3h9h", "CVSS 9.8", "2026-05-23")

@@ -15,6 +15,7 @@ def model_card(plan: TrainPlan, *, steps: int | None, loss: float | None) -> str
         "Target modules": ", ".join(adapter.target_modules),
         "rsLoRA, DoRA": f"{_word(adapter.use_rslora)}, {_word(adapter.use_dora)}",
         "Steps": "as the checkpoint had" if steps is None else str(steps),
+        **_multi_run(plan),
         "Batch": f"{plan.micro_batch_size} x {plan.accumulation_steps} examples a step",
         "Learning rate": f"{plan.lr_peak:g}, {plan.schedule.value}, "
         f"{plan.warmup_ratio:.0%} warm-up",
@@ -56,6 +57,13 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 Describe here what the adapter is for, and what it was not tested on. It inherits the licence and
 the limits of its base model.
 """
+
+
+def _multi_run(plan: TrainPlan) -> dict[str, str]:
+    if plan.multi_run is None:
+        return {}
+    count, samples = plan.multi_run.run_count, plan.multi_run.samples_per_run
+    return {"Runs": f"{count} of {samples} samples each, merged by SLAO (arXiv:2512.23017)"}
 
 
 def _word(flag: bool) -> str:

@@ -181,7 +181,8 @@ def _train(
             seconds_since=time.monotonic() - last_time,
         ):
             _write_checkpoint(state, course, channel)
-            if state.step < steps:
+            # Between two runs the model holds what the next one opens with, and no adapter.
+            if state.step < steps and state.step_of_run:
                 _sample(sampler, state.step, channel)
             last_step, last_time = state.step, time.monotonic()
         if validation.wants_stop:
