@@ -39,6 +39,7 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
         f"{_API}.artifact.v1.ObjectService",
         {
             "SignObjects": _SERVICES,
+            "VerifyObjects": _SERVICES,
             "RegisterArtifactFile": _SERVICES,
             "HoldDatasetVersions": _SERVICES,
             "DeleteRunLeftovers": _SERVICES,

@@ -1,5 +1,6 @@
 """ArtifactService and ObjectService: hub entries, downloads, quotas, URLs for services."""
 
+import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
@@ -13,7 +14,7 @@ from hub.domain.artifacts import (
     artifact_name,
     check_file,
     check_own,
-    check_stored,
+    check_said,
     choose,
     leftovers,
     output_folder,
@@ -27,7 +28,7 @@ from hub.store import NEWEST, Store
 from lexicon.faults import Fault, FaultCode
 from lexicon.names import ArtifactName, ProjectName, RunName
 from objects.keys import key_of
-from objects.store import ObjectStore
+from objects.store import ObjectInfo, ObjectStore
 from tunesmith.api.artifact.v1 import (
     artifact_service_pb2,
     artifact_service_pb2_grpc,
@@ -37,6 +38,7 @@ from tunesmith.api.artifact.v1 import (
 
 DEFAULT_PAGE: Final = 50
 MAX_OBJECTS: Final = 1000
+HEADS_AT_ONCE: Final = 16
 # An upload that began while its URL was alive may take so long to end.
 UPLOAD_GRACE: Final = timedelta(hours=1)
 
@@ -173,6 +175,27 @@ class ObjectService(object_service_pb2_grpc.ObjectServiceServicer):
             objects=[self._sign(each) for each in request.objects]
         )
 
+    async def VerifyObjects(
+        self, request: object_service_pb2.VerifyObjectsRequest, _context: Context
+    ) -> object_service_pb2.VerifyObjectsResponse:
+        run = RunName.parse(request.run)
+        uris = [said.uri for said in request.objects]
+        _check_count(uris, field="objects", at_least=1)
+        keys = _own_keys(uris, run, field="objects.uri")
+        gate = asyncio.Semaphore(HEADS_AT_ONCE)
+
+        async def head(key: str) -> ObjectInfo | None:
+            async with gate:
+                return await self._objects.head(key)
+
+        for said, info in zip(request.objects, await asyncio.gather(*map(head, keys)), strict=True):
+            check_said(
+                said.uri.rpartition("/")[2],
+                said=(said.size_bytes, said.sha256),
+                stored=(info.size_bytes, info.sha256) if info else None,
+            )
+        return object_service_pb2.VerifyObjectsResponse()
+
     async def RegisterArtifactFile(
         self,
         request: object_service_pb2.RegisterArtifactFileRequest,
@@ -182,9 +205,11 @@ class ObjectService(object_service_pb2_grpc.ObjectServiceServicer):
         idempotency.check_request_id(request.request_id)
         file = check_file(wire.artifact_file_from_proto(request.file))
         info = await self._objects.head(file.object_key)
-        if info is None:
-            raise Fault(FaultCode.STORAGE_OBJECT_NOT_FOUND, file=file.file_name)
-        check_stored(file, size_bytes=info.size_bytes, sha256=info.sha256)
+        check_said(
+            file.file_name,
+            said=(file.size_bytes, file.sha256),
+            stored=(info.size_bytes, info.sha256) if info else None,
+        )
         quota = await self._quota_of(run.project)
         name = artifact_name(run)
         async with self._store.unit() as unit:

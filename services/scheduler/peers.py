@@ -16,6 +16,7 @@ from tunesmith.api.artifact.v1 import (
 from tunesmith.api.billing.v1 import billing_pb2, billing_service_pb2, billing_service_pb2_grpc
 from tunesmith.api.run.v1 import spec_pb2
 from tunesmith.api.validation.v1 import validation_service_pb2, validation_service_pb2_grpc
+from tunesmith.api.work.v1 import work_pb2
 
 # The checks of a submission may ask the model hub.
 VALIDATE_SECONDS: Final = 60.0
@@ -102,6 +103,23 @@ class Peers:
                 for uri, size_bytes in sizes_bytes.items()
             ]
         )
+
+    async def verify_objects(self, run: str, files: Sequence[work_pb2.OutputFile]) -> None:
+        """Has the hub look whether files of a run are stored as a worker says.
+
+        Raises:
+            Fault: STORAGE_OBJECT_NOT_FOUND, STORAGE_CHECKSUM_MISMATCH.
+        """
+        request = object_service_pb2.VerifyObjectsRequest(
+            run=run,
+            objects=[
+                object_service_pb2.SaidObject(
+                    uri=file.uri, size_bytes=file.size_bytes, sha256=file.sha256
+                )
+                for file in files
+            ],
+        )
+        await self._objects.VerifyObjects(request, timeout=REGISTER_SECONDS)
 
     async def register_artifact(
         self, run: str, file: artifact_pb2.ArtifactFile, *, base_model: str

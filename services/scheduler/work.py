@@ -294,7 +294,14 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
         return decide(record.run, signal, now)
 
     async def _register(self, record: Record, outputs: Any) -> tuple[StoredFile, ...]:
-        """Makes artifacts of the outputs that are ones; the hub checks their size and sha256."""
+        """Makes artifacts of the outputs that are ones; the hub checks size and sha256 of all.
+
+        Files that are no artifacts are what an export reads: an adapter that is not there as it
+        was said to be must not end a training well.
+        """
+        loose = wire_work.adapter_files(outputs)
+        if loose:
+            await self._peers.verify_objects(record.run.name, loose)
         spec = wire.parse(spec_pb2.RunSpec, record.submission.spec)
         stored = []
         for output in outputs:

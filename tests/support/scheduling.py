@@ -125,6 +125,8 @@ class FakeHub(object_service_pb2_grpc.ObjectServiceServicer):
 
     registered: list[artifact_pb2.ArtifactFile] = field(default_factory=list)
     wrong_sha256: set[str] = field(default_factory=set)
+    missing: set[str] = field(default_factory=set)
+    verified: list[str] = field(default_factory=list)
     register_delay_seconds: float = 0.0
     holds: dict[str, list[str]] = field(default_factory=dict)
     deleted_versions: set[str] = field(default_factory=set)
@@ -157,6 +159,13 @@ class FakeHub(object_service_pb2_grpc.ObjectServiceServicer):
                 for each in request.objects
             ]
         )
+
+    async def VerifyObjects(self, request: Any, _context: Any) -> Any:
+        for said in request.objects:
+            if said.uri.rpartition("/")[2] in self.missing:
+                raise Fault(FaultCode.STORAGE_OBJECT_NOT_FOUND)
+        self.verified += [said.uri for said in request.objects]
+        return object_service_pb2.VerifyObjectsResponse()
 
     async def RegisterArtifactFile(self, request: Any, _context: Any) -> Any:
         await asyncio.sleep(self.register_delay_seconds)

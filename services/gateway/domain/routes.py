@@ -102,6 +102,7 @@ OWN: Mapping[str, tuple[str, ...]] = {
 INSIDE: Mapping[str, tuple[str, ...]] = {
     f"{_API}.artifact.v1.ObjectService": (
         "SignObjects",
+        "VerifyObjects",
         "RegisterArtifactFile",
         "HoldDatasetVersions",
         "DeleteRunLeftovers",

@@ -119,18 +119,23 @@ def check_file(file: ArtifactFile) -> ArtifactFile:
     return file
 
 
-def check_stored(file: ArtifactFile, *, size_bytes: int, sha256: str) -> None:
+def check_said(file_name: str, *, said: tuple[int, str], stored: tuple[int, str] | None) -> None:
     """Holds what a worker says that it stored against what the store has.
 
+    Args:
+        said: size in bytes and sha256.
+        stored: the same of the object; None when there is none.
     Raises:
-        Fault: STORAGE_CHECKSUM_MISMATCH.
+        Fault: STORAGE_OBJECT_NOT_FOUND, STORAGE_CHECKSUM_MISMATCH.
     """
-    if (file.size_bytes, file.sha256) != (size_bytes, sha256):
+    if stored is None:
+        raise Fault(FaultCode.STORAGE_OBJECT_NOT_FOUND, file=file_name)
+    if said != stored:
         raise Fault(
             FaultCode.STORAGE_CHECKSUM_MISMATCH,
-            f"{file.file_name} is stored with {size_bytes} bytes and another digest than was said.",
-            expected_sha256=file.sha256,
-            actual_sha256=sha256,
+            f"{file_name} is stored with {stored[0]} bytes and another digest than was said.",
+            expected_sha256=said[1],
+            actual_sha256=stored[1],
         )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -263,3 +264,36 @@ async def test_the_entry_of_one_run_can_be_asked_for(hub: Hub) -> None:
     )
     response = await hub.artifacts.ListArtifacts(request)
     assert [each.name for each in response.artifacts] == ["projects/acme/artifacts/r2"]
+
+
+async def test_loose_files_are_held_against_the_store(hub: Hub) -> None:
+    """003-04: what a later export reads is there, whole, and in the folder of its own run."""
+    data = b"weights"
+    sha256 = hashlib.sha256(data).hexdigest()
+    await stored(hub, "runs/run-1/1/adapter_model.safetensors", data)
+    good = object_service_pb2.SaidObject(
+        uri="object://runs/run-1/1/adapter_model.safetensors", size_bytes=len(data), sha256=sha256
+    )
+
+    async def verified(**changes: Any) -> None:
+        said = object_service_pb2.SaidObject()
+        said.CopyFrom(good)
+        for name, value in changes.items():
+            setattr(said, name, value)
+        await hub.service.VerifyObjects(
+            object_service_pb2.VerifyObjectsRequest(
+                run="projects/acme/runs/run-1", objects=[good, said]
+            )
+        )
+
+    await verified()
+    for changes, code in (
+        ({"uri": "object://runs/run-1/1/gone"}, FaultCode.STORAGE_OBJECT_NOT_FOUND),
+        ({"size_bytes": 8}, FaultCode.STORAGE_CHECKSUM_MISMATCH),
+        ({"sha256": "0" * 64}, FaultCode.STORAGE_CHECKSUM_MISMATCH),
+        ({"uri": "object://runs/run-2/1/x"}, FaultCode.INPUT_FIELD_INVALID),
+        ({"uri": "object://datasets/x"}, FaultCode.INPUT_FIELD_INVALID),
+    ):
+        with pytest.raises(Fault) as caught:
+            await verified(**changes)
+        assert caught.value.code is code, changes

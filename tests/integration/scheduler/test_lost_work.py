@@ -152,6 +152,33 @@ async def test_a_wrong_digest_does_not_complete_a_task(
         assert shown.state == run_pb2.RUN_STATE_TRAINING
 
 
+async def test_a_loose_file_that_is_not_stored_does_not_complete_a_training(
+    scheduler: SchedulerProcess, fakes: Neighbours
+) -> None:
+    """003-04, 001-41: found at the training's end, not hours later by the export; no hub entry."""
+    async with (
+        calling(scheduler.address) as user,
+        calling(scheduler.address, Role.NODE, subject=NODE) as node,
+    ):
+        await registered(node, NODE, TRAIN)
+        run = await submitted(user)
+        lease = await leased(node)
+        await heartbeat(node, lease, started())
+        kind = artifact_pb2.ARTIFACT_KIND_LORA_ADAPTER
+        archive = await an_output(node, lease, "adapter.zip", artifact_kind=kind)
+        loose = await an_output(node, lease, "adapter/adapter_model.safetensors")
+        fakes.hub.missing.add("adapter_model.safetensors")
+        with pytest.raises(Fault) as caught:
+            await complete(node, lease, archive, loose)
+        assert caught.value.code is FaultCode.STORAGE_OBJECT_NOT_FOUND
+        assert not fakes.hub.registered
+        fakes.hub.missing.clear()
+        await complete(node, lease, archive, loose)
+        assert fakes.hub.verified == [loose.uri]
+        shown = (await user.runs.GetRun(run_service_pb2.GetRunRequest(name=run.name))).run
+        assert shown.artifact
+
+
 async def test_a_restart_of_the_scheduler_costs_a_healthy_run_nothing(
     scheduler: SchedulerProcess,
 ) -> None:

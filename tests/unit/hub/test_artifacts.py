@@ -12,7 +12,7 @@ from hub.domain.artifacts import (
     artifact_name,
     check_file,
     check_own,
-    check_stored,
+    check_said,
     choose,
     leftovers,
     output_folder,
@@ -76,10 +76,10 @@ def test_malformed_descriptions_are_refused(file: ArtifactFile) -> None:
 
 
 def test_what_the_store_has_counts_not_what_a_node_says() -> None:
-    check_stored(LORA, size_bytes=12, sha256="0" * 64)
+    check_said("a", said=(12, "0" * 64), stored=(12, "0" * 64))
     for size_bytes, sha256 in ((13, "0" * 64), (12, "1" * 64)):
         with pytest.raises(Fault) as caught:
-            check_stored(LORA, size_bytes=size_bytes, sha256=sha256)
+            check_said("a", said=(12, "0" * 64), stored=(size_bytes, sha256))
         assert caught.value.code is FaultCode.STORAGE_CHECKSUM_MISMATCH
 
 

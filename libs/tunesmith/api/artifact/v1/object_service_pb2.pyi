@@ -53,6 +53,28 @@ class SignObjectsResponse(_message.Message):
     objects: _containers.RepeatedCompositeFieldContainer[SignedObject]
     def __init__(self, objects: _Optional[_Iterable[_Union[SignedObject, _Mapping]]] = ...) -> None: ...
 
+class SaidObject(_message.Message):
+    __slots__ = ("uri", "size_bytes", "sha256")
+    URI_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    uri: str
+    size_bytes: int
+    sha256: str
+    def __init__(self, uri: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
+
+class VerifyObjectsRequest(_message.Message):
+    __slots__ = ("run", "objects")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    objects: _containers.RepeatedCompositeFieldContainer[SaidObject]
+    def __init__(self, run: _Optional[str] = ..., objects: _Optional[_Iterable[_Union[SaidObject, _Mapping]]] = ...) -> None: ...
+
+class VerifyObjectsResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class RegisterArtifactFileRequest(_message.Message):
     __slots__ = ("request_id", "run", "base_model", "file")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]

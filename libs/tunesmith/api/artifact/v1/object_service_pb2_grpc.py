@@ -40,6 +40,11 @@ class ObjectServiceStub:
                 request_serializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.SignObjectsRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.SignObjectsResponse.FromString,
                 _registered_method=True)
+        self.VerifyObjects = channel.unary_unary(
+                '/tunesmith.api.artifact.v1.ObjectService/VerifyObjects',
+                request_serializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.VerifyObjectsRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.VerifyObjectsResponse.FromString,
+                _registered_method=True)
         self.RegisterArtifactFile = channel.unary_unary(
                 '/tunesmith.api.artifact.v1.ObjectService/RegisterArtifactFile',
                 request_serializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.RegisterArtifactFileRequest.SerializeToString,
@@ -63,6 +68,13 @@ class ObjectServiceServicer:
 
     def SignObjects(self, request, context):
         """Signs URLs for objects of the store.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyObjects(self, request, context):
+        """Compares stored objects of a run with what was said of them; the first that is missing or different refuses all.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -99,6 +111,11 @@ def add_ObjectServiceServicer_to_server(servicer, server):
                     servicer.SignObjects,
                     request_deserializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.SignObjectsRequest.FromString,
                     response_serializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.SignObjectsResponse.SerializeToString,
+            ),
+            'VerifyObjects': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyObjects,
+                    request_deserializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.VerifyObjectsRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.VerifyObjectsResponse.SerializeToString,
             ),
             'RegisterArtifactFile': grpc.unary_unary_rpc_method_handler(
                     servicer.RegisterArtifactFile,
@@ -144,6 +161,33 @@ class ObjectService:
             '/tunesmith.api.artifact.v1.ObjectService/SignObjects',
             tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.SignObjectsRequest.SerializeToString,
             tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.SignObjectsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyObjects(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.artifact.v1.ObjectService/VerifyObjects',
+            tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.VerifyObjectsRequest.SerializeToString,
+            tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.VerifyObjectsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,8 @@ class ObjectServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ObjectServiceAsyncStub: ...
     SignObjects: _grpc.UnaryUnaryMultiCallable[_object_service_pb2.SignObjectsRequest, _object_service_pb2.SignObjectsResponse]
     """Signs URLs for objects of the store."""
+    VerifyObjects: _grpc.UnaryUnaryMultiCallable[_object_service_pb2.VerifyObjectsRequest, _object_service_pb2.VerifyObjectsResponse]
+    """Compares stored objects of a run with what was said of them; the first that is missing or different refuses all."""
     RegisterArtifactFile: _grpc.UnaryUnaryMultiCallable[_object_service_pb2.RegisterArtifactFileRequest, _object_service_pb2.RegisterArtifactFileResponse]
     """Registers a stored file as an artifact of a run, after its size and sha256 were checked."""
     HoldDatasetVersions: _grpc.UnaryUnaryMultiCallable[_object_service_pb2.HoldDatasetVersionsRequest, _object_service_pb2.HoldDatasetVersionsResponse]
@@ -54,6 +56,8 @@ class ObjectServiceAsyncStub(ObjectServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     SignObjects: _aio.UnaryUnaryMultiCallable[_object_service_pb2.SignObjectsRequest, _object_service_pb2.SignObjectsResponse]  # type: ignore[assignment]
     """Signs URLs for objects of the store."""
+    VerifyObjects: _aio.UnaryUnaryMultiCallable[_object_service_pb2.VerifyObjectsRequest, _object_service_pb2.VerifyObjectsResponse]  # type: ignore[assignment]
+    """Compares stored objects of a run with what was said of them; the first that is missing or different refuses all."""
     RegisterArtifactFile: _aio.UnaryUnaryMultiCallable[_object_service_pb2.RegisterArtifactFileRequest, _object_service_pb2.RegisterArtifactFileResponse]  # type: ignore[assignment]
     """Registers a stored file as an artifact of a run, after its size and sha256 were checked."""
     HoldDatasetVersions: _aio.UnaryUnaryMultiCallable[_object_service_pb2.HoldDatasetVersionsRequest, _object_service_pb2.HoldDatasetVersionsResponse]  # type: ignore[assignment]
@@ -76,6 +80,14 @@ class ObjectServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_object_service_pb2.SignObjectsResponse, _abc.Awaitable[_object_service_pb2.SignObjectsResponse]]:
         """Signs URLs for objects of the store."""
+
+    @_abc_1.abstractmethod
+    def VerifyObjects(
+        self,
+        request: _object_service_pb2.VerifyObjectsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_object_service_pb2.VerifyObjectsResponse, _abc.Awaitable[_object_service_pb2.VerifyObjectsResponse]]:
+        """Compares stored objects of a run with what was said of them; the first that is missing or different refuses all."""
 
     @_abc_1.abstractmethod
     def RegisterArtifactFile(
