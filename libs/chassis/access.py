@@ -43,6 +43,7 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
             "RegisterArtifactFile": _SERVICES,
             "HoldDatasetVersions": _SERVICES,
             "DeleteRunLeftovers": _SERVICES,
+            "DeleteExportLeftovers": _SERVICES,
         },
     ),
     **_service(
@@ -74,6 +75,15 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
     **_service(
         f"{_API}.event.v1.EventService",
         {"WatchRun": _USERS_AND_SERVICES, "ListEvents": _USERS_AND_SERVICES},
+    ),
+    **_service(
+        f"{_API}.export.v1.ExportService",
+        {
+            "CreateExport": _USERS,
+            "GetExport": _USERS_AND_SERVICES,
+            "ListExports": _USERS_AND_SERVICES,
+            "CancelExport": _USERS,
+        },
     ),
     **_service(
         f"{_API}.fault.v1.FaultService",

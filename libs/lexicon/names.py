@@ -141,6 +141,21 @@ class ArtifactName:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExportName:
+    """`projects/{project}/exports/{export}`."""
+
+    project: str
+    export: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        return cls(**_parse(text, "projects/{project}/exports/{export}"))
+
+    def __str__(self) -> str:
+        return f"projects/{self.project}/exports/{self.export}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeName:
     """`nodes/{node}`."""
 

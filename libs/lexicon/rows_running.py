@@ -52,8 +52,18 @@ ROWS: Mapping[FaultCode, FaultRow] = {
         remedy="Free space on the exporter's work folder; the adapter is stored and the export "
         "can be repeated.",
     ),
+    FaultCode.EXPORT_EXISTS: _life(
+        grpc_status="ALREADY_EXISTS",
+        meaning="The hub entry has a GGUF of this type already.",
+        remedy="Download it with `tunesmith pull`, or ask for it anew with `--replace`.",
+    ),
     FaultCode.EXPORT_NOOP_MERGE: _export(
         meaning="The merged model equals the base: the adapter changed nothing.",
+    ),
+    FaultCode.EXPORT_NOT_FOUND: _life(
+        grpc_status="NOT_FOUND",
+        meaning="There is no export of this name.",
+        remedy="Look at `tunesmith artifact exports`.",
     ),
     FaultCode.EXPORT_QUANTIZATION_BROKEN: _export(
         meaning="The quantised model is further from the trained one than it may be.",

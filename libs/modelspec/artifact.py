@@ -99,6 +99,16 @@ def gguf_bytes(shape: ModelShape, quantization: str) -> int:
     return int((head + layers) / 8) + extra
 
 
+def gguf_bytes_by_count(parameter_count: int, quantization: str) -> int:
+    """The same where the shape is not known: parameters times the mean bits of the layers.
+
+    Raises:
+        Fault: CONFIG_QUANTIZATION_UNKNOWN.
+    """
+    mix = MIXES[check_quantization(quantization)]
+    return int(parameter_count * mix.layer_bits / 8)
+
+
 def artifact_bytes(
     lora: LoraSpec,
     shape: ModelShape,

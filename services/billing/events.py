@@ -35,6 +35,9 @@ class RunEvents:
         Raises:
             Fault: INPUT_NAME_INVALID for an event of no run.
         """
+        if event.WhichOneof("payload") == "export_changed":
+            # An export of a stored adapter belongs to no run's bill: it costs nothing.
+            return
         run = str(RunName.parse(event.run))
         fact = fact_from_event(event)
         is_last = fact is not None and fact.outcome is not None

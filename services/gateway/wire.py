@@ -10,6 +10,7 @@ from tunesmith.api.artifact.v1 import artifact_service_pb2, object_service_pb2
 from tunesmith.api.billing.v1 import billing_service_pb2
 from tunesmith.api.dataset.v1 import dataset_service_pb2
 from tunesmith.api.event.v1 import event_service_pb2
+from tunesmith.api.export.v1 import export_service_pb2
 from tunesmith.api.fault.v1 import fault_service_pb2
 from tunesmith.api.model.v1 import model_service_pb2
 from tunesmith.api.run.v1 import run_service_pb2
@@ -23,6 +24,7 @@ CONTRACTS: tuple[FileDescriptor, ...] = (
     billing_service_pb2.DESCRIPTOR,
     dataset_service_pb2.DESCRIPTOR,
     event_service_pb2.DESCRIPTOR,
+    export_service_pb2.DESCRIPTOR,
     fault_service_pb2.DESCRIPTOR,
     model_service_pb2.DESCRIPTOR,
     run_service_pb2.DESCRIPTOR,

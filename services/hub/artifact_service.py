@@ -16,6 +16,7 @@ from hub.domain.artifacts import (
     check_own,
     check_said,
     choose,
+    export_folder,
     leftovers,
     output_folder,
 )
@@ -26,7 +27,7 @@ from hub.links import Links
 from hub.service import living_version
 from hub.store import NEWEST, Store
 from lexicon.faults import Fault, FaultCode
-from lexicon.names import ArtifactName, ProjectName, RunName
+from lexicon.names import ArtifactName, ExportName, ProjectName, RunName
 from objects.keys import key_of
 from objects.store import ObjectInfo, ObjectStore
 from tunesmith.api.artifact.v1 import (
@@ -215,6 +216,8 @@ class ObjectService(object_service_pb2_grpc.ObjectServiceServicer):
         async with self._store.unit() as unit:
             usage = await unit.lock_usage(run.project)
             artifact = await unit.artifact(name)
+            if artifact is None and request.existing_only:
+                raise Fault(FaultCode.ARTIFACT_NOT_FOUND, artifact=str(name))
             files = artifact.files if artifact else ()
             old = next((each for each in files if each.is_same_place(file)), None)
             if old is None or old.sha256 != file.sha256:
@@ -280,6 +283,30 @@ class ObjectService(object_service_pb2_grpc.ObjectServiceServicer):
             response.again_after.FromTimedelta(self._links.lifetime + UPLOAD_GRACE)
             answer = response.SerializeToString()
             await unit.remember(run.project, request, request.request_id, answer)
+        await self._janitor.tidy()
+        return response
+
+    async def DeleteExportLeftovers(
+        self,
+        request: object_service_pb2.DeleteExportLeftoversRequest,
+        _context: Context,
+    ) -> object_service_pb2.DeleteExportLeftoversResponse:
+        export = ExportName.parse(request.export)
+        idempotency.check_request_id(request.request_id)
+        stored = await self._objects.keys(export_folder(export))
+        async with self._store.unit() as unit:
+            # Under the lock of registration: a file is an artifact by now, or will not be one.
+            await unit.lock_usage(export.project)
+            known = await unit.recall(export.project, request, request.request_id)
+            if known is not None:
+                return object_service_pb2.DeleteExportLeftoversResponse.FromString(known)
+            registered = await unit.registered_keys(stored)
+            unneeded = [key for key in stored if key not in registered]
+            await unit.add_garbage(unneeded)
+            response = object_service_pb2.DeleteExportLeftoversResponse(removed_count=len(unneeded))
+            response.again_after.FromTimedelta(self._links.lifetime + UPLOAD_GRACE)
+            answer = response.SerializeToString()
+            await unit.remember(export.project, request, request.request_id, answer)
         await self._janitor.tidy()
         return response
 

@@ -169,6 +169,9 @@ ON CONFLICT (project, artifact, kind, quantization) DO UPDATE
 SET file_name = excluded.file_name, size_bytes = excluded.size_bytes, sha256 = excluded.sha256,
     object_key = excluded.object_key, entries = excluded.entries, create_time = now();
 
+-- name: registered_keys
+SELECT object_key FROM artifact_files WHERE object_key = ANY($1::text[]);
+
 -- name: delete_artifact
 DELETE FROM artifacts WHERE project = $1 AND artifact = $2 RETURNING artifact;
 

@@ -357,6 +357,11 @@ class Unit:
         )
         return await self._with_files(project, rows)
 
+    async def registered_keys(self, keys: Sequence[str]) -> set[str]:
+        """Those of some objects that are files of a hub entry."""
+        rows = await self.connection.fetch(_SQL["registered_keys"], list(keys))
+        return {row["object_key"] for row in rows}
+
     async def delete_artifact(self, artifact: Artifact) -> None:
         """Deletes a hub entry, frees its bytes and gives up its objects."""
         name = artifact.name

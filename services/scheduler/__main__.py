@@ -16,6 +16,7 @@ from scheduler import background, events, watching
 from scheduler.alerts import Alerts
 from scheduler.background import Reaper, Sweeper, Ticker, every
 from scheduler.config import Config
+from scheduler.export_service import ExportService
 from scheduler.peers import Peers
 from scheduler.service import RunService
 from scheduler.store import Store
@@ -24,6 +25,7 @@ from scheduler.wakeups import Wakeups
 from scheduler.watching import EventService, FaultService, NodeService
 from scheduler.work import WorkService
 from tunesmith.api.event.v1 import event_service_pb2, event_service_pb2_grpc
+from tunesmith.api.export.v1 import export_service_pb2, export_service_pb2_grpc
 from tunesmith.api.fault.v1 import fault_service_pb2, fault_service_pb2_grpc
 from tunesmith.api.run.v1 import run_service_pb2, run_service_pb2_grpc
 from tunesmith.api.work.v1 import work_service_pb2, work_service_pb2_grpc
@@ -80,7 +82,14 @@ async def main() -> None:
             listen=settings.listen,
             tls=tls,
             signing_key=settings.signing_key,
-            register=partial(_register, store, wakeups, submitter, work),
+            register=partial(
+                _register,
+                store,
+                wakeups,
+                RunService(store, submitter),
+                ExportService(store, peers, sealer),
+                work,
+            ),
             background=[
                 relay.run,
                 partial(_listen, store, wakeups),
@@ -95,10 +104,16 @@ async def main() -> None:
 
 
 def _register(
-    store: Store, wakeups: Wakeups, submitter: Submitter, work: WorkService, grpc_server: Any
+    store: Store,
+    wakeups: Wakeups,
+    runs: RunService,
+    exports: ExportService,
+    work: WorkService,
+    grpc_server: Any,
 ) -> Sequence[str]:
-    """Adds the five services and returns their names."""
-    run_service_pb2_grpc.add_RunServiceServicer_to_server(RunService(store, submitter), grpc_server)
+    """Adds the six services and returns their names."""
+    run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, grpc_server)
+    export_service_pb2_grpc.add_ExportServiceServicer_to_server(exports, grpc_server)
     event_service_pb2_grpc.add_EventServiceServicer_to_server(
         EventService(store, wakeups), grpc_server
     )
@@ -107,7 +122,13 @@ def _register(
     work_service_pb2_grpc.add_NodeServiceServicer_to_server(
         NodeService(store, silent=SILENT), grpc_server
     )
-    contracts = (event_service_pb2, fault_service_pb2, run_service_pb2, work_service_pb2)
+    contracts = (
+        event_service_pb2,
+        export_service_pb2,
+        fault_service_pb2,
+        run_service_pb2,
+        work_service_pb2,
+    )
     return [
         service.full_name
         for contract in contracts

@@ -17,6 +17,7 @@ from scheduler.domain.decision import decide
 from scheduler.domain.leftovers import Sweep
 from scheduler.domain.run import Document
 from scheduler.domain.signals import Loss, Tick
+from scheduler.export_work import lose_export
 from scheduler.peers import Peers
 from scheduler.store import Store
 from scheduler.work import lose
@@ -54,6 +55,7 @@ class Reaper:
         async with self._store.transaction() as transaction:
             now = await transaction.now()
             expired = await transaction.expired_leases()
+            expired_exports = await transaction.exports.expired()
         if self._heard_time is None or now - self._heard_time > self._lease / 3:
             self._grace_time = now + self._lease
         self._heard_time = now
@@ -62,6 +64,8 @@ class Reaper:
         count = 0
         for lease, run in expired:
             count += await lose(self._store, run, lease, Loss.EXPIRED)
+        for export, lease_id in expired_exports:
+            count += await lose_export(self._store, export, lease_id, Loss.EXPIRED)
         return count
 
 
@@ -116,11 +120,15 @@ class Sweeper:
         return MAX_SWEEPS
 
     async def _ended(self, sweep: Sweep) -> timedelta | None:
-        """Sweeps after a run's end; returns when again."""
+        """Sweeps after the end of a run or an export; returns when again."""
         number = sweep.sweep_count + 1
-        removed_count, again_after = await self._peers.sweep_ended(
-            sweep.run, number=number, adapter_uris=_uris(sweep.adapter)
-        )
+        if leftovers.is_of_export(sweep):
+            swept = await self._peers.sweep_export(sweep.run, number=number)
+        else:
+            swept = await self._peers.sweep_ended(
+                sweep.run, number=number, adapter_uris=_uris(sweep.adapter)
+            )
+        removed_count, again_after = swept
         if removed_count:
             log.info("leftovers removed", run=sweep.run, objects=removed_count, sweep=number)
         is_last = leftovers.is_last(sweep, removed_count=removed_count)

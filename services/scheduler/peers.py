@@ -10,6 +10,8 @@ import grpc.aio
 from scheduler.wire import timestamp
 from tunesmith.api.artifact.v1 import (
     artifact_pb2,
+    artifact_service_pb2,
+    artifact_service_pb2_grpc,
     object_service_pb2,
     object_service_pb2_grpc,
 )
@@ -46,6 +48,7 @@ class Peers:
         self._validator: Any = validation_service_pb2_grpc.ValidationServiceStub(validator)
         self._billing: Any = billing_service_pb2_grpc.BillingServiceStub(billing)
         self._objects: Any = object_service_pb2_grpc.ObjectServiceStub(hub)
+        self._artifacts: Any = artifact_service_pb2_grpc.ArtifactServiceStub(hub)
 
     async def validate(
         self, parent: str, spec: spec_pb2.RunSpec, *, hub_token: str
@@ -122,22 +125,50 @@ class Peers:
         await self._objects.VerifyObjects(request, timeout=REGISTER_SECONDS)
 
     async def register_artifact(
-        self, run: str, file: artifact_pb2.ArtifactFile, *, base_model: str
+        self,
+        run: str,
+        file: artifact_pb2.ArtifactFile,
+        *,
+        base_model: str,
+        existing_only: bool = False,
     ) -> str:
         """Makes a stored file an artifact after the hub has checked its size and sha256.
 
+        Args:
+            existing_only: whether a hub entry that is gone stays gone.
         Returns:
             Name of the hub entry.
+        Raises:
+            Fault: QUOTA_ARTIFACTS_EXCEEDED, STORAGE_CHECKSUM_MISMATCH, ARTIFACT_NOT_FOUND.
         """
         request = object_service_pb2.RegisterArtifactFileRequest(
             request_id=file.uri.removeprefix("object://")[-128:],
             run=run,
             base_model=base_model,
             file=file,
+            existing_only=existing_only,
         )
         response = await self._objects.RegisterArtifactFile(request, timeout=REGISTER_SECONDS)
         name: str = response.artifact.name
         return name
+
+    async def artifact(self, name: str) -> artifact_pb2.Artifact:
+        """A hub entry as it is now.
+
+        Raises:
+            Fault: ARTIFACT_NOT_FOUND.
+        """
+        request = artifact_service_pb2.GetArtifactRequest(name=name)
+        response = await self._artifacts.GetArtifact(request, timeout=CALL_SECONDS)
+        found: artifact_pb2.Artifact = response.artifact
+        return found
+
+    async def usage(self, project: str) -> artifact_pb2.StorageUsage:
+        """What a project keeps of its quotas."""
+        request = artifact_service_pb2.GetStorageUsageRequest(parent=f"projects/{project}")
+        response = await self._artifacts.GetStorageUsage(request, timeout=CALL_SECONDS)
+        usage: artifact_pb2.StorageUsage = response.usage
+        return usage
 
     async def hold_versions(self, run: str, versions: Sequence[str]) -> None:
         """Keeps the bytes of dataset versions until the leftovers of the run are swept.
@@ -166,6 +197,14 @@ class Peers:
             request_id=f"sweep {_id_of(run)} {number}", run=run, adapter_uris=adapter_uris
         )
         response = await self._objects.DeleteRunLeftovers(request, timeout=SWEEP_SECONDS)
+        return response.removed_count, response.again_after.ToTimedelta()
+
+    async def sweep_export(self, export: str, *, number: int) -> tuple[int, timedelta]:
+        """Removes what an export that has ended stored and nobody needs; answers as for a run."""
+        request = object_service_pb2.DeleteExportLeftoversRequest(
+            request_id=f"sweep {_id_of(export)} {number}", export=export
+        )
+        response = await self._objects.DeleteExportLeftovers(request, timeout=SWEEP_SECONDS)
         return response.removed_count, response.again_after.ToTimedelta()
 
     async def remove_objects(self, run: str, uris: Sequence[str], *, key: str) -> None:

@@ -167,9 +167,10 @@ SELECT n.*, '' AS run FROM nodes n WHERE n.name = $1;
 SELECT n.*, '' AS run FROM nodes n WHERE n.kind = 'TRAIN' AND n.tier = $1 ORDER BY n.heartbeat_time DESC LIMIT $2;
 
 -- name: page_of_nodes
-SELECT n.*, coalesce(l.run, '') AS run, clock_timestamp() AS now
+SELECT n.*, coalesce(l.run, e.run, '') AS run, clock_timestamp() AS now
 FROM nodes n
 LEFT JOIN leases l ON l.node = n.name AND l.incarnation = n.incarnation AND l.end_time IS NULL
+LEFT JOIN exports e ON e.node = n.name AND e.incarnation = n.incarnation AND e.state = 'EXPORTING'
 WHERE n.position > $1
 ORDER BY n.position
 LIMIT $2;
@@ -264,3 +265,67 @@ UPDATE alerts SET
     due_time = CASE WHEN $3 OR $4 THEN NULL ELSE due_time END,
     deliver_time = CASE WHEN $3 THEN clock_timestamp() END
 WHERE alert_id = $1 AND channel = $2;
+
+-- name: note_source
+INSERT INTO export_sources (artifact, run, spec, snapshot, inputs, adapter, losses)
+SELECT r.artifact, r.name, r.spec, r.snapshot, r.inputs, r.adapter,
+    ARRAY(SELECT l.loss FROM losses l WHERE l.run = r.name AND l.step <= coalesce(r.step, 0) ORDER BY l.step LIMIT $2)
+FROM runs r
+WHERE r.name = $1 AND r.artifact <> '' AND length(r.adapter) > 0
+ON CONFLICT (artifact) DO NOTHING;
+
+-- name: export_source
+SELECT artifact, run, spec, snapshot, inputs, adapter, losses FROM export_sources WHERE artifact = $1;
+
+-- name: insert_export
+INSERT INTO exports (
+    name, project, artifact, run, base_model, quantization, state, sequence, failures, fencing_epoch, not_before,
+    traceparent, hub_token, create_time, update_time
+) VALUES ($1, $2, $3, $4, $5, $6, 'QUEUED', 1, 0, 0, $7, $8, $9, $7, $7);
+
+-- name: update_export
+UPDATE exports SET
+    state = $2, sequence = $3, failures = $4, fencing_epoch = $5, not_before = $6, lease_id = $7, node = $8,
+    incarnation = $9, attempt = $10, expire_time = $11, outcome = $12, fault = $13, proof = $14, file = $15,
+    update_time = $16, end_time = $17, hub_token = CASE WHEN $17::timestamptz IS NULL THEN hub_token END
+WHERE name = $1;
+
+-- name: export
+SELECT e.*, clock_timestamp() AS now FROM exports e WHERE e.name = $1;
+
+-- name: lock_export
+SELECT name FROM exports WHERE name = $1 FOR UPDATE;
+
+-- name: lock_export_if_free
+SELECT name FROM exports WHERE name = $1 FOR UPDATE SKIP LOCKED;
+
+-- name: lock_export_of_lease
+SELECT name FROM exports WHERE lease_id = $1 FOR UPDATE;
+
+-- name: open_export_of_type
+SELECT e.*, clock_timestamp() AS now FROM exports e
+WHERE e.artifact = $1 AND e.quantization = $2 AND e.end_time IS NULL;
+
+-- name: page_of_exports
+SELECT e.*, clock_timestamp() AS now FROM exports e
+WHERE e.project = $1 AND e.position < $2 AND ($3 = '' OR e.artifact = $3)
+ORDER BY e.position DESC LIMIT $4;
+
+-- name: queued_exports
+SELECT name FROM exports WHERE state = 'QUEUED' AND not_before <= clock_timestamp() ORDER BY position LIMIT $1;
+
+-- name: export_of_node
+SELECT name FROM exports WHERE node = $1 AND incarnation = $2 AND state = 'EXPORTING' LIMIT 1;
+
+-- name: exports_of_old_incarnations
+SELECT name, lease_id FROM exports WHERE node = $1 AND incarnation <> $2 AND state = 'EXPORTING';
+
+-- name: expired_exports
+SELECT name, lease_id FROM exports
+WHERE state = 'EXPORTING' AND expire_time < clock_timestamp() ORDER BY expire_time LIMIT $1;
+
+-- name: note_export_end
+INSERT INTO leftovers (run, ended, due_time) VALUES ($1, true, clock_timestamp()) ON CONFLICT (run) DO NOTHING;
+
+-- name: export_hub_token
+SELECT hub_token FROM exports WHERE name = $1;

@@ -24,6 +24,7 @@ from scheduler.domain.effects import Decision
 from scheduler.domain.leftovers import Superseded, Sweep
 from scheduler.domain.queueing import Candidate
 from scheduler.domain.run import Labels, Lease, Record, Submission, TaskKind, TaskState
+from scheduler.export_store import ExportRows
 from scheduler.wire_work import NodeRecord
 
 # Channels of NOTIFY: tasks that can be leased, runs with new events.
@@ -53,6 +54,7 @@ class Transaction:
     def __init__(self, connection: Connection, queries: Queries) -> None:
         self._connection = connection
         self._queries = queries
+        self.exports = ExportRows(connection, queries)
 
     async def now(self) -> datetime:
         moment: datetime = await self._connection.fetchval(self._queries["now"])
@@ -164,12 +166,17 @@ class Transaction:
             await self._execute("wake", TASKS_CHANNEL, run.task.kind)
         if run.has_ended:
             await self._execute("note_end", run.name, run.adapter)
+            await self._execute("note_source", run.name, MAX_LOSSES)
         else:
             for point in decision.superseded:
                 await self._execute("note_superseded", run.name, point.files)
         if decision.events:
             await outbox.append(self._connection, events.outgoing(decision))
             await self._execute("wake", RUNS_CHANNEL, run.name)
+
+    async def wake_exporters(self) -> None:
+        """Tells waiting exporters that there is work."""
+        await self._execute("wake", TASKS_CHANNEL, TaskKind.EXPORT)
 
     async def put_labels(self, name: str, labels: Labels) -> None:
         await self._execute(

@@ -354,7 +354,34 @@ def lease_to_proto(
     inputs = parse(validation_service_pb2.ValidateRunResponse, record.submission.inputs)
     spec = parse(spec_pb2.RunSpec, record.submission.spec)
     snapshot = parse(run_pb2.RunSnapshot, record.submission.snapshot)
-    base = work_pb2.BaseModelInput(
+    base = base_input(spec, snapshot, inputs, urls=urls, hub_token=hub_token)
+    if lease.kind is TaskKind.TRAIN:
+        proto.train.CopyFrom(
+            _train_task(spec, snapshot, inputs, record.run.checkpoint, base=base, urls=urls)
+        )
+    else:
+        proto.export.CopyFrom(
+            work_pb2.ExportTask(
+                base=base,
+                adapter=input_files(unpack_files(record.run.adapter), urls),
+                quantizations=snapshot.export.quantizations,
+                snapshot=snapshot,
+                losses=losses,
+            )
+        )
+    return proto
+
+
+def base_input(
+    spec: spec_pb2.RunSpec,
+    snapshot: run_pb2.RunSnapshot,
+    inputs: validation_service_pb2.ValidateRunResponse,
+    *,
+    urls: Mapping[str, str],
+    hub_token: str,
+) -> work_pb2.BaseModelInput:
+    """Where the base model of a run comes from, in the revision that it was submitted with."""
+    return work_pb2.BaseModelInput(
         base_model=spec.base_model,
         model_id=snapshot.model_id,
         revision=snapshot.model_revision,
@@ -364,21 +391,6 @@ def lease_to_proto(
         ],
         hub_token=hub_token,
     )
-    if lease.kind is TaskKind.TRAIN:
-        proto.train.CopyFrom(
-            _train_task(spec, snapshot, inputs, record.run.checkpoint, base=base, urls=urls)
-        )
-    else:
-        proto.export.CopyFrom(
-            work_pb2.ExportTask(
-                base=base,
-                adapter=_inputs(unpack_files(record.run.adapter), urls),
-                quantizations=snapshot.export.quantizations,
-                snapshot=snapshot,
-                losses=losses,
-            )
-        )
-    return proto
 
 
 def _train_task(
@@ -404,7 +416,7 @@ def _train_task(
         if _is_of(found, held_out):
             task.validation.CopyFrom(_dataset(found, urls))
     if checkpoint is not None:
-        task.checkpoint.extend(_inputs(unpack_files(checkpoint.files), urls))
+        task.checkpoint.extend(input_files(unpack_files(checkpoint.files), urls))
         task.checkpoint_step = checkpoint.step
     return task
 
@@ -426,9 +438,10 @@ def _dataset(version: dataset_pb2.DatasetVersion, urls: Mapping[str, str]) -> wo
     )
 
 
-def _inputs(
+def input_files(
     files: Iterable[work_pb2.OutputFile], urls: Mapping[str, str]
 ) -> list[work_pb2.InputFile]:
+    """Stored files as a task reads them."""
     return [_input(file.path, file.uri, file.size_bytes, file.sha256, urls) for file in files]
 
 

@@ -34,6 +34,7 @@ from scheduler.domain.signals import (
     TaskReleased,
     TrainingCompleted,
 )
+from scheduler.export_work import ExportWork, is_export
 from scheduler.peers import Peers
 from scheduler.rows import EXPORT_TIER, project_of
 from scheduler.store import TASKS_CHANNEL, Store, Transaction
@@ -81,6 +82,9 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
         self._lease = lease
         self._heartbeat_millis = heartbeat_millis
         self._limits = limits
+        self._exports = ExportWork(
+            store, peers, sealer, lease=lease, heartbeat_millis=heartbeat_millis
+        )
 
     async def RegisterNode(
         self, request: work_service_pb2.RegisterNodeRequest, _context: Any
@@ -94,6 +98,7 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
         assert stored is not None
         for lease, run in old:
             await lose(self._store, run, lease, Loss.RESTARTED)
+        await self._exports.forget_old(node.name, node.incarnation)
         log.info("node registered", node=node.name, tier=node.tier, kind=node.kind)
         shown = wire_work.node_to_proto(stored, now=now, silent=self._lease)
         return work_service_pb2.RegisterNodeResponse(node=shown)
@@ -117,6 +122,8 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
     async def HeartbeatTask(
         self, request: work_service_pb2.HeartbeatTaskRequest, _context: Any
     ) -> work_service_pb2.HeartbeatTaskResponse:
+        if is_export(request.lease_id):
+            return await self._exports.heartbeat(request)
         async with self._store.transaction() as transaction:
             record, lease, now = await _lock(transaction, request)
             if lease.outcome is not None:
@@ -138,6 +145,14 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
                 f"files must be 1 to {wire_work.MAX_FILES}.",
                 field="files",
             )
+        if is_export(request.lease_id):
+            signed = await self._exports.sign_outputs(request)
+            return work_service_pb2.SignOutputsResponse(
+                outputs=[
+                    work_service_pb2.SignedOutput(path=path, uri=uri, url=url)
+                    for path, (uri, url) in signed.items()
+                ]
+            )
         async with self._store.transaction() as transaction:
             record, lease, _ = await _lock(transaction, request)
             leasing.held(record.run, fencing_epoch=lease.fencing_epoch)
@@ -155,6 +170,9 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
     async def CompleteTask(
         self, request: work_service_pb2.CompleteTaskRequest, _context: Any
     ) -> work_service_pb2.CompleteTaskResponse:
+        if is_export(request.lease_id):
+            await self._exports.complete(request)
+            return work_service_pb2.CompleteTaskResponse()
         async with self._store.transaction() as transaction:
             record, lease, now = await _lock(transaction, request)
             if lease.outcome is not Outcome.COMPLETED:
@@ -171,6 +189,9 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
     async def FailTask(
         self, request: work_service_pb2.FailTaskRequest, _context: Any
     ) -> work_service_pb2.FailTaskResponse:
+        if is_export(request.lease_id):
+            await self._exports.fail(request)
+            return work_service_pb2.FailTaskResponse()
         async with self._store.transaction() as transaction:
             record, lease, now = await _lock(transaction, request)
             if lease.outcome is not Outcome.FAILED:
@@ -190,6 +211,9 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
     async def ReleaseTask(
         self, request: work_service_pb2.ReleaseTaskRequest, _context: Any
     ) -> work_service_pb2.ReleaseTaskResponse:
+        if is_export(request.lease_id):
+            await self._exports.release(request)
+            return work_service_pb2.ReleaseTaskResponse()
         async with self._store.transaction() as transaction:
             record, lease, now = await _lock(transaction, request)
             if lease.outcome is not Outcome.RELEASED:
@@ -209,11 +233,16 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
         if held is not None:
             # It asks although it has one: the answer that gave it was lost.
             return await self._given(held[1], held[0])
+        if node.kind is TaskKind.EXPORT:
+            given = await self._exports.given(name, incarnation)
+            if given is not None:
+                return given
         for candidate in queueing.in_order(found):
             lease = await self._try(node, candidate)
             if lease is not None:
                 return lease
-        return None
+        # Runs first: somebody waits for their end, and they hold money.
+        return await self._exports.offer(node) if node.kind is TaskKind.EXPORT else None
 
     async def _try(self, node: NodeRecord, candidate: Candidate) -> work_pb2.Lease | None:
         """Leases one task; None when another node was faster. URLs are signed before any lock."""

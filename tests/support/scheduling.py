@@ -22,11 +22,14 @@ from lexicon.faults import Fault, FaultCode
 from tests.support.desk import SIGNING_KEY, serving
 from tunesmith.api.artifact.v1 import (
     artifact_pb2,
+    artifact_service_pb2,
+    artifact_service_pb2_grpc,
     object_service_pb2,
     object_service_pb2_grpc,
 )
 from tunesmith.api.billing.v1 import billing_pb2, billing_service_pb2, billing_service_pb2_grpc
 from tunesmith.api.event.v1 import event_service_pb2_grpc
+from tunesmith.api.export.v1 import export_service_pb2_grpc
 from tunesmith.api.fault.v1 import fault_pb2, fault_service_pb2_grpc
 from tunesmith.api.run.v1 import run_service_pb2_grpc
 from tunesmith.api.validation.v1 import validation_service_pb2, validation_service_pb2_grpc
@@ -59,6 +62,7 @@ class FakeValidator(validation_service_pb2_grpc.ValidationServiceServicer):
             return response
         response.quote.CopyFrom(a_quote())
         response.model.name = "models/anvil-3m"
+        response.model.parameter_count = 3_000_000
         if self.in_store:
             response.model.files.add(
                 path="config.json",
@@ -134,6 +138,12 @@ class FakeHub(object_service_pb2_grpc.ObjectServiceServicer):
     removed_counts: list[int] = field(default_factory=list)
     again_after: timedelta = timedelta(minutes=75)
     is_away: bool = False
+    artifacts: dict[str, artifact_pb2.Artifact] = field(default_factory=dict)
+    quota_bytes: int = 1 << 40
+    export_sweeps: list[object_service_pb2.DeleteExportLeftoversRequest] = field(
+        default_factory=list
+    )
+    refuses_files: FaultCode | None = None
 
     async def HoldDatasetVersions(self, request: Any, _context: Any) -> Any:
         if self.deleted_versions.intersection(request.versions):
@@ -171,12 +181,46 @@ class FakeHub(object_service_pb2_grpc.ObjectServiceServicer):
         await asyncio.sleep(self.register_delay_seconds)
         if request.file.sha256 in self.wrong_sha256:
             raise Fault(FaultCode.STORAGE_CHECKSUM_MISMATCH)
-        self.registered.append(request.file)
+        if self.refuses_files is not None:
+            raise Fault(self.refuses_files)
         run = request.run.rpartition("/")[2]
         project = request.run.split("/")[1]
-        return object_service_pb2.RegisterArtifactFileResponse(
-            artifact=artifact_pb2.Artifact(name=f"projects/{project}/artifacts/{run}")
+        name = f"projects/{project}/artifacts/{run}"
+        if request.existing_only and name not in self.artifacts:
+            raise Fault(FaultCode.ARTIFACT_NOT_FOUND)
+        self.registered.append(request.file)
+        artifact = self.artifacts.setdefault(
+            name, artifact_pb2.Artifact(name=name, run=request.run, base_model=request.base_model)
         )
+        artifact.files.append(request.file)
+        return object_service_pb2.RegisterArtifactFileResponse(artifact=artifact)
+
+    async def DeleteExportLeftovers(self, request: Any, _context: Any) -> Any:
+        self.export_sweeps.append(request)
+        response = object_service_pb2.DeleteExportLeftoversResponse()
+        response.again_after.FromTimedelta(self.again_after)
+        return response
+
+
+@dataclass(slots=True)
+class FakeArtifacts(artifact_service_pb2_grpc.ArtifactServiceServicer):
+    """The hub entries, for services that look at them."""
+
+    hub: FakeHub
+
+    async def GetArtifact(self, request: Any, _context: Any) -> Any:
+        artifact = self.hub.artifacts.get(request.name)
+        if artifact is None:
+            raise Fault(FaultCode.ARTIFACT_NOT_FOUND, artifact=request.name)
+        return artifact_service_pb2.GetArtifactResponse(artifact=artifact)
+
+    async def GetStorageUsage(self, request: Any, _context: Any) -> Any:
+        files = [file for each in self.hub.artifacts.values() for file in each.files]
+        usage = artifact_pb2.StorageUsage(
+            artifact_bytes=sum(file.size_bytes for file in files),
+            artifact_quota_bytes=self.hub.quota_bytes,
+        )
+        return artifact_service_pb2.GetStorageUsageResponse(usage=usage)
 
 
 def a_quote() -> billing_pb2.Quote:
@@ -221,10 +265,14 @@ async def neighbours() -> AsyncIterator[Neighbours]:
         validation_service_pb2_grpc.add_ValidationServiceServicer_to_server(fakes.validator, server)
         billing_service_pb2_grpc.add_BillingServiceServicer_to_server(fakes.billing, server)
         object_service_pb2_grpc.add_ObjectServiceServicer_to_server(fakes.hub, server)
+        # Of the hub entries the scheduler only looks at one and at the quota.
+        artifacts: Any = FakeArtifacts(fakes.hub)  # type: ignore[abstract]
+        artifact_service_pb2_grpc.add_ArtifactServiceServicer_to_server(artifacts, server)
         return [
             "tunesmith.api.validation.v1.ValidationService",
             "tunesmith.api.billing.v1.BillingService",
             "tunesmith.api.artifact.v1.ObjectService",
+            "tunesmith.api.artifact.v1.ArtifactService",
         ]
 
     async with serving(register) as address:
@@ -312,6 +360,7 @@ class Stubs:
 
     runs: Any
     events: Any
+    exports: Any
     faults: Any
     work: Any
     nodes: Any
@@ -334,6 +383,7 @@ async def calling(
         yield Stubs(
             runs=run_service_pb2_grpc.RunServiceStub(channel),
             events=event_service_pb2_grpc.EventServiceStub(channel),
+            exports=export_service_pb2_grpc.ExportServiceStub(channel),
             faults=fault_service_pb2_grpc.FaultServiceStub(channel),
             work=work_service_pb2_grpc.WorkServiceStub(channel),
             nodes=work_service_pb2_grpc.NodeServiceStub(channel),

@@ -66,6 +66,10 @@ FORWARDED: Mapping[str, tuple[Upstream, tuple[str, ...]]] = {
         ),
     ),
     f"{_API}.event.v1.EventService": (Upstream.SCHEDULER, ("WatchRun", "ListEvents")),
+    f"{_API}.export.v1.ExportService": (
+        Upstream.SCHEDULER,
+        ("CreateExport", "GetExport", "ListExports", "CancelExport"),
+    ),
     f"{_API}.model.v1.ModelService": (
         Upstream.HUB,
         ("ListModels", "GetModel", "ResolveModel", "AddModel", "DeleteModel"),
@@ -106,6 +110,7 @@ INSIDE: Mapping[str, tuple[str, ...]] = {
         "RegisterArtifactFile",
         "HoldDatasetVersions",
         "DeleteRunLeftovers",
+        "DeleteExportLeftovers",
     ),
     f"{_API}.billing.v1.BillingService": ("HoldFunds", "ReleaseHold"),
     f"{_API}.work.v1.WorkService": (

@@ -9,7 +9,7 @@ from typing import Final
 
 from hub.domain.labels import label, sha256_text
 from lexicon.faults import Fault, FaultCode
-from lexicon.names import ArtifactName, RunName
+from lexicon.names import ArtifactName, ExportName, RunName
 
 # `Q4_K_M`, `IQ4_XS`, `F16` and their like.
 _QUANTIZATION: Final = re.compile(r"[A-Z0-9_]{0,16}", re.ASCII)
@@ -65,6 +65,14 @@ def artifact_name(run: RunName) -> ArtifactName:
 def output_folder(run: RunName) -> str:
     """Where a run's workers store what they make: artifacts, loose adapter files, checkpoints."""
     return f"runs/{run.run}"
+
+
+def export_folder(export: ExportName) -> str:
+    """Where the workers of an export store what they make.
+
+    It is not the run's: what lies there and is not registered goes when the run's leftovers do.
+    """
+    return f"exports/{export.export}"
 
 
 def leftovers(

@@ -14,9 +14,10 @@ RETRY_DOUBLINGS: Final = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """One sweep of what a run has stored.
+    """One sweep of what a run, or an export, has stored.
 
     Attributes:
+        run: name of the run or of the export.
         ended: False for a run under way, of which superseded checkpoints alone are removed.
         adapter: the loose files of its adapter.
         sweep_count: sweeps before this one, since the end.
@@ -36,6 +37,11 @@ class Superseded:
 
     position: int
     files: Document
+
+
+def is_of_export(sweep: Sweep) -> bool:
+    """Whether an export is swept rather than a run."""
+    return "/exports/" in sweep.run
 
 
 def is_last(sweep: Sweep, *, removed_count: int) -> bool:

@@ -121,6 +121,32 @@ async def test_a_failed_run_is_refunded_seconds_after_its_last_event(
     await desk.check_books()
 
 
+async def test_exports_of_stored_adapters_cost_nothing_and_keep_nobody_waiting(
+    desk: Desk, nats_server: NatsServer
+) -> None:
+    """A5: they stand in the same log before and after a run; the run settles, the cursor moves."""
+    story = await prepared(desk, "run-1")
+    exports = [
+        event_pb2.Event(
+            event_id=f"export-1-{number}",
+            run="projects/acme/exports/export-1",
+            sequence=number,
+            type="export_changed",
+            export_changed=event_pb2.ExportChanged(),
+        )
+        for number in (1, 2)
+    ]
+    desk.log.events = [exports[0], *story.events, exports[1]]
+    async with consuming(desk, nats_server, desk.events):
+        await publish(nats_server, desk.log.events)
+        receipt = await settled(desk, story.run)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not await desk.events.load_cursor():
+                await asyncio.sleep(0.05)
+    assert receipt.charged.amount_micros == 10 * RATE
+    await desk.check_books()
+
+
 async def test_every_message_delivered_twice_charges_once(
     desk: Desk, nats_server: NatsServer
 ) -> None:

@@ -12,6 +12,7 @@ from tests.integration.hub.conftest import Hub
 from tests.integration.hub.test_artifacts import registered, registration, stored
 from tests.integration.hub.test_datasets import get_request, refusal, rows
 from tunesmith.api.artifact.v1 import (
+    artifact_pb2,
     artifact_service_pb2,
     object_service_pb2,
     object_service_pb2_grpc,
@@ -220,3 +221,45 @@ async def test_a_run_holds_versions_of_its_own_project_only(hub: Hub) -> None:
     theirs = await refusal(held(hub, "projects/other/runs/run-1"))
     assert theirs.code is FaultCode.INPUT_FIELD_INVALID
     assert (await refusal(held(hub))).code is FaultCode.DATASET_NOT_FOUND
+
+
+async def test_an_export_adds_to_its_entry_and_the_runs_sweep_leaves_it_alone(hub: Hub) -> None:
+    """A5, 001-05: the bundle lies apart from the run's folder; what was not registered goes."""
+    await registered(hub, b"adapter", key="runs/run-1/2/dd/adapter.zip")
+    await registered(hub, b"gguf", key="exports/export-1/2/ee/gguf.zip", quantization="Q8_0")
+    await stored(hub, "exports/export-1/1/ff/gguf.zip", b"of a lost exporter")
+    await stored(hub, "exports/export-10/1/ff/gguf.zip", b"another export's")
+    await swept(hub)
+    request = object_service_pb2.DeleteExportLeftoversRequest(
+        request_id="sweep export-1 1", export="projects/acme/exports/export-1"
+    )
+    first = await hub.service.DeleteExportLeftovers(request)
+    assert first.removed_count == 1
+    assert first.again_after.ToTimedelta().total_seconds() == (15 + 60) * 60
+    assert await hub.service.DeleteExportLeftovers(request) == first
+    assert await hub.objects.keys("exports/export-1") == ["exports/export-1/2/ee/gguf.zip"]
+    assert await hub.objects.keys("exports/export-10") == ["exports/export-10/1/ff/gguf.zip"]
+
+
+async def test_a_deleted_entry_is_not_made_again_by_an_export(hub: Hub) -> None:
+    """The entry goes with all its files, wherever they lie; a late bundle finds nothing."""
+    await registered(hub, b"adapter", key="runs/run-1/2/dd/adapter.zip")
+    await registered(hub, b"gguf", key="exports/export-1/1/ee/gguf.zip", quantization="Q8_0")
+    await hub.artifacts.DeleteArtifact(
+        artifact_service_pb2.DeleteArtifactRequest(
+            request_id="d", name="projects/acme/artifacts/run-1"
+        )
+    )
+    assert hub.object_files() == []
+    await stored(hub, "exports/export-2/1/ee/gguf.zip", b"late")
+    late = registration(
+        b"late",
+        key="exports/export-2/1/ee/gguf.zip",
+        kind=artifact_pb2.ARTIFACT_KIND_GGUF_BUNDLE,
+        quantization="Q2_K",
+    )
+    late.existing_only = True
+    fault = await refusal(hub.service.RegisterArtifactFile(late))
+    assert fault.code is FaultCode.ARTIFACT_NOT_FOUND
+    listed = artifact_service_pb2.ListArtifactsRequest(parent="projects/acme")
+    assert not (await hub.artifacts.ListArtifacts(listed)).artifacts

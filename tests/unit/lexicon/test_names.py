@@ -45,6 +45,7 @@ def test_names_survive_the_way_to_text_and_back(project: str, part: str) -> None
         names.ModelName(model=part),
         names.ArtifactName(project=project, artifact=part),
         names.TransactionName(project=project, transaction=part),
+        names.ExportName(project=part, export=part),
         names.NodeName(node=part),
         names.AccountName(project=project),
     ):

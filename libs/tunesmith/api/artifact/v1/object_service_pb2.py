@@ -27,15 +27,15 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from tunesmith.api.artifact.v1 import artifact_pb2 as tunesmith_dot_api_dot_artifact_dot_v1_dot_artifact__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.tunesmith/api/artifact/v1/object_service.proto\x12\x19tunesmith.api.artifact.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(tunesmith/api/artifact/v1/artifact.proto\"i\n\rObjectRequest\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x37\n\x06method\x18\x02 \x01(\x0e\x32\'.tunesmith.api.artifact.v1.ObjectMethod\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"Y\n\x0cSignedObject\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"O\n\x12SignObjectsRequest\x12\x39\n\x07objects\x18\x01 \x03(\x0b\x32(.tunesmith.api.artifact.v1.ObjectRequest\"O\n\x13SignObjectsResponse\x12\x38\n\x07objects\x18\x01 \x03(\x0b\x32\'.tunesmith.api.artifact.v1.SignedObject\"=\n\nSaidObject\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"[\n\x14VerifyObjectsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x36\n\x07objects\x18\x02 \x03(\x0b\x32%.tunesmith.api.artifact.v1.SaidObject\"\x17\n\x15VerifyObjectsResponse\"\x89\x01\n\x1bRegisterArtifactFileRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\x35\n\x04\x66ile\x18\x04 \x01(\x0b\x32\'.tunesmith.api.artifact.v1.ArtifactFile\"U\n\x1cRegisterArtifactFileResponse\x12\x35\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32#.tunesmith.api.artifact.v1.Artifact\"O\n\x1aHoldDatasetVersionsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x10\n\x08versions\x18\x03 \x03(\t\"\x1d\n\x1bHoldDatasetVersionsResponse\"e\n\x19\x44\x65leteRunLeftoversRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_uris\x18\x03 \x03(\t\x12\x11\n\tonly_uris\x18\x04 \x03(\t\"c\n\x1a\x44\x65leteRunLeftoversResponse\x12\x15\n\rremoved_count\x18\x01 \x01(\x05\x12.\n\x0b\x61gain_after\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration*[\n\x0cObjectMethod\x12\x1d\n\x19OBJECT_METHOD_UNSPECIFIED\x10\x00\x12\x15\n\x11OBJECT_METHOD_GET\x10\x01\x12\x15\n\x11OBJECT_METHOD_PUT\x10\x02\x32\x86\x05\n\rObjectService\x12l\n\x0bSignObjects\x12-.tunesmith.api.artifact.v1.SignObjectsRequest\x1a..tunesmith.api.artifact.v1.SignObjectsResponse\x12r\n\rVerifyObjects\x12/.tunesmith.api.artifact.v1.VerifyObjectsRequest\x1a\x30.tunesmith.api.artifact.v1.VerifyObjectsResponse\x12\x87\x01\n\x14RegisterArtifactFile\x12\x36.tunesmith.api.artifact.v1.RegisterArtifactFileRequest\x1a\x37.tunesmith.api.artifact.v1.RegisterArtifactFileResponse\x12\x84\x01\n\x13HoldDatasetVersions\x12\x35.tunesmith.api.artifact.v1.HoldDatasetVersionsRequest\x1a\x36.tunesmith.api.artifact.v1.HoldDatasetVersionsResponse\x12\x81\x01\n\x12\x44\x65leteRunLeftovers\x12\x34.tunesmith.api.artifact.v1.DeleteRunLeftoversRequest\x1a\x35.tunesmith.api.artifact.v1.DeleteRunLeftoversResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.tunesmith/api/artifact/v1/object_service.proto\x12\x19tunesmith.api.artifact.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(tunesmith/api/artifact/v1/artifact.proto\"i\n\rObjectRequest\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x37\n\x06method\x18\x02 \x01(\x0e\x32\'.tunesmith.api.artifact.v1.ObjectMethod\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"Y\n\x0cSignedObject\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"O\n\x12SignObjectsRequest\x12\x39\n\x07objects\x18\x01 \x03(\x0b\x32(.tunesmith.api.artifact.v1.ObjectRequest\"O\n\x13SignObjectsResponse\x12\x38\n\x07objects\x18\x01 \x03(\x0b\x32\'.tunesmith.api.artifact.v1.SignedObject\"=\n\nSaidObject\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"[\n\x14VerifyObjectsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x36\n\x07objects\x18\x02 \x03(\x0b\x32%.tunesmith.api.artifact.v1.SaidObject\"\x17\n\x15VerifyObjectsResponse\"\xa0\x01\n\x1bRegisterArtifactFileRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\x35\n\x04\x66ile\x18\x04 \x01(\x0b\x32\'.tunesmith.api.artifact.v1.ArtifactFile\x12\x15\n\rexisting_only\x18\x05 \x01(\x08\"U\n\x1cRegisterArtifactFileResponse\x12\x35\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32#.tunesmith.api.artifact.v1.Artifact\"O\n\x1aHoldDatasetVersionsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x10\n\x08versions\x18\x03 \x03(\t\"\x1d\n\x1bHoldDatasetVersionsResponse\"e\n\x19\x44\x65leteRunLeftoversRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_uris\x18\x03 \x03(\t\x12\x11\n\tonly_uris\x18\x04 \x03(\t\"c\n\x1a\x44\x65leteRunLeftoversResponse\x12\x15\n\rremoved_count\x18\x01 \x01(\x05\x12.\n\x0b\x61gain_after\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"B\n\x1c\x44\x65leteExportLeftoversRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06\x65xport\x18\x02 \x01(\t\"f\n\x1d\x44\x65leteExportLeftoversResponse\x12\x15\n\rremoved_count\x18\x01 \x01(\x05\x12.\n\x0b\x61gain_after\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration*[\n\x0cObjectMethod\x12\x1d\n\x19OBJECT_METHOD_UNSPECIFIED\x10\x00\x12\x15\n\x11OBJECT_METHOD_GET\x10\x01\x12\x15\n\x11OBJECT_METHOD_PUT\x10\x02\x32\x93\x06\n\rObjectService\x12l\n\x0bSignObjects\x12-.tunesmith.api.artifact.v1.SignObjectsRequest\x1a..tunesmith.api.artifact.v1.SignObjectsResponse\x12r\n\rVerifyObjects\x12/.tunesmith.api.artifact.v1.VerifyObjectsRequest\x1a\x30.tunesmith.api.artifact.v1.VerifyObjectsResponse\x12\x87\x01\n\x14RegisterArtifactFile\x12\x36.tunesmith.api.artifact.v1.RegisterArtifactFileRequest\x1a\x37.tunesmith.api.artifact.v1.RegisterArtifactFileResponse\x12\x84\x01\n\x13HoldDatasetVersions\x12\x35.tunesmith.api.artifact.v1.HoldDatasetVersionsRequest\x1a\x36.tunesmith.api.artifact.v1.HoldDatasetVersionsResponse\x12\x81\x01\n\x12\x44\x65leteRunLeftovers\x12\x34.tunesmith.api.artifact.v1.DeleteRunLeftoversRequest\x1a\x35.tunesmith.api.artifact.v1.DeleteRunLeftoversResponse\x12\x8a\x01\n\x15\x44\x65leteExportLeftovers\x12\x37.tunesmith.api.artifact.v1.DeleteExportLeftoversRequest\x1a\x38.tunesmith.api.artifact.v1.DeleteExportLeftoversResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tunesmith.api.artifact.v1.object_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OBJECTMETHOD']._serialized_start=1268
-  _globals['_OBJECTMETHOD']._serialized_end=1359
+  _globals['_OBJECTMETHOD']._serialized_start=1463
+  _globals['_OBJECTMETHOD']._serialized_end=1554
   _globals['_OBJECTREQUEST']._serialized_start=184
   _globals['_OBJECTREQUEST']._serialized_end=289
   _globals['_SIGNEDOBJECT']._serialized_start=291
@@ -51,17 +51,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERIFYOBJECTSRESPONSE']._serialized_start=700
   _globals['_VERIFYOBJECTSRESPONSE']._serialized_end=723
   _globals['_REGISTERARTIFACTFILEREQUEST']._serialized_start=726
-  _globals['_REGISTERARTIFACTFILEREQUEST']._serialized_end=863
-  _globals['_REGISTERARTIFACTFILERESPONSE']._serialized_start=865
-  _globals['_REGISTERARTIFACTFILERESPONSE']._serialized_end=950
-  _globals['_HOLDDATASETVERSIONSREQUEST']._serialized_start=952
-  _globals['_HOLDDATASETVERSIONSREQUEST']._serialized_end=1031
-  _globals['_HOLDDATASETVERSIONSRESPONSE']._serialized_start=1033
-  _globals['_HOLDDATASETVERSIONSRESPONSE']._serialized_end=1062
-  _globals['_DELETERUNLEFTOVERSREQUEST']._serialized_start=1064
-  _globals['_DELETERUNLEFTOVERSREQUEST']._serialized_end=1165
-  _globals['_DELETERUNLEFTOVERSRESPONSE']._serialized_start=1167
-  _globals['_DELETERUNLEFTOVERSRESPONSE']._serialized_end=1266
-  _globals['_OBJECTSERVICE']._serialized_start=1362
-  _globals['_OBJECTSERVICE']._serialized_end=2008
+  _globals['_REGISTERARTIFACTFILEREQUEST']._serialized_end=886
+  _globals['_REGISTERARTIFACTFILERESPONSE']._serialized_start=888
+  _globals['_REGISTERARTIFACTFILERESPONSE']._serialized_end=973
+  _globals['_HOLDDATASETVERSIONSREQUEST']._serialized_start=975
+  _globals['_HOLDDATASETVERSIONSREQUEST']._serialized_end=1054
+  _globals['_HOLDDATASETVERSIONSRESPONSE']._serialized_start=1056
+  _globals['_HOLDDATASETVERSIONSRESPONSE']._serialized_end=1085
+  _globals['_DELETERUNLEFTOVERSREQUEST']._serialized_start=1087
+  _globals['_DELETERUNLEFTOVERSREQUEST']._serialized_end=1188
+  _globals['_DELETERUNLEFTOVERSRESPONSE']._serialized_start=1190
+  _globals['_DELETERUNLEFTOVERSRESPONSE']._serialized_end=1289
+  _globals['_DELETEEXPORTLEFTOVERSREQUEST']._serialized_start=1291
+  _globals['_DELETEEXPORTLEFTOVERSREQUEST']._serialized_end=1357
+  _globals['_DELETEEXPORTLEFTOVERSRESPONSE']._serialized_start=1359
+  _globals['_DELETEEXPORTLEFTOVERSRESPONSE']._serialized_end=1461
+  _globals['_OBJECTSERVICE']._serialized_start=1557
+  _globals['_OBJECTSERVICE']._serialized_end=2344
 # @@protoc_insertion_point(module_scope)

@@ -76,16 +76,18 @@ class VerifyObjectsResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class RegisterArtifactFileRequest(_message.Message):
-    __slots__ = ("request_id", "run", "base_model", "file")
+    __slots__ = ("request_id", "run", "base_model", "file", "existing_only")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     FILE_FIELD_NUMBER: _ClassVar[int]
+    EXISTING_ONLY_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     run: str
     base_model: str
     file: _artifact_pb2.ArtifactFile
-    def __init__(self, request_id: _Optional[str] = ..., run: _Optional[str] = ..., base_model: _Optional[str] = ..., file: _Optional[_Union[_artifact_pb2.ArtifactFile, _Mapping]] = ...) -> None: ...
+    existing_only: bool
+    def __init__(self, request_id: _Optional[str] = ..., run: _Optional[str] = ..., base_model: _Optional[str] = ..., file: _Optional[_Union[_artifact_pb2.ArtifactFile, _Mapping]] = ..., existing_only: _Optional[bool] = ...) -> None: ...
 
 class RegisterArtifactFileResponse(_message.Message):
     __slots__ = ("artifact",)
@@ -120,6 +122,22 @@ class DeleteRunLeftoversRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., run: _Optional[str] = ..., adapter_uris: _Optional[_Iterable[str]] = ..., only_uris: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DeleteRunLeftoversResponse(_message.Message):
+    __slots__ = ("removed_count", "again_after")
+    REMOVED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    AGAIN_AFTER_FIELD_NUMBER: _ClassVar[int]
+    removed_count: int
+    again_after: _duration_pb2.Duration
+    def __init__(self, removed_count: _Optional[int] = ..., again_after: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class DeleteExportLeftoversRequest(_message.Message):
+    __slots__ = ("request_id", "export")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    EXPORT_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    export: str
+    def __init__(self, request_id: _Optional[str] = ..., export: _Optional[str] = ...) -> None: ...
+
+class DeleteExportLeftoversResponse(_message.Message):
     __slots__ = ("removed_count", "again_after")
     REMOVED_COUNT_FIELD_NUMBER: _ClassVar[int]
     AGAIN_AFTER_FIELD_NUMBER: _ClassVar[int]

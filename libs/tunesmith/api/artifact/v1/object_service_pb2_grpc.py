@@ -60,6 +60,11 @@ class ObjectServiceStub:
                 request_serializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.DeleteRunLeftoversRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.DeleteRunLeftoversResponse.FromString,
                 _registered_method=True)
+        self.DeleteExportLeftovers = channel.unary_unary(
+                '/tunesmith.api.artifact.v1.ObjectService/DeleteExportLeftovers',
+                request_serializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.DeleteExportLeftoversRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.DeleteExportLeftoversResponse.FromString,
+                _registered_method=True)
 
 
 class ObjectServiceServicer:
@@ -104,6 +109,13 @@ class ObjectServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteExportLeftovers(self, request, context):
+        """Removes what an export stored and nobody needs: everything of it but registered artifact files.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ObjectServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -131,6 +143,11 @@ def add_ObjectServiceServicer_to_server(servicer, server):
                     servicer.DeleteRunLeftovers,
                     request_deserializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.DeleteRunLeftoversRequest.FromString,
                     response_serializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.DeleteRunLeftoversResponse.SerializeToString,
+            ),
+            'DeleteExportLeftovers': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteExportLeftovers,
+                    request_deserializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.DeleteExportLeftoversRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.DeleteExportLeftoversResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -269,6 +286,33 @@ class ObjectService:
             '/tunesmith.api.artifact.v1.ObjectService/DeleteRunLeftovers',
             tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.DeleteRunLeftoversRequest.SerializeToString,
             tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.DeleteRunLeftoversResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteExportLeftovers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.artifact.v1.ObjectService/DeleteExportLeftovers',
+            tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.DeleteExportLeftoversRequest.SerializeToString,
+            tunesmith_dot_api_dot_artifact_dot_v1_dot_object__service__pb2.DeleteExportLeftoversResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,8 @@ class ObjectServiceStub:
     hub entry, the loose files of its adapter. Lets go of the dataset versions that the run held, too, unless it is
     asked for some objects only.
     """
+    DeleteExportLeftovers: _grpc.UnaryUnaryMultiCallable[_object_service_pb2.DeleteExportLeftoversRequest, _object_service_pb2.DeleteExportLeftoversResponse]
+    """Removes what an export stored and nobody needs: everything of it but registered artifact files."""
 
 @_typing.type_check_only
 class ObjectServiceAsyncStub(ObjectServiceStub):
@@ -69,6 +71,8 @@ class ObjectServiceAsyncStub(ObjectServiceStub):
     hub entry, the loose files of its adapter. Lets go of the dataset versions that the run held, too, unless it is
     asked for some objects only.
     """
+    DeleteExportLeftovers: _aio.UnaryUnaryMultiCallable[_object_service_pb2.DeleteExportLeftoversRequest, _object_service_pb2.DeleteExportLeftoversResponse]  # type: ignore[assignment]
+    """Removes what an export stored and nobody needs: everything of it but registered artifact files."""
 
 class ObjectServiceServicer(metaclass=_abc_1.ABCMeta):
     """ObjectService lets the other services move bytes without credentials of the store. Services only."""
@@ -117,5 +121,13 @@ class ObjectServiceServicer(metaclass=_abc_1.ABCMeta):
         hub entry, the loose files of its adapter. Lets go of the dataset versions that the run held, too, unless it is
         asked for some objects only.
         """
+
+    @_abc_1.abstractmethod
+    def DeleteExportLeftovers(
+        self,
+        request: _object_service_pb2.DeleteExportLeftoversRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_object_service_pb2.DeleteExportLeftoversResponse, _abc.Awaitable[_object_service_pb2.DeleteExportLeftoversResponse]]:
+        """Removes what an export stored and nobody needs: everything of it but registered artifact files."""
 
 def add_ObjectServiceServicer_to_server(servicer: ObjectServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,155 @@
+"""Protobuf ⇄ domain for exports of stored adapters."""
+
+from collections.abc import Mapping
+from typing import Final, cast
+
+from chassis.outbox import OutboxRow
+from lexicon.faults import Fault, FaultCode
+from scheduler import events, wire, wire_work
+from scheduler.domain.exports import Export, ExportLease, Source
+from tunesmith.api.artifact.v1 import artifact_pb2
+from tunesmith.api.event.v1 import event_pb2
+from tunesmith.api.export.v1 import export_pb2
+from tunesmith.api.run.v1 import run_pb2, spec_pb2
+from tunesmith.api.validation.v1 import validation_service_pb2
+from tunesmith.api.work.v1 import work_pb2, work_service_pb2
+
+EVENT_TYPE: Final = "export_changed"
+# Ids of leases say by their prefix whether a run or an export is leased.
+LEASE_PREFIX: Final = "exportlease"
+
+
+def export_to_proto(export: Export) -> export_pb2.Export:
+    """An export as users see it."""
+    state = export_pb2.ExportState.Value(f"EXPORT_STATE_{export.state.name}")
+    proto = export_pb2.Export(
+        name=export.name,
+        artifact=export.artifact,
+        run=export.run,
+        base_model=export.base_model,
+        quantization=export.quantization,
+        state=cast(export_pb2.ExportState, state),
+        attempt=export.lease.attempt if export.lease else 0,
+        node=export.lease.node if export.lease else "",
+        fault=wire.fault_to_proto(export.fault),
+        create_time=wire.timestamp(export.create_time),
+        update_time=wire.timestamp(export.update_time),
+        end_time=wire.timestamp(export.end_time),
+    )
+    if export.proof:
+        proto.proof.ParseFromString(export.proof)
+    if export.file:
+        proto.file.ParseFromString(export.file)
+        proto.file.uri = ""
+    return proto
+
+
+def outgoing(export: Export) -> OutboxRow:
+    """The event that tells of an export as it is now."""
+    project, export_id = export.name.split("/")[1::2]
+    event = event_pb2.Event(
+        event_id=f"{export_id}-{export.sequence}",
+        schema_version=wire.SCHEMA_VERSION,
+        run=export.name,
+        sequence=export.sequence,
+        event_time=wire.timestamp(export.update_time),
+        attempt=export.lease.attempt if export.lease else 0,
+        traceparent=export.traceparent,
+        type=EVENT_TYPE,
+        export_changed=event_pb2.ExportChanged(export=export_to_proto(export)),
+    )
+    return OutboxRow(
+        event_id=event.event_id,
+        subject=f"{events.SUBJECT_PREFIX}.{project}.{export_id}.{EVENT_TYPE}",
+        payload=event.SerializeToString(),
+        headers={"traceparent": export.traceparent} if export.traceparent else {},
+        run=export.name,
+        sequence=export.sequence,
+    )
+
+
+def base_model_of(source: Source) -> str:
+    """Id of the base model as the user gave it."""
+    return wire.parse(spec_pb2.RunSpec, source.spec).base_model
+
+
+def parameter_count_of(source: Source) -> int:
+    """Parameters of the base model; 0 where that is not known."""
+    inputs = wire.parse(validation_service_pb2.ValidateRunResponse, source.inputs)
+    return max(inputs.model.parameter_count, 0)
+
+
+def output_prefix(export: Export, fencing_epoch: int) -> str:
+    """URI under which a lease may write: apart from the run's own folder, which is swept."""
+    export_id = export.name.rpartition("/")[2]
+    return f"object://exports/{export_id}/{fencing_epoch}/"
+
+
+def inputs_of(source: Source) -> list[str]:
+    """URIs that an export reads."""
+    inputs = wire.parse(validation_service_pb2.ValidateRunResponse, source.inputs)
+    adapter = wire_work.unpack_files(source.adapter)
+    return [file.uri for file in inputs.model.files] + [file.uri for file in adapter]
+
+
+def bundle_of(
+    request: work_service_pb2.CompleteTaskRequest, export: Export, *, prefix: str
+) -> work_pb2.OutputFile:
+    """The one output of an export.
+
+    Raises:
+        Fault: INPUT_FIELD_INVALID for more, another, or one that lies elsewhere.
+    """
+    wire_work.check_files(request.outputs, prefix=prefix)
+    wanted = (artifact_pb2.ARTIFACT_KIND_GGUF_BUNDLE, export.quantization)
+    found = [(output.artifact_kind, output.quantization) for output in request.outputs]
+    if found != [wanted]:
+        raise Fault(
+            FaultCode.INPUT_FIELD_INVALID,
+            f"An export has one output, the GGUF bundle of type {export.quantization}.",
+            field="outputs",
+        )
+    return request.outputs[0]
+
+
+def proof_of(request: work_service_pb2.CompleteTaskRequest) -> bytes:
+    """The proof of the one type, serialized."""
+    proofs = request.export.proofs
+    return proofs[0].SerializeToString() if proofs else b""
+
+
+def lease_to_proto(
+    export: Export,
+    lease: ExportLease,
+    source: Source,
+    *,
+    urls: Mapping[str, str],
+    heartbeat_millis: int,
+    hub_token: str,
+) -> work_pb2.Lease:
+    """What an exporter gets: the task that the run's own export had, for one type."""
+    snapshot = wire.parse(run_pb2.RunSnapshot, source.snapshot)
+    inputs = wire.parse(validation_service_pb2.ValidateRunResponse, source.inputs)
+    return work_pb2.Lease(
+        lease_id=lease.lease_id,
+        run=export.run,
+        attempt=lease.attempt,
+        fencing_epoch=lease.fencing_epoch,
+        expire_time=wire.timestamp(lease.expire_time),
+        kind=work_pb2.TASK_KIND_EXPORT,
+        traceparent=export.traceparent,
+        heartbeat_millis=heartbeat_millis,
+        export=work_pb2.ExportTask(
+            base=wire_work.base_input(
+                wire.parse(spec_pb2.RunSpec, source.spec),
+                snapshot,
+                inputs,
+                urls=urls,
+                hub_token=hub_token,
+            ),
+            adapter=wire_work.input_files(wire_work.unpack_files(source.adapter), urls),
+            quantizations=[export.quantization],
+            snapshot=snapshot,
+            losses=source.losses,
+        ),
+    )
