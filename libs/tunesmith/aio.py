@@ -17,6 +17,7 @@ from tunesmith.aio_resources import (
     AsyncArtifacts,
     AsyncBilling,
     AsyncDatasets,
+    AsyncExports,
     AsyncNodes,
     AsyncRuns,
 )
@@ -84,6 +85,7 @@ class AsyncClient:
         self.runs = AsyncRuns(self)
         self.datasets = AsyncDatasets(self)
         self.artifacts = AsyncArtifacts(self)
+        self.exports = AsyncExports(self)
         self.billing = AsyncBilling(self)
         self.nodes = AsyncNodes(self)
 

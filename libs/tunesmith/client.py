@@ -16,7 +16,7 @@ from tunesmith.api.event.v1 import event_pb2, event_service_pb2
 from tunesmith.credentials import Credentials, load
 from tunesmith.errors import TunesmithError, UnavailableError, from_rpc, status_of
 from tunesmith.operations.runs import get_run
-from tunesmith.resources import Artifacts, Billing, Datasets, Nodes, Runs
+from tunesmith.resources import Artifacts, Billing, Datasets, Exports, Nodes, Runs
 from tunesmith.transfer import (
     CHUNK_BYTES,
     TRIES,
@@ -76,6 +76,7 @@ class Client:
         self.runs = Runs(self)
         self.datasets = Datasets(self)
         self.artifacts = Artifacts(self)
+        self.exports = Exports(self)
         self.billing = Billing(self)
         self.nodes = Nodes(self)
 

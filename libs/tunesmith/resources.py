@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -10,12 +11,13 @@ from tunesmith.api.artifact.v1 import artifact_pb2
 from tunesmith.api.billing.v1 import billing_pb2, billing_service_pb2
 from tunesmith.api.dataset.v1 import dataset_pb2, dataset_service_pb2
 from tunesmith.api.event.v1 import event_pb2
+from tunesmith.api.export.v1 import export_pb2
 from tunesmith.api.run.v1 import run_pb2, run_service_pb2, spec_pb2
 from tunesmith.api.validation.v1 import validation_service_pb2
 from tunesmith.api.work.v1 import work_pb2
 from tunesmith.credentials import Credentials
 from tunesmith.errors import from_fault
-from tunesmith.operations import artifacts, billing, datasets, rollback, runs
+from tunesmith.operations import artifacts, billing, datasets, exports, rollback, runs
 from tunesmith.operations.steps import full_name, new_request_id
 from tunesmith.transfer import OnBytes
 from tunesmith.transport import Operation, Result
@@ -314,6 +316,81 @@ class Artifacts:
         """Delete a hub entry with its files."""
         request_id = request_id or new_request_id()
         self._client.run(artifacts.delete_artifact(self._project, artifact, request_id=request_id))
+
+
+class Exports:
+    """One more GGUF of adapters that the hub holds: any type, at any time, free of charge."""
+
+    def __init__(self, client: Driver) -> None:
+        self._client = client
+        self._project = client.credentials.project
+
+    def create(
+        self,
+        artifact: str,
+        quantization: str = "",
+        *,
+        replace: bool = False,
+        hub_token: str = "",
+        request_id: str = "",
+    ) -> export_pb2.Export:
+        """Queue an export; one of the same type that is under way is the answer.
+
+        Args:
+            artifact: a hub entry, or the run that made it.
+            quantization: for example `Q8_0`; default `Q4_K_M`.
+            replace: make a type anew that is there already.
+            hub_token: for a base model that the model hub shows only to some.
+        Raises:
+            TunesmithError: EXPORT_EXISTS, EXPORT_ADAPTER_MISSING, QUOTA_ARTIFACTS_EXCEEDED.
+        """
+        return self._client.run(
+            exports.create_export(
+                self._project,
+                artifact,
+                quantization=quantization,
+                replace=replace,
+                hub_token=hub_token,
+                request_id=request_id or new_request_id(),
+            )
+        )
+
+    def get(self, export: str) -> export_pb2.Export:
+        """One export by id or name."""
+        return self._client.run(exports.get_export(self._project, export))
+
+    def list(self, *, artifact: str = "", limit: int | None = None) -> Sequence[export_pb2.Export]:
+        """Exports, newest first; of one hub entry where it is named."""
+        return self._client.run(exports.list_exports(self._project, artifact=artifact, limit=limit))
+
+    def wait(
+        self, export: str, *, on_change: Callable[[export_pb2.Export], None] | None = None
+    ) -> export_pb2.Export:
+        """The export, once it has ended; a cancelled one is an answer as well.
+
+        Args:
+            on_change: hears of each state that was seen.
+        Raises:
+            RunFailedError: it ended in FAILED.
+        """
+        seconds, seen = exports.FIRST_POLL_SECONDS, None
+        while True:
+            found = self.get(export)
+            if on_change and (found.state, found.attempt) != seen:
+                on_change(found)
+            seen = (found.state, found.attempt)
+            if found.state == export_pb2.EXPORT_STATE_FAILED:
+                raise from_fault(found.fault)
+            if found.state in exports.ENDED:
+                return found
+            time.sleep(seconds)
+            seconds = min(1.5 * seconds, exports.LONGEST_POLL_SECONDS)
+
+    def cancel(self, export: str, *, request_id: str = "") -> export_pb2.Export:
+        """End an export that has not ended; the hub entry stays as it is."""
+        return self._client.run(
+            exports.cancel_export(self._project, export, request_id=request_id or new_request_id())
+        )
 
 
 class Billing:

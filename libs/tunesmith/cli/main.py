@@ -13,7 +13,7 @@ from rich.prompt import Prompt
 
 from lexicon.faults import TABLE, FaultCode, FaultRow
 from tunesmith.api.work.v1 import work_pb2
-from tunesmith.cli import billing, datasets, output, runs, smoke
+from tunesmith.cli import artifacts, billing, datasets, output, runs, smoke
 from tunesmith.cli.pull import OptionalName, pull, rollback
 from tunesmith.cli.session import Edge, Json, Yes, confirm, connected, is_interactive, settings
 from tunesmith.client import Client
@@ -158,6 +158,7 @@ app.command("pull", cls=OptionalName)(pull)
 app.command("rollback")(rollback)
 app.add_typer(runs.app, name="run")
 app.add_typer(datasets.app, name="dataset")
+app.add_typer(artifacts.app, name="artifact")
 app.add_typer(billing.app, name="billing")
 app.add_typer(nodes, name="node")
 app.add_typer(faults, name="fault")
