@@ -15,6 +15,7 @@ from chassis import jetstream, telemetry
 from chassis.tls import is_loopback
 from scheduler import wire
 from scheduler.domain.alerts import Channel, Delivery, reason_for
+from scheduler.domain.exports import Export
 from scheduler.domain.run import Record, RunFault
 from scheduler.store import Store, Transaction
 from tunesmith.api.event.v1 import alert_pb2
@@ -60,9 +61,29 @@ class Alerts:
             fault=wire.fault_to_proto(fault),
             fingerprint=record.submission.fingerprint,
             earlier_oom_count=same_oom_count,
-            create_time=wire.timestamp(await transaction.now()),
             traceparent=run.traceparent,
         )
+        await self._write(transaction, alert)
+
+    async def note_export(self, transaction: Transaction, export: Export, fault: RunFault) -> None:
+        """The same for an export of a stored adapter; it names the run that made the adapter."""
+        reason = reason_for(fault, same_oom_count=0)
+        if reason is None:
+            return
+        assert export.lease is not None
+        alert = alert_pb2.OperatorAlert(
+            alert_id=f"{export.name.rpartition('/')[2]}-{export.lease.fencing_epoch}",
+            reason=f"ALERT_REASON_{reason}",
+            run=export.run,
+            attempt=export.lease.attempt,
+            fault=wire.fault_to_proto(fault),
+            traceparent=export.traceparent,
+        )
+        await self._write(transaction, alert)
+
+    async def _write(self, transaction: Transaction, alert: alert_pb2.OperatorAlert) -> None:
+        alert.create_time.FromDatetime(await transaction.now())
+        fault = alert.fault
         await transaction.note_alert(
             alert.alert_id,
             self._channels,
@@ -70,7 +91,11 @@ class Alerts:
             payload=alert.SerializeToString(),
         )
         log.error(
-            "operator alert", run=run.name, code=fault.code, node=fault.node, message=fault.message
+            "operator alert",
+            run=alert.run,
+            code=fault.code,
+            node=fault.node,
+            message=fault.message,
         )
 
     async def run_once(self) -> int:

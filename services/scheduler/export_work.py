@@ -13,6 +13,7 @@ from chassis.sealing import Sealer
 from lexicon.faults import Fault, FaultCode, Stage
 from lexicon.ids import new_id
 from scheduler import wire, wire_exports, wire_work
+from scheduler.alerts import Alerts
 from scheduler.domain import exports
 from scheduler.domain.exports import (
     ArtifactGone,
@@ -54,6 +55,7 @@ class ExportWork:
         store: Store,
         peers: Peers,
         sealer: Sealer,
+        alerts: Alerts,
         *,
         lease: timedelta,
         heartbeat_millis: int,
@@ -61,6 +63,7 @@ class ExportWork:
         self._store = store
         self._peers = peers
         self._sealer = sealer
+        self._alerts = alerts
         self._lease = lease
         self._heartbeat_millis = heartbeat_millis
 
@@ -164,6 +167,7 @@ class ExportWork:
                 fault = wire.fault_from_proto(request.fault, stage=Stage.EXPORTING, node=lease.node)
                 signal = Failed(fencing_epoch=lease.fencing_epoch, fault=fault)
                 await _commit(transaction, export, signal, now)
+                await self._alerts.note_export(transaction, export, fault)
                 log.warning("export attempt failed", export=export.name, code=fault.code)
 
     async def release(self, request: work_service_pb2.ReleaseTaskRequest) -> None:

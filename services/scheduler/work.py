@@ -83,7 +83,7 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
         self._heartbeat_millis = heartbeat_millis
         self._limits = limits
         self._exports = ExportWork(
-            store, peers, sealer, lease=lease, heartbeat_millis=heartbeat_millis
+            store, peers, sealer, alerts, lease=lease, heartbeat_millis=heartbeat_millis
         )
 
     async def RegisterNode(
