@@ -17,21 +17,21 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import aio
 
-from chassis.errors import to_status
 from lexicon.faults import Fault, FaultCode
+from tests.support import exports_double
+from tests.support.exports_double import ARTIFACT, Exports, ExportScript, refuse
 from tunesmith.api.artifact.v1 import artifact_pb2, artifact_service_pb2, artifact_service_pb2_grpc
 from tunesmith.api.billing.v1 import billing_pb2, billing_service_pb2, billing_service_pb2_grpc
 from tunesmith.api.dataset.v1 import dataset_pb2, dataset_service_pb2, dataset_service_pb2_grpc
 from tunesmith.api.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
-from tunesmith.api.export.v1 import export_pb2, export_service_pb2, export_service_pb2_grpc
+from tunesmith.api.export.v1 import export_service_pb2_grpc
 from tunesmith.api.fault.v1 import fault_pb2
 from tunesmith.api.run.v1 import run_pb2, run_service_pb2, run_service_pb2_grpc
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2, work_service_pb2_grpc
 from tunesmith.credentials import Credentials
 
 TOKEN = "a-token"
-RUN = "projects/p/runs/r1"
-ARTIFACT = "projects/p/artifacts/a1"
+RUN = exports_double.RUN
 ZIP = bytes(range(256)) * 20_000
 
 
@@ -85,9 +85,7 @@ class Script:
     )
     gated_for: str = ""
     hub_tokens: list[str] = field(default_factory=list)
-    export_ends_as: export_pb2.ExportState = export_pb2.EXPORT_STATE_COMPLETED
-    export_looks: int = 0
-    exports_asked: list[export_service_pb2.CreateExportRequest] = field(default_factory=list)
+    exports: ExportScript = field(default_factory=ExportScript)
     request_ids: list[str] = field(default_factory=list)
     submitted: dict[str, run_service_pb2.SubmitRunRequest] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
@@ -159,16 +157,6 @@ def story_of(script: Script) -> list[event_pb2.Event]:
         event.sequence, event.run, event.event_id = sequence, RUN, f"e{sequence}"
         event.state = event.state or run_pb2.RUN_STATE_QUEUED
     return story
-
-
-async def refuse(context: Any, fault: Fault) -> None:
-    """Answer with a fault."""
-    status = to_status(fault)
-    await context.abort(
-        grpc.StatusCode[fault.row.grpc_status],
-        status.message,
-        (("grpc-status-details-bin", status.SerializeToString()),),
-    )
 
 
 def _check(context: Any) -> bool:
@@ -353,54 +341,6 @@ class _Artifacts(artifact_service_pb2_grpc.ArtifactServiceServicer):
         )
 
 
-class _Exports(export_service_pb2_grpc.ExportServiceServicer):
-    """Exports that are made while somebody looks: each look moves them on."""
-
-    def __init__(self, script: Script) -> None:
-        self.script = script
-
-    async def CreateExport(self, request: Any, context: Any) -> Any:
-        self.script.exports_asked.append(request)
-        if request.artifact != ARTIFACT:
-            fault = Fault(FaultCode.ARTIFACT_NOT_FOUND, artifact=request.artifact)
-            await refuse(context, fault)
-        return export_service_pb2.CreateExportResponse(export=self._export(looks=0))
-
-    async def GetExport(self, request: Any, context: Any) -> Any:
-        self.script.export_looks += 1
-        return export_service_pb2.GetExportResponse(
-            export=self._export(looks=self.script.export_looks)
-        )
-
-    async def ListExports(self, request: Any, context: Any) -> Any:
-        return export_service_pb2.ListExportsResponse(exports=[self._export(looks=9)])
-
-    async def CancelExport(self, request: Any, context: Any) -> Any:
-        self.script.export_ends_as = export_pb2.EXPORT_STATE_CANCELLED
-        return export_service_pb2.CancelExportResponse(export=self._export(looks=9))
-
-    def _export(self, *, looks: int) -> export_pb2.Export:
-        states = [export_pb2.EXPORT_STATE_QUEUED, export_pb2.EXPORT_STATE_EXPORTING]
-        state = states[looks] if looks < len(states) else self.script.export_ends_as
-        export = export_pb2.Export(
-            name=f"{ARTIFACT.rpartition('/artifacts/')[0]}/exports/e1",
-            artifact=ARTIFACT,
-            run=RUN,
-            quantization="Q8_0",
-            state=state,
-            attempt=min(looks, 1),
-        )
-        if state == export_pb2.EXPORT_STATE_FAILED:
-            export.fault.CopyFrom(
-                fault_pb2.Fault(
-                    code="EXPORT_NOOP_MERGE",
-                    category=fault_pb2.CATEGORY_EXPORT,
-                    message="The GGUF answers as the base does.",
-                )
-            )
-        return export
-
-
 class _Billing(billing_service_pb2_grpc.BillingServiceServicer):
     async def GetAccount(self, request: Any, context: Any) -> Any:
         if not _check(context):
@@ -492,7 +432,7 @@ async def _serve(script: Script, http_url: str) -> tuple[aio.Server, int]:
     events: Any = _Events(script)  # type: ignore[abstract]  # see above
     datasets: Any = _Datasets(script, http_url)  # type: ignore[abstract]  # see above
     artifacts: Any = _Artifacts(script, http_url)  # type: ignore[abstract]  # see above
-    exports: Any = _Exports(script)
+    exports: Any = Exports(script.exports)
     billing: Any = _Billing()  # type: ignore[abstract]  # see above
     run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, server)
     event_service_pb2_grpc.add_EventServiceServicer_to_server(events, server)

@@ -9,6 +9,7 @@ Source: Modelfile reference (docs/modelfile.mdx) and parser of Ollama.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from tunesmith.errors import InputError
 CODE: Final = "DEP_OLLAMA_REGISTRATION_FAILED"
 MAX_CHARS: Final = 1 << 20
 
+_LARGEST_FLOAT32: Final = float.fromhex("0x1.fffffep127")
 _LETTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _PARAMETER_CHARACTERS: Final = _LETTERS | frozenset("0123456789_")
 _SPACES: Final = frozenset(" \t")
@@ -215,12 +217,14 @@ def _parameters(commands: Sequence[Command]) -> dict[str, Any]:
 
 def _float32(text: str) -> float:
     """A number in the precision that Ollama holds it in, by its shortest decimal."""
-    exact: float = struct.unpack("<f", struct.pack("<f", float(text)))[0]
-    for digits in range(1, 10):
-        short = float(f"{exact:.{digits}g}")
-        if struct.pack("<f", short) == struct.pack("<f", exact):
-            return short
-    raise ValueError(text)
+    packed = struct.pack("<f", float(text))
+    exact: float = struct.unpack("<f", packed)[0]
+    if not math.isfinite(exact):
+        raise ValueError(text)
+    shorter = (float(f"{exact:.{digits}g}") for digits in range(1, 10))
+    # Shorter ones of the largest numbers are beyond them.
+    fitting = (each for each in shorter if abs(each) <= _LARGEST_FLOAT32)
+    return next((each for each in fitting if struct.pack("<f", each) == packed), exact)
 
 
 def _int(text: str) -> int:

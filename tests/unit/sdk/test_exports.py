@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from tests.support.platform_double import ARTIFACT, Script, a_platform
+from tests.support.exports_double import ARTIFACT
+from tests.support.platform_double import Script, a_platform
 from tunesmith import AsyncClient, Client, credentials
 from tunesmith.api.export.v1 import export_pb2
 from tunesmith.cli import session
@@ -51,7 +52,7 @@ def test_an_export_is_asked_for_and_waited_for(platform: Credentials, script: Sc
     with Client(platform) as client:
         export = client.exports.create("a1", "Q8_0", request_id="mine")
         done = client.exports.wait(export.name, on_change=lambda each: seen.append(each.state))
-    asked = script.exports_asked[0]
+    asked = script.exports.asked[0]
     assert (asked.artifact, asked.quantization, asked.request_id) == (ARTIFACT, "Q8_0", "mine")
     assert done.state == export_pb2.EXPORT_STATE_COMPLETED
     assert seen == [export_pb2.EXPORT_STATE_EXPORTING, export_pb2.EXPORT_STATE_COMPLETED]
@@ -68,7 +69,7 @@ def test_the_async_client_does_the_same(platform: Credentials, script: Script) -
 
 
 def test_a_failed_export_is_raised_with_its_code(platform: Credentials, script: Script) -> None:
-    script.export_ends_as = export_pb2.EXPORT_STATE_FAILED
+    script.exports.ends_as = export_pb2.EXPORT_STATE_FAILED
     with Client(platform) as client, pytest.raises(RunFailedError) as caught:
         client.exports.wait("e1")
     assert caught.value.code == "EXPORT_NOOP_MERGE"
@@ -83,8 +84,8 @@ def test_a_hub_entry_may_be_named_by_its_run() -> None:
 def test_the_command_asks_and_says_how_to_go_on(shell: Shell, script: Script) -> None:
     done = shell("export", "a1", "-q", "q8_0")
     assert done.exit_code == 0, done.output
-    assert script.exports_asked[0].quantization == "Q8_0"
-    assert not script.exports_asked[0].hub_token
+    assert script.exports.asked[0].quantization == "Q8_0"
+    assert not script.exports.asked[0].hub_token
     assert "Queued" in done.stdout
     assert "tunesmith artifact watch e1" in " ".join(done.stderr.split())
     watched = shell("export", "a1", "--quantization", "Q8_0", "--watch", "--json")
@@ -102,7 +103,7 @@ def test_the_command_asks_and_says_how_to_go_on(shell: Shell, script: Script) ->
 def test_the_exit_code_says_how_it_ended(
     shell: Shell, script: Script, ends_as: export_pb2.ExportState, code: int
 ) -> None:
-    script.export_ends_as = ends_as
+    script.exports.ends_as = ends_as
     done = shell("watch", "e1")
     assert done.exit_code == code
     if ends_as == export_pb2.EXPORT_STATE_FAILED:

@@ -113,6 +113,8 @@ def test_system_messages_and_licences_are_kept() -> None:
         "FROM m\nRUN rm -rf /",
         "FROM m\nPARAMETER nonsense 1",
         "FROM m\nPARAMETER top_k many",
+        "FROM m\nPARAMETER temperature nan",
+        "FROM m\nPARAMETER temperature 1e39",
         "FROM m\nPARAMETER top_k 9223372036854775808",
         "FROM m\nPARAMETER  top_k 1",
         'FROM m\nTEMPLATE """open',
