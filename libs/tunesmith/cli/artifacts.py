@@ -199,5 +199,6 @@ def _pill(found: export_pb2.Export) -> Text:
 
 
 def _words(file: artifact_pb2.ArtifactFile) -> str:
-    is_lora = file.kind == artifact_pb2.ARTIFACT_KIND_LORA_ADAPTER
-    return "LoRA" if is_lora else f"GGUF {file.quantization}"
+    name = artifact_pb2.ArtifactKind.Name(file.kind).removeprefix("ARTIFACT_KIND_")
+    words = {"LORA_ADAPTER": "LoRA", "GGUF_BUNDLE": f"GGUF {file.quantization}"}
+    return words.get(name, name.lower().replace("_", " "))
