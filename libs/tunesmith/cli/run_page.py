@@ -35,6 +35,7 @@ def show_run(run: run_pb2.Run, screen: Console, *, is_brief: bool = False) -> No
         rows += [("warning", f"{w.code}: {w.message}") for w in run.warnings]
         rows += [("attempt", text) for text in _attempts(run)]
     screen.print(output.facts(rows))
+    _show_proofs(run.export_proofs, screen)
     _show_samples(run.samples, screen)
 
 
@@ -54,6 +55,34 @@ def show_list(runs: Sequence[run_pb2.Run], screen: Console, *, now: datetime) ->
         rest = [row.model, f"loss {row.loss}" if row.loss else "", f"{row.cost} credits"]
         screen.print(head, soft_wrap=True)
         screen.print(Text("  " + " · ".join(filter(None, rest)), style="dim"), soft_wrap=True)
+
+
+def _show_proofs(proofs: Sequence[run_pb2.ExportProof], screen: Console) -> None:
+    """Print how each GGUF behaves, which should be near the adapter and far from the base.
+
+    Agreement is about the most likely next token; divergences and the loss that the quantisation
+    costs are in nats per token.
+    """
+    proven = [proof for proof in proofs if proof.proven]
+    if proven:
+        long = ("AGREES WITH ADAPTER", "KL TO ADAPTER")
+        heads = ("GGUF", long[0], "WITH BASE", long[1], "TO BASE", "LOSS", "TOKENS")
+        table = output.table(*heads, folding=long)
+        for proof in proven:
+            table.add_row(
+                proof.quantization,
+                f"{proof.adapter_top1_agreement:.1%}",
+                f"{proof.base_top1_agreement:.1%}",
+                f"{proof.adapter_mean_kl:.4f}",
+                f"{proof.base_mean_kl:.4f}",
+                f"{proof.loss_delta:+.4f}",
+                str(proof.token_count),
+            )
+        screen.print(table)
+    for proof in proofs:
+        if not proof.proven:
+            words = f"{proof.quantization}: not proven, the adapter came without a reference."
+            screen.print(Text(words, style="gold3"))
 
 
 def _show_samples(samples: Sequence[run_pb2.Sample], screen: Console) -> None:

@@ -22,14 +22,14 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
 
 class Damaged:
-    """A kernel that shifts the bytes of one type."""
+    """A kernel that shifts the bytes of every matrix."""
 
     def __init__(self, sound: Kernel) -> None:
         self.merge = sound.merge
 
     def encode(self, rows: NDArray[np.float32], kind: TensorType) -> NDArray[np.uint8]:
         encoded = ggml.encode(rows, kind)
-        return np.roll(encoded, 1, axis=1) if kind is TensorType.Q4_K else encoded
+        return np.roll(encoded, 1, axis=1) if len(rows) > 1 else encoded
 
 
 @pytest.fixture
@@ -54,11 +54,26 @@ def test_a_sound_export_passes(
     assert exported.proof.adapter_mean_kl < exported.proof.base_mean_kl
 
 
-def test_a_merge_without_effect_is_refused(engine: Engine, adapter: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def other_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the same shape whose layers do something else."""
+    other = shutil.copytree(ANVIL, tmp_path_factory.mktemp("other") / "model")
+    weights = load_file(other / "model.safetensors")
+    for name, tensor in weights.items():
+        if "down_proj" in name or "o_proj" in name:
+            weights[name] = tensor.flip(0).contiguous()
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    return other
+
+
+@pytest.mark.parametrize("mix", list(Quantization))
+def test_a_merge_without_effect_is_refused(
+    mix: Quantization, engine: Engine, adapter: Path, tmp_path: Path
+) -> None:
     config = json.loads((adapter / "adapter_config.json").read_text())
     config["lora_alpha"] = 0
     (adapter / "adapter_config.json").write_text(json.dumps(config))
-    assert code_of(engine, adapter, tmp_path) is FaultCode.EXPORT_NOOP_MERGE
+    assert code_of(engine, adapter, tmp_path, mix=mix) is FaultCode.EXPORT_NOOP_MERGE
 
 
 def test_a_merge_that_rounding_swallows_is_refused(
@@ -71,41 +86,45 @@ def test_a_merge_that_rounding_swallows_is_refused(
     assert code_of(engine, adapter, tmp_path, mix="Q2_K") is FaultCode.EXPORT_NOOP_MERGE
 
 
-def test_a_merge_into_another_base_is_refused(
+def test_a_merge_that_moves_a_single_row_is_no_empty_one(
     engine: Engine, adapter: Path, tmp_path: Path
 ) -> None:
-    other = shutil.copytree(ANVIL, tmp_path / "other")
-    weights = load_file(other / "model.safetensors")
+    """Words that were added to a vocabulary may be all that an adapter changes."""
+    weights = load_file(adapter / "adapter_model.safetensors")
     for name, tensor in weights.items():
-        if "down_proj" in name or "o_proj" in name:
-            weights[name] = tensor.flip(0).contiguous()
-    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
-    assert (
-        code_of(engine, adapter, tmp_path, checkpoint=other, key="other")
-        is FaultCode.EXPORT_WRONG_BASE
-    )
+        if "lora_B" in name:
+            kept = tensor[77].clone()
+            tensor.zero_()
+            if "layers.2.mlp.up_proj" in name:
+                tensor[77] = kept
+    save_file(weights, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    (adapter / "proof_reference.safetensors").unlink()
+    assert not export_bundle(engine, adapter, tmp_path).proof.proven
 
 
-def test_a_corrupted_quantisation_is_refused(engine: Engine, adapter: Path, tmp_path: Path) -> None:
-    assert (
-        code_of(
-            replace(
-                engine,
-                kernel=Damaged(engine.kernel),  # type: ignore[arg-type]
-            ),
-            adapter,
-            tmp_path,
-        )
-        is FaultCode.EXPORT_QUANTIZATION_BROKEN
-    )
+@pytest.mark.parametrize("mix", list(Quantization))
+def test_a_merge_into_another_base_is_refused(
+    mix: Quantization, engine: Engine, adapter: Path, other_base: Path, tmp_path: Path
+) -> None:
+    found = code_of(engine, adapter, tmp_path, mix=mix, checkpoint=other_base, key="other")
+    assert found is FaultCode.EXPORT_WRONG_BASE
 
 
+@pytest.mark.parametrize("mix", list(Quantization))
+def test_a_corrupted_quantisation_is_refused(
+    mix: Quantization, engine: Engine, adapter: Path, tmp_path: Path
+) -> None:
+    broken = replace(engine, kernel=Damaged(engine.kernel))  # type: ignore[arg-type]
+    assert code_of(broken, adapter, tmp_path, mix=mix) is FaultCode.EXPORT_QUANTIZATION_BROKEN
+
+
+@pytest.mark.parametrize("mix", list(Quantization))
 def test_a_template_other_than_the_trained_one_is_refused(
-    engine: Engine, adapter: Path, tmp_path: Path
+    mix: Quantization, engine: Engine, adapter: Path, tmp_path: Path
 ) -> None:
     source = (adapter / "chat_template.jinja").read_text()
     (adapter / "chat_template.jinja").write_text(source.replace("<|im_start|>", "<|turn|>"))
-    assert code_of(engine, adapter, tmp_path) is FaultCode.EXPORT_TEMPLATE_MISMATCH
+    assert code_of(engine, adapter, tmp_path, mix=mix) is FaultCode.EXPORT_TEMPLATE_MISMATCH
 
 
 def test_an_adapter_without_a_reference_is_exported_and_says_so(
