@@ -33,14 +33,15 @@ async def main() -> None:
         await worker.run(stop)
 
     try:
-        await server.run_server(
-            service="trainer",
-            listen=config.listen,
-            tls=tls,
-            signing_key=None,
-            register=lambda _: (),
-            background=[lease],
-        )
+        with node.alone_in(config.work_dir):
+            await server.run_server(
+                service="trainer",
+                listen=config.listen,
+                tls=tls,
+                signing_key=None,
+                register=lambda _: (),
+                background=[lease],
+            )
     finally:
         await trainer.close()
         await channel.close()

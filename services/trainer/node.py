@@ -1,8 +1,10 @@
 """What this node is: hardware, memory, temperature; read without torch."""
 
+import fcntl
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -10,9 +12,11 @@ import psutil
 import pynvml
 
 from chassis import telemetry
+from lexicon.faults import Fault, FaultCode
 from tunesmith.api.work.v1 import work_pb2
 
 log = telemetry.logger(__name__)
+LOCK_NAME = "agent.lock"
 CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -82,3 +86,26 @@ def _version() -> str:
         return metadata.version("tunesmith-platform")
     except metadata.PackageNotFoundError:
         return "0"
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """The context in which no other agent of this machine works in `folder`.
+
+    Two agents in one folder would sweep away each other's runs. The kernel ends the claim with the
+    process, however it ends.
+
+    Raises:
+        Fault: CONFIG_INVALID when another agent is there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK_NAME).open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Fault(
+                FaultCode.CONFIG_INVALID,
+                f"Another trainer works in {folder}; give each a TUNESMITH_WORK_DIR of its own.",
+                setting="TUNESMITH_WORK_DIR",
+            ) from error
+        yield

@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +79,8 @@ class CheckpointUploader:
 
     A checkpoint that is overtaken by a newer one before its turn is never uploaded. A failed upload
     costs nothing but that checkpoint; the run goes on. The adapters after merges belong to every
-    later checkpoint and are uploaded once.
+    later checkpoint and are uploaded once. Nobody else deletes checkpoints, so the one that is
+    being uploaded stays, however many the run writes meanwhile.
     """
 
     def __init__(self, session: LeaseSession, *, keep_count: int) -> None:
@@ -88,57 +89,77 @@ class CheckpointUploader:
         self._written: list[CheckpointWritten] = []
         self._merges: list[Path] = []
         self._stored_merges: list[work_pb2.OutputFile] = []
+        self._uploading: CheckpointWritten | None = None
         self._came = asyncio.Event()
+        self._surplus_came = asyncio.Event()
 
     def add(self, written: CheckpointWritten) -> None:
         """A new checkpoint lies on the disk."""
         self._written.append(written)
         self._came.set()
+        self._surplus_came.set()
 
     def add_merge(self, path: Path) -> None:
         """The adapter after a merge lies on the disk; checkpoints from now on need it."""
         self._merges.append(path)
 
     async def run(self) -> None:
-        """Upload until cancelled."""
-        while True:
-            await self._came.wait()
-            self._came.clear()
-            await self.run_once()
+        """Upload, and delete what is no longer needed, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_whenever(self._came, self.upload_newest))
+            tasks.create_task(_whenever(self._surplus_came, self.prune))
 
-    async def run_once(self) -> bool:
-        """Upload the newest checkpoint and delete what is no longer needed; whether it counts."""
-        newest = self._written[-1]
-        stored = await self._upload(newest)
-        self._written = self._prune(self._written, newest)
-        return stored
+    async def upload_newest(self) -> bool:
+        """Upload the newest checkpoint; whether it is stored."""
+        newest = self._uploading = self._written[-1]
+        try:
+            return await self._upload(newest)
+        finally:
+            self._uploading = None
+            self._surplus_came.set()
+
+    async def prune(self) -> int:
+        """Delete all but the newest, as many before it as are kept, and the one that goes up.
+
+        Returns:
+            How many were deleted.
+        """
+        older = self._written[:-1]
+        surplus = [
+            one
+            for one in older[: max(0, len(older) - self._keep_count)]
+            if one is not self._uploading
+        ]
+        self._written = [one for one in self._written if one not in surplus]
+        for one in surplus:
+            await asyncio.to_thread(shutil.rmtree, one.folder, ignore_errors=True)
+        return len(surplus)
 
     async def _upload(self, written: CheckpointWritten) -> bool:
         folder = Path(written.folder)
-        outputs = [
-            Output(source=path, path=f"{CHECKPOINT_FOLDER}/{folder.name}/{path.name}")
-            for path in await asyncio.to_thread(_inside, folder)
-        ]
         fresh = self._merges[len(self._stored_merges) :]
         try:
+            outputs = [
+                Output(source=path, path=f"{CHECKPOINT_FOLDER}/{folder.name}/{path.name}")
+                for path in await asyncio.to_thread(_inside, folder)
+            ]
             self._stored_merges += await store(self._session, [_merge_output(p) for p in fresh])
             # The checkpoint's own files come first: their folder is where a resume begins.
             files = [*await store(self._session, outputs), *self._stored_merges]
-        except Fault as fault:
-            log.warning("checkpoint_upload_failed", step=written.step, code=fault.code.value)
+        except (Fault, OSError) as error:
+            cause = error.code.value if isinstance(error, Fault) else type(error).__name__
+            log.warning("checkpoint_upload_failed", step=written.step, cause=cause)
             return False
         checkpoint = work_service_pb2.CheckpointStored(step=written.step, files=files)
         self._session.report(work_service_pb2.TaskReport(checkpoint=checkpoint))
         return True
 
-    def _prune(
-        self, written: list[CheckpointWritten], newest: CheckpointWritten
-    ) -> list[CheckpointWritten]:
-        older = [one for one in written if one.step < newest.step]
-        surplus = older[: max(0, len(older) - self._keep_count)]
-        for one in surplus:
-            shutil.rmtree(one.folder, ignore_errors=True)
-        return [one for one in written if one not in surplus]
+
+async def _whenever(event: asyncio.Event, act: Callable[[], Awaitable[object]]) -> None:
+    while True:
+        await event.wait()
+        event.clear()
+        await act()
 
 
 def _described(output: Output) -> work_pb2.OutputFile:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 
 from lexicon.faults import Fault, FaultCode
+from trainer.domain.plan import TrainPlan
+from trainer.training.snapshot import Snapshot, Tensors
 
 FORMAT_VERSION = 1
 STATE_NAME = "state.safetensors"
@@ -29,6 +31,8 @@ FILE_NAMES = (STATE_NAME, MANIFEST_NAME)
 PARTIAL_SUFFIX = ".partial"
 # A manifest is a few lines, with the longest merge history a hundred KiB; a bigger one is not ours.
 MANIFEST_BYTES_MAX = 256 * 1024
+# Small enough for the cache of a core, large enough that a system call costs nothing beside it.
+PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +56,27 @@ class Progress:
     course: dict[str, Any] | None = None
 
 
-def write(root: Path, progress: Progress, tensors: dict[str, torch.Tensor]) -> Path:
+def root_of(plan: TrainPlan) -> Path:
+    """The folder of a run's checkpoints."""
+    return Path(plan.work_folder) / "checkpoints"
+
+
+def write(root: Path, progress: Progress, tensors: Tensors) -> Path:
     """The folder of a new checkpoint under `root`, durable when this returns.
 
+    Raises:
+        Fault: STATE_CHECKPOINT_INVALID when the disk refuses; older checkpoints are untouched.
+    """
+    snapshot = Snapshot()
+    snapshot.take({}, tensors)
+    return store(root, progress, snapshot.parts())
+
+
+def store(root: Path, progress: Progress, state: Sequence[memoryview]) -> Path:
+    """The folder of a new checkpoint under `root`, durable when this returns.
+
+    Args:
+        state: the bytes of the tensors' file, in parts.
     Raises:
         Fault: STATE_CHECKPOINT_INVALID when the disk refuses; older checkpoints are untouched.
     """
@@ -64,21 +86,23 @@ def write(root: Path, progress: Progress, tensors: dict[str, torch.Tensor]) -> P
         root.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        state = save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()})
+        sha256 = _write_durably(partial / STATE_NAME, state)
         manifest = {
             "format_version": FORMAT_VERSION,
             "progress": asdict(progress),
             "files": {
-                STATE_NAME: {"sha256": hashlib.sha256(state).hexdigest(), "size_bytes": len(state)}
+                STATE_NAME: {"sha256": sha256, "size_bytes": sum(len(part) for part in state)}
             },
         }
-        _write_durably(partial / STATE_NAME, state)
-        _write_durably(partial / MANIFEST_NAME, json.dumps(manifest, indent=2).encode())
+        text = json.dumps(manifest, indent=2).encode()
+        _write_durably(partial / MANIFEST_NAME, [memoryview(text)])
         _flush_folder(partial)
-        # After a resume the same step comes again; the older folder is as good, but stays behind
-        # only if it is whole, and replacing it would not be atomic.
         if target.exists():
-            shutil.rmtree(target)
+            # The same step comes again after a resume. A folder never loses its files under a name
+            # that promises a whole one.
+            replaced = target.with_name(f"{target.name}.replaced{PARTIAL_SUFFIX}")
+            target.rename(replaced)
+            shutil.rmtree(replaced)
         partial.rename(target)
         _flush_folder(root)
     except OSError as error:
@@ -132,11 +156,21 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _write_durably(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
+def _write_durably(path: Path, parts: Sequence[memoryview]) -> str:
+    """The sha256 of the file's content, which is on the disk when this returns.
+
+    Hashing and writing let other threads run, and each piece is hashed while it is in the cache.
+    """
+    digest = hashlib.sha256()
+    with path.open("wb", buffering=0) as file:
+        for part in parts:
+            for begin in range(0, len(part), PIECE_BYTES):
+                piece = part[begin : begin + PIECE_BYTES]
+                digest.update(piece)
+                while piece:
+                    piece = piece[file.write(piece) :]
         os.fsync(file.fileno())
+    return digest.hexdigest()
 
 
 def _flush_folder(folder: Path) -> None:

@@ -278,12 +278,17 @@ def update(state: TrainState, *, lr: float) -> None:
     state.updater.update(updates_before=state.step_of_run - skipped_count, lr=lr)
 
 
-def capture(state: TrainState) -> dict[str, torch.Tensor]:
-    """Weights and moments by name, on the CPU, independent of what the next step does to them."""
-    tensors = {name: live.detach().cpu().clone() for name, live in state.updater.tensors()}
+def live(state: TrainState) -> dict[str, torch.Tensor]:
+    """What a checkpoint holds of the state, by name; the next step changes it."""
+    tensors = dict(state.updater.tensors())
     if state.loss_scale is not None:
         tensors[LOSS_SCALE_KEY] = torch.tensor(astuple(state.loss_scale), dtype=torch.float64)
     return tensors
+
+
+def capture(state: TrainState) -> dict[str, torch.Tensor]:
+    """The same on the CPU, independent of what the next step does to it."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in live(state).items()}
 
 
 def restore(state: TrainState, tensors: Mapping[str, torch.Tensor]) -> None:

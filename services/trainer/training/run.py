@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -48,6 +49,7 @@ from trainer.training.rails import Rail, Rails, loading
 from trainer.training.sampling import Sampler, tell_failure
 from trainer.training.validation import BEST_PREFIX, split
 from trainer.training.warm import Warm, conditions_of
+from trainer.training.writer import CheckpointWriter
 
 log = logging.getLogger(__name__)
 # What a checkpoint holds beside the weights and moments of the model under training.
@@ -68,7 +70,7 @@ def train_run(plan: TrainPlan, channel: Channel, rails: Rails, warm: Warm) -> Fi
     if rails.resolve(plan) is Device.MLX:
         warm.drop()
         return _on_mlx(plan, channel)
-    checkpoint.remove_partials(_checkpoints(plan))
+    checkpoint.remove_partials(checkpoint.root_of(plan))
 
     def tell(code: FaultCode, text: str) -> None:
         warn(channel, code, text)
@@ -157,36 +159,39 @@ def _train(
     last_step, last_time = state.step, time.monotonic()
     channel.send(StageBegan(stage="training"))
     channel.send(Started(from_step=state.step, total_steps=steps))
-    while state.step < steps and not channel.finish.is_set():
-        channel.running.wait()
-        figures = loop.take_step(
-            state,
-            course.rows_at(state.step),
-            plan,
-            arithmetic,
-            steps=course.run_steps,
-            healed=lambda ladder: tell_healed(channel, ladder),
-        )
-        timer.add(figures.seconds)
-        if figures.skipped:
-            log.info("step %d was skipped: its gradient overflowed in fp16", state.step)
-        course.after_step(state, figures)
-        last = _told(state, figures, course, timer)
-        channel.send(last)
-        if checkpoint_due(
-            plan,
-            step=state.step,
-            steps=steps,
-            last_step=last_step,
-            seconds_since=time.monotonic() - last_time,
-        ):
-            _write_checkpoint(state, course, channel)
-            # Between two runs the model holds what the next one opens with, and no adapter.
-            if state.step < steps and state.step_of_run:
-                _sample(sampler, state.step, channel)
-            last_step, last_time = state.step, time.monotonic()
-        if validation.wants_stop:
-            break
+    with checkpoint_writer(plan, channel) as writer:
+        while state.step < steps and not channel.finish.is_set():
+            channel.running.wait()
+            figures = loop.take_step(
+                state,
+                course.rows_at(state.step),
+                plan,
+                arithmetic,
+                steps=course.run_steps,
+                healed=partial(tell_healed, channel),
+            )
+            timer.add(figures.seconds)
+            if figures.skipped:
+                log.info("step %d was skipped: its gradient overflowed in fp16", state.step)
+            course.after_step(state, figures)
+            last = _told(state, figures, course, timer)
+            if is_due := checkpoint_due(
+                plan,
+                step=state.step,
+                steps=steps,
+                last_step=last_step,
+                seconds_since=time.monotonic() - last_time,
+            ):
+                # Before the step is told: of the steps that were told, one at most can be lost.
+                _save(writer, state, course)
+            channel.send(last)
+            if is_due:
+                # Between two runs the model holds what the next one opens with, and no adapter.
+                if state.step < steps and state.step_of_run:
+                    _sample(sampler, state.step, channel)
+                last_step, last_time = state.step, time.monotonic()
+            if validation.wants_stop:
+                break
     course.finish(state)
     if state.skipped_count:
         text = f"{state.skipped_count} of {state.step} steps were skipped: fp16 overflowed"
@@ -247,9 +252,8 @@ def _resume(state: loop.TrainState, course: Course, channel: Channel) -> None:
     log.info("resumed at step %d", state.step)
 
 
-def _write_checkpoint(state: loop.TrainState, course: Course, channel: Channel) -> None:
+def _save(writer: CheckpointWriter, state: loop.TrainState, course: Course) -> None:
     plan, validation = course.plan, course.validation
-    root = _checkpoints(plan)
     progress = checkpoint.Progress(
         run=plan.run,
         attempt=plan.attempt,
@@ -263,14 +267,21 @@ def _write_checkpoint(state: loop.TrainState, course: Course, channel: Channel) 
         validations_without_gain=validation.without_gain_count,
         course=course.document(),
     )
-    tensors = {**loop.capture(state), **validation.tensors(), **course.tensors()}
-    try:
-        folder = checkpoint.write(root, progress, tensors)
-    except Fault as fault:
+    # What validation and merges keep is replaced as a whole, never changed.
+    writer.save(progress, loop.live(state), {**validation.tensors(), **course.tensors()})
+
+
+def checkpoint_writer(plan: TrainPlan, channel: Channel) -> CheckpointWriter:
+    """The writer of a run's checkpoints; what it does is told to the agent."""
+
+    def written(step: int, folder: Path) -> None:
+        channel.send(CheckpointWritten(step=step, folder=str(folder)))
+
+    def failed(fault: Fault) -> None:
         # Training can go on: the last good checkpoint stands, and the adapter is saved elsewhere.
         warn(channel, fault.code, fault.message)
-        return
-    channel.send(CheckpointWritten(step=state.step, folder=str(folder)))
+
+    return CheckpointWriter(checkpoint.root_of(plan), written=written, failed=failed)
 
 
 def _told(
@@ -390,7 +401,3 @@ def _cores() -> int:
         return int(granted)
     # macOS cannot tell which cores a process may use.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _checkpoints(plan: TrainPlan) -> Path:
-    return Path(plan.work_folder) / "checkpoints"

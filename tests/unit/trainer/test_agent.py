@@ -1,16 +1,27 @@
 """The agent's parts with fakes of session and child: thermal guard, archive, the child's world."""
 
+import asyncio
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lexicon.faults import FaultCode
+from lexicon.faults import Fault, FaultCode
 from trainer.bundle import write_zip
 from trainer.child import child_environment
 from trainer.domain.temperature import COOLING_TEXT, Action, Limits, Thermostat
-from trainer.pipe import Pause, Resume, decode_from_child, decode_to_child, encode
+from trainer.node import alone_in
+from trainer.outputs import CheckpointUploader
+from trainer.pipe import (
+    CheckpointWritten,
+    Pause,
+    Resume,
+    decode_from_child,
+    decode_to_child,
+    encode,
+)
 from trainer.pipe import StageBegan as Began
 from trainer.thermal import ThermalGuard, limits
 from tunesmith.api.run.v1 import spec_pb2
@@ -130,3 +141,67 @@ def test_what_the_agent_says_is_one_line_and_read_back(message: Any) -> None:
 
 def test_what_the_child_says_is_read_back() -> None:
     assert decode_from_child(encode(Began(stage="saving"))) == Began(stage="saving")
+
+
+class FakeStore(FakeSession):
+    """A session whose uploads wait until they are let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+        self.let_go = asyncio.Event()
+
+    async def sign_outputs(self, files: Any) -> list[Any]:
+        self.asked.set()
+        await self.let_go.wait()
+        raise Fault(FaultCode.RUN_LEASE_LOST)
+
+
+def a_checkpoint(root: Path, step: int) -> CheckpointWritten:
+    folder = root / f"step-{step:08d}"
+    folder.mkdir()
+    (folder / "state.safetensors").write_bytes(b"state")
+    return CheckpointWritten(step=step, folder=str(folder))
+
+
+def steps_in(root: Path) -> list[str]:
+    return sorted(path.name[-1] for path in root.iterdir())
+
+
+async def test_surplus_checkpoints_go_while_one_is_uploaded_but_not_that_one(
+    tmp_path: Path,
+) -> None:
+    """A slow store must not fill the node's disk, nor lose the file under its hands."""
+    session = FakeStore()
+    uploader = CheckpointUploader(session, keep_count=1)  # type: ignore[arg-type]
+    uploader.add(a_checkpoint(tmp_path, 1))
+    upload = asyncio.create_task(uploader.upload_newest())
+    await session.asked.wait()
+    for step in range(2, 7):
+        uploader.add(a_checkpoint(tmp_path, step))
+    assert await uploader.prune() == 3
+    assert steps_in(tmp_path) == ["1", "5", "6"]
+    session.let_go.set()
+    assert not await upload
+    assert await uploader.prune() == 1
+    assert steps_in(tmp_path) == ["5", "6"]
+
+
+async def test_a_checkpoint_that_is_gone_costs_its_upload_and_no_more(tmp_path: Path) -> None:
+    session = FakeStore()
+    uploader = CheckpointUploader(session, keep_count=1)  # type: ignore[arg-type]
+    gone = a_checkpoint(tmp_path, 1)
+    shutil.rmtree(gone.folder)
+    uploader.add(gone)
+    assert not await uploader.upload_newest()
+    assert not session.reports
+
+
+def test_second_agent_in_a_folder_is_refused(tmp_path: Path) -> None:
+    """Else the second would sweep away the runs of the first when it starts."""
+    with alone_in(tmp_path):
+        with pytest.raises(Fault) as caught, alone_in(tmp_path):
+            pass
+        assert caught.value.code is FaultCode.CONFIG_INVALID
+    with alone_in(tmp_path):
+        pass

@@ -23,7 +23,7 @@ from trainer.domain.plan import (
     total_steps,
 )
 from trainer.domain.remaining import StepTimer
-from trainer.pipe import Answer, CheckpointWritten, Finished, StageBegan, Started, StepTaken
+from trainer.pipe import Answer, Finished, StageBegan, Started, StepTaken
 from trainer.training import checkpoint, speech
 from trainer.training.adapter import require_changed, write_adapter
 from trainer.training.channel import Channel
@@ -33,8 +33,9 @@ from trainer.training.memory import is_out_of_memory
 from trainer.training.mlx_rail import faithful, model, steps
 from trainer.training.mlx_rail.speaker import MlxSpeaker
 from trainer.training.mlx_rail.validation import MlxValidation, split
-from trainer.training.run import fingerprint, tell_healed, warn
+from trainer.training.run import checkpoint_writer, fingerprint, tell_healed, warn
 from trainer.training.validation import BEST_PREFIX
+from trainer.training.writer import CheckpointWriter
 
 log = logging.getLogger(__name__)
 
@@ -45,15 +46,13 @@ def train_run(plan: TrainPlan, channel: Channel) -> Finished:
     Raises:
         Fault: what is wrong with model, data, configuration or device.
     """
-    root = Path(plan.work_folder) / "checkpoints"
-    checkpoint.remove_partials(root)
+    checkpoint.remove_partials(checkpoint.root_of(plan))
     desk = Desk.prepare(plan, warn=partial(warn, channel))
     adapted = model.attach(_base(plan, desk), plan)
     rows, validation = split(plan, desk)
     run = _Run(
         plan=plan,
         channel=channel,
-        checkpoints=root,
         state=steps.begin(adapted, plan),
         desk=replace(desk, rows=rows),
         validation=validation,
@@ -81,14 +80,12 @@ class _Run:
         *,
         plan: TrainPlan,
         channel: Channel,
-        checkpoints: Path,
         state: steps.MlxState,
         desk: Desk,
         validation: MlxValidation,
     ) -> None:
         self._plan = plan
         self._channel = channel
-        self._checkpoints = checkpoints
         self._state = state
         self._desk = desk
         self._validation = validation
@@ -104,30 +101,31 @@ class _Run:
         last_step, last_time = state.step, time.monotonic()
         channel.send(StageBegan(stage="training"))
         channel.send(Started(from_step=state.step, total_steps=self._steps))
-        while state.step < self._steps and not channel.finish.is_set():
-            channel.running.wait()
-            figures = steps.take_step(
-                state,
-                self._desk.rows,
-                plan,
-                steps=self._steps,
-                healed=partial(tell_healed, channel),
-            )
-            self._timer.add(figures.seconds)
-            self._validation.after_step(state, steps=self._steps, warn=partial(warn, channel))
-            last = self._told(figures)
-            channel.send(last)
-            if checkpoint_due(
-                plan,
-                step=state.step,
-                steps=self._steps,
-                last_step=last_step,
-                seconds_since=time.monotonic() - last_time,
-            ):
-                self._write_checkpoint()
-                last_step, last_time = state.step, time.monotonic()
-            if self._validation.wants_stop:
-                break
+        with checkpoint_writer(plan, channel) as writer:
+            while state.step < self._steps and not channel.finish.is_set():
+                channel.running.wait()
+                figures = steps.take_step(
+                    state,
+                    self._desk.rows,
+                    plan,
+                    steps=self._steps,
+                    healed=partial(tell_healed, channel),
+                )
+                self._timer.add(figures.seconds)
+                self._validation.after_step(state, steps=self._steps, warn=partial(warn, channel))
+                last = self._told(figures)
+                if checkpoint_due(
+                    plan,
+                    step=state.step,
+                    steps=self._steps,
+                    last_step=last_step,
+                    seconds_since=time.monotonic() - last_time,
+                ):
+                    self._write_checkpoint(writer)
+                    last_step, last_time = state.step, time.monotonic()
+                channel.send(last)
+                if self._validation.wants_stop:
+                    break
         if self._validation.promote_best(state):
             log.info("the best validation's weights were promoted")
         return last
@@ -205,7 +203,7 @@ class _Run:
         state.ladder = replace(state.ladder, micro_batch_size=progress.micro_batch_size)
         log.info("resumed at step %d", state.step)
 
-    def _write_checkpoint(self) -> None:
+    def _write_checkpoint(self, writer: CheckpointWriter) -> None:
         plan, state, validation = self._plan, self._state, self._validation
         progress = checkpoint.Progress(
             run=plan.run,
@@ -219,15 +217,8 @@ class _Run:
             best_validation_loss=validation.best_loss,
             validations_without_gain=validation.without_gain_count,
         )
-        tensors = {**steps.capture(state), **validation.tensors()}
-        try:
-            folder = checkpoint.write(self._checkpoints, progress, tensors)
-        except Fault as fault:
-            # Training can go on: the last good checkpoint stands, and the adapter is saved
-            # elsewhere.
-            warn(self._channel, fault.code, fault.message)
-            return
-        self._channel.send(CheckpointWritten(step=state.step, folder=str(folder)))
+        # MLX changes no array in place; what is captured stays as it is.
+        writer.save(progress, {}, {**steps.capture(state), **validation.tensors()})
 
     def _told(self, figures: StepFigures) -> StepTaken:
         plan, state, row_count = self._plan, self._state, len(self._desk.rows)
