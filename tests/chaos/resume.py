@@ -1,13 +1,16 @@
 """A killed run that resumes is the same run, bit for bit: `python -m tests.chaos.resume`.
 
-Three trials on the CPU rail with a small Llama and dropout, so that random numbers matter:
+Trials on the CPU rail with a small Llama and dropout, so that random numbers matter:
 
-1. `steps`: a 60-step run that writes a checkpoint after every step is killed with SIGKILL in the
-   middle of each of its steps; another process resumes it and takes it to its end.
+1. `steps`: a 60-step run that writes a checkpoint after every step, behind its back as in
+   production, is killed with SIGKILL in the middle of each of its steps, and so in the middle of
+   many writes; another process resumes it and takes it to its end.
 2. `write`: the process is killed at every system-call boundary inside the writing of a checkpoint,
-   at several steps; another process resumes from whatever lies on the disk.
-3. `peer`: Hugging Face Trainer with the same model and data is stopped and resumed at a third of
-   the run, for comparison.
+   at several steps; another process resumes from whatever lies on the disk. The writing thread's
+   code runs in the main thread here, where every one of its calls can be stopped at.
+3. `peer`: Hugging Face Trainer with the same model and data, stopped and resumed in order; and
+   killed at boundaries spread over its own save, then resumed from the last checkpoint that it
+   finds.
 
 Losses and adapter must equal those of the uninterrupted run exactly. The last line is JSON.
 """
@@ -16,26 +19,27 @@ import argparse
 import hashlib
 import json
 import os
-import pickle
 import platform
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import torch
 
-from tests.support import peer_trainer
+from lexicon.faults import Fault
+from tests.support import peer_killed, peer_trainer
+from tests.support.forked import in_fork
 from tests.support.ptrace import kill_at_boundary
 from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
 from trainer.training import checkpoint, loop, peft_rail
+from trainer.training.snapshot import Snapshot
+from trainer.training.writer import CheckpointWriter
 
 STEPS = 60
 ROWS = some_rows(50)
@@ -44,6 +48,9 @@ PLAN = a_plan(max_steps=STEPS, adapter_dropout=0.1)
 WRITE_STEPS = (1, 10, 13, 30, 55)
 BOUNDARIES_MAX = 2000
 KILL_POINTS_GOAL = 200
+# About as long as a step with the write of the one before it.
+DELAY_SECONDS_MAX = 0.02
+PEER_KILLS = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +74,11 @@ def main() -> None:
         stepped = trial_steps(whole, Path(folder), Random(options.seed))
         written = trial_write(whole, Path(folder))
     theirs = in_fork(lambda: peer_trainer.resumed_curve(STEPS))
+    theirs["killed_while_saving"] = peer_killed.trial(PEER_KILLS, say)
     passed = (
         stepped["different"] == written["different"] == 0
         and stepped["steps_lost_max"] <= 1
+        and written["steps_lost_max"] <= 1
         and written["kill_points"] >= KILL_POINTS_GOAL
     )
     say(
@@ -92,16 +101,22 @@ def main() -> None:
 
 def trial_steps(whole: Outcome, folder: Path, rng: Random) -> dict[str, int]:
     """Kill in the middle of every step; resume; compare."""
-    different, lost_max = 0, 0
+    different, lost_max, cut_writes = 0, 0, 0
     for step in range(1, STEPS):
         root = folder / f"step-{step}"
-        kill_after_step(root, step, delay_seconds=rng.uniform(0, 0.02))
+        kill_after_step(root, step, delay_seconds=rng.uniform(0, DELAY_SECONDS_MAX))
+        cut_writes += any(root.glob(f"*{checkpoint.PARTIAL_SUFFIX}"))
         resumed = in_fork(partial(run, root, until=STEPS))
         different += not same_end(resumed, whole)
         lost_max = max(lost_max, step - resumed.from_step)
         shutil.rmtree(root)
         say(f"killed in step {step + 1}: resumed at {resumed.from_step}, different {different}")
-    return {"kill_points": STEPS - 1, "different": different, "steps_lost_max": lost_max}
+    return {
+        "kill_points": STEPS - 1,
+        "inside_a_write": cut_writes,
+        "different": different,
+        "steps_lost_max": lost_max,
+    }
 
 
 def trial_write(whole: Outcome, folder: Path) -> dict[str, int]:
@@ -113,9 +128,9 @@ def trial_write(whole: Outcome, folder: Path) -> dict[str, int]:
         for boundary in range(1, BOUNDARIES_MAX):
             root = folder / "cut"
             shutil.copytree(prepared, root)
-            state, adapter_root = begun(root)
+            state = begun(root)
             take(state, 1)
-            killed = kill_at_boundary(partial(save, state, adapter_root), boundary)
+            killed = kill_at_boundary(partial(write_inline, state, root), boundary)
             if not killed:
                 shutil.rmtree(root)
                 break
@@ -132,15 +147,16 @@ def trial_write(whole: Outcome, folder: Path) -> dict[str, int]:
 
 def run(root: Path, *, until: int) -> Outcome:
     """Resume what lies under `root`, or begin; train to `until`, with a checkpoint every step."""
-    state, root = begun(root)
+    state = begun(root)
     from_step, losses = state.step, []
-    while state.step < until:
-        losses += take(state, 1)
-        save(state, root)
+    with writer_for(root) as writer:
+        while state.step < until:
+            losses += take(state, 1)
+            writer.save(progress(state), loop.live(state), {})
     return Outcome(from_step=from_step, losses=tuple(losses), adapter=digest(state))
 
 
-def begun(root: Path) -> tuple[loop.TrainState, Path]:
+def begun(root: Path) -> loop.TrainState:
     """The state to go on from: the newest whole checkpoint, or the beginning."""
     root.mkdir(parents=True, exist_ok=True)
     checkpoint.remove_partials(root)
@@ -148,10 +164,10 @@ def begun(root: Path) -> tuple[loop.TrainState, Path]:
     state = loop.begin(model.train(), PLAN)
     folders = sorted(root.glob("step-*"))
     if folders:
-        progress, tensors = checkpoint.read(folders[-1], run=PLAN.run, fingerprint="chaos")
+        found, tensors = checkpoint.read(folders[-1], run=PLAN.run, fingerprint="chaos")
         loop.restore(state, tensors)
-        state.step = progress.step
-    return state, root
+        state.step = found.step
+    return state
 
 
 def take(state: loop.TrainState, count: int) -> list[float]:
@@ -162,9 +178,31 @@ def take(state: loop.TrainState, count: int) -> list[float]:
     ]
 
 
-def save(state: loop.TrainState, root: Path) -> None:
-    """Write the checkpoint of the step that was just taken, and forget the one before the last."""
-    progress = checkpoint.Progress(
+def writer_for(root: Path) -> CheckpointWriter:
+    """The writer of production, which forgets the checkpoint before the last."""
+
+    def failed(fault: Fault) -> None:
+        raise fault
+
+    return CheckpointWriter(root, written=lambda _, folder: forget_older(folder), failed=failed)
+
+
+def write_inline(state: loop.TrainState, root: Path) -> None:
+    """What the writing thread does with a checkpoint, in this thread."""
+    snapshot = Snapshot()
+    snapshot.take(loop.live(state), {})
+    forget_older(checkpoint.store(root, progress(state), snapshot.parts()))
+
+
+def forget_older(newest: Path) -> None:
+    """Delete all but the two newest checkpoints, as the agent does."""
+    for older in sorted(newest.parent.glob("step-*[0-9]"))[:-2]:
+        shutil.rmtree(older)
+
+
+def progress(state: loop.TrainState) -> checkpoint.Progress:
+    """What the checkpoint of the step that was just taken says."""
+    return checkpoint.Progress(
         run=PLAN.run,
         attempt=1,
         fencing_epoch=1,
@@ -173,9 +211,6 @@ def save(state: loop.TrainState, root: Path) -> None:
         micro_batch_size=state.ladder.micro_batch_size,
         trained_token_count=state.trained_token_count,
     )
-    checkpoint.write(root, progress, loop.capture(state))
-    for older in sorted(root.glob("step-*[0-9]"))[:-2]:
-        shutil.rmtree(older)
 
 
 def digest(state: loop.TrainState) -> str:
@@ -196,11 +231,12 @@ def kill_after_step(root: Path, step: int, *, delay_seconds: float) -> None:
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        state, root = begun(root)
-        while True:
-            take(state, 1)
-            save(state, root)
-            os.write(writer, b".")
+        state = begun(root)
+        with writer_for(root) as checkpoints:
+            while True:
+                take(state, 1)
+                checkpoints.save(progress(state), loop.live(state), {})
+                os.write(writer, b".")
     os.close(writer)
     for _ in range(step):
         os.read(reader, 1)
@@ -208,22 +244,6 @@ def kill_after_step(root: Path, step: int, *, delay_seconds: float) -> None:
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     os.close(reader)
-
-
-def in_fork(work: Callable[[], Any]) -> Any:
-    """The result of `work` in a process of its own."""
-    with tempfile.NamedTemporaryFile() as answer:
-        pid = os.fork()
-        if pid == 0:
-            try:
-                Path(answer.name).write_bytes(pickle.dumps(work()))
-            finally:
-                os._exit(0)
-        os.waitpid(pid, 0)
-        content = Path(answer.name).read_bytes()
-    if not content:
-        raise RuntimeError("the process ended without an answer")
-    return pickle.loads(content)  # noqa: S301 - our own child's answer
 
 
 def say(line: str) -> None:

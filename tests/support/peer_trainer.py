@@ -86,13 +86,10 @@ def resumed_curve(steps: int) -> dict[str, Any]:
     }
 
 
-def _train(
-    folder: Path, steps: int, *, save_at: int = 0, resume: Path | None = None
-) -> tuple[list[float], Any]:
-    figures = Figures()
-    model = peft_rail.attach(a_tiny_model(), PLAN)
-    trainer = Trainer(
-        model=model,
+def a_trainer(folder: Path, steps: int, figures: Figures, *, save_at: int = 0) -> Trainer:
+    """Their trainer over the tiny model with its adapter; `figures` notes its steps."""
+    return Trainer(
+        model=peft_rail.attach(a_tiny_model(), PLAN),
         args=TrainingArguments(
             output_dir=str(folder),
             max_steps=steps,
@@ -113,8 +110,15 @@ def _train(
         data_collator=lambda rows: collate(rows, figures),
         callbacks=[figures.callback()],
     )
+
+
+def _train(
+    folder: Path, steps: int, *, save_at: int = 0, resume: Path | None = None
+) -> tuple[list[float], Any]:
+    figures = Figures()
+    trainer = a_trainer(folder, steps, figures, save_at=save_at)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    return figures.losses, model
+    return figures.losses, trainer.model
 
 
 def _adapter(model: Any) -> list[torch.Tensor]:
