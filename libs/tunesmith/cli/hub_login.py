@@ -13,6 +13,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from tunesmith.cli import output
+from tunesmith.cli.session import settings
 from tunesmith.errors import TunesmithError
 
 Answer = TypeVar("Answer")
@@ -48,8 +49,9 @@ def with_login(ask: Callable[[str], Answer], *, given: str) -> tuple[Answer, str
         token, place = found_login(os.environ)
         if not token or not _needs_login(refused):
             raise
-        words = f"The model hub wants to know who asks; using the token of {place}."
-        output.error_console().print(words, style="dim", markup=False, highlight=False)
+        if not settings().as_json:
+            words = f"The model hub wants to know who asks; using the token of {place}."
+            output.error_console().print(words, style="dim", markup=False, highlight=False)
         return ask(token), token
 
 

@@ -23,6 +23,7 @@ from rich.text import Text
 from tunesmith.api.run.v1 import run_pb2, spec_pb2
 from tunesmith.api.work.v1 import work_pb2
 from tunesmith.cli import output
+from tunesmith.cli.hub_login import with_login
 from tunesmith.cli.session import Json, connected, settings
 from tunesmith.client import Client
 from tunesmith.errors import RunFailedError, TunesmithError, UnavailableError, from_fault
@@ -169,7 +170,12 @@ class Smoke:
         rights = spec.attestations
         rights.dataset_rights = rights.model_license = self.attested
         rights.refund_waived = self.waived
-        self.run = self.client.runs.submit(spec, display_name=TAG, tags=[TAG])
+        self.run, _ = with_login(
+            lambda token: self.client.runs.submit(
+                spec, display_name=TAG, tags=[TAG], hub_token=token
+            ),
+            given="",
+        )
         return f"{output.last_part(self.run.name)}, {STEPS} steps on {self.tier}."
 
     def _complete(self) -> str:

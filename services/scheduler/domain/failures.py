@@ -55,6 +55,11 @@ def final(run: Run, fault: RunFault, *, same_oom_count: int) -> RunFault:
             f"The GGUF export failed: {fault.message}",
             metadata={**fault.metadata, "cause": fault.code},
         )
+    if row.category is Category.INTERNAL:
+        # Who asks for help needs it (004-07).
+        run_id = run.name.rpartition("/")[2]
+        named = run_id in fault.message
+        return fault if named else replace(fault, message=f"{fault.message} (run {run_id})")
     if is_oom_repeated(fault, same_oom_count=same_oom_count):
         return replace(fault, remedy=row.variants["repeated"])
     if fault.code is FaultCode.RUNTIME_GPU_OOM and not run.terms.vouched:

@@ -16,6 +16,7 @@ from scheduler.domain.events import (
     StateChanged,
     Warned,
 )
+from scheduler.domain.failures import final
 from scheduler.domain.limits import FINISH_GRACE
 from scheduler.domain.run import FinishCause, State, TaskState
 from scheduler.domain.signals import Heartbeat, Report, StageReached, TrainingBegan
@@ -200,6 +201,16 @@ def test_the_third_out_of_memory_of_a_configuration_changes_the_hint() -> None:
     assert third.run.fault is not None
     assert second.run.fault.remedy == "Mend it."
     assert "within a few hours" in third.run.fault.remedy
+
+
+def test_an_internal_fault_names_the_run_once() -> None:
+    """004-07: the job id stands in the message."""
+    story = Story().training().failed(FaultCode.RUNTIME_AUTH_NOT_ENFORCED)
+    assert story.run.fault is not None
+    assert TABLE[story.run.fault.code].category is Category.INTERNAL
+    run_id = story.run.name.rpartition("/")[2]
+    assert story.run.fault.message.endswith(f"(run {run_id})")
+    assert final(story.run, story.run.fault, same_oom_count=0) == story.run.fault
 
 
 def test_a_failed_export_keeps_the_adapter_and_its_category() -> None:
