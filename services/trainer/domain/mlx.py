@@ -31,6 +31,7 @@ def unsupported(plan: TrainPlan) -> tuple[str, ...]:
         "4-bit weights": plan.load_in_4bit,
         "8-bit optimizers": plan.optimizer is not Optimizer.ADAMW_TORCH,
         "compilation by torch": plan.torch_compile,
+        "multi-run": plan.multi_run is not None,
         "several merged runs": plan.multi_run is not None,
     }
     return tuple(what for what, wanted in asked.items() if wanted)

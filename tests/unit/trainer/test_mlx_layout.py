@@ -15,8 +15,15 @@ from trainer.domain.mlx import (
     to_peft,
     told_as_mlx_reads,
 )
-from trainer.domain.plan import Backend, Method, Optimizer, Precision
+from trainer.domain.plan import Backend, Method, MultiRunPlan, Optimizer, Precision
 
+FIVE_RUNS = MultiRunPlan(
+    run_count=5,
+    samples_per_run=20,
+    in_order=False,
+    drift_minimum_cosine=0.0,
+    eval_maximum_regression=None,
+)
 LAYERS = (
     "model.layers.0.self_attn.q_proj",
     "model.layers.0.mlp.up_proj",
@@ -113,6 +120,7 @@ def test_a_layer_that_mlx_holds_in_another_form_is_refused(
         {"load_in_4bit": True},
         {"optimizer": Optimizer.PAGED_ADAMW_8BIT},
         {"torch_compile": True},
+        {"multi_run": FIVE_RUNS},
     ],
 )
 def test_a_node_refuses_what_mlx_does_not_do(changes: dict[str, Any]) -> None:
