@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from corpus.packing import Indices
 from trainer.domain.plan import MultiRunPlan
@@ -111,23 +112,21 @@ def slices(multi_run: MultiRunPlan, *, pool_count: int, seed: int) -> tuple[Indi
     The runs share a pass over the pool as long as it lasts, so that their samples are disjoint;
     what is left of it begins the next run, and a new pass fills up the rest.
     """
-    assert 0 < multi_run.samples_per_run <= pool_count, "a slice is larger than the pool"
-    waiting: list[int] = []
+    wanted = multi_run.samples_per_run
+    assert 0 < wanted <= pool_count, "a slice is larger than the pool"
+    waiting = np.empty(0, dtype=np.int64)
     taken: list[Indices] = []
     pass_count = 0
     for _ in range(multi_run.run_count):
-        chosen = waiting[: multi_run.samples_per_run]
-        waiting = waiting[multi_run.samples_per_run :]
-        if len(chosen) < multi_run.samples_per_run:
+        chosen, waiting = waiting[:wanted], waiting[wanted:]
+        if len(chosen) < wanted:
             order = _pass(pool_count, seed=seed, number=pass_count, in_order=multi_run.in_order)
             pass_count += 1
-            mine = set(chosen)
-            fresh = [index for index in order if index not in mine]
-            missing = multi_run.samples_per_run - len(chosen)
-            rest = set(fresh[:missing])
-            chosen += fresh[:missing]
-            waiting = [index for index in order if index not in rest]
-        taken.append(np.array(chosen, dtype=np.int64))
+            fresh = order[~_among(chosen, pool_count)[order]][: wanted - len(chosen)]
+            # What the run had already stays at the head of the new pass, for the next run.
+            waiting = order[~_among(fresh, pool_count)[order]]
+            chosen = np.concatenate([chosen, fresh])
+        taken.append(chosen)
     return tuple(taken)
 
 
@@ -206,10 +205,14 @@ def in_words(record: MergeRecord, multi_run: MultiRunPlan) -> str:
             raise AssertionError("a merge that stands needs no reason")
 
 
-def _pass(count: int, *, seed: int, number: int, in_order: bool) -> list[int]:
+def _pass(count: int, *, seed: int, number: int, in_order: bool) -> Indices:
     if in_order:
-        return list(range(count))
-    order: list[int] = (
-        np.random.default_rng([seed, _SLICE_STREAM, number]).permutation(count).tolist()
-    )
-    return order
+        return np.arange(count)
+    return np.random.default_rng([seed, _SLICE_STREAM, number]).permutation(count)
+
+
+def _among(indices: Indices, count: int) -> npt.NDArray[np.bool_]:
+    """For each of `count` indices whether it is one of these."""
+    mask = np.zeros(count, dtype=np.bool_)
+    mask[indices] = True
+    return mask
