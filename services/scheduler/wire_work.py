@@ -174,9 +174,10 @@ def _report_body(proto: work_service_pb2.TaskReport, *, prefix: str) -> ReportBo
             paused = proto.clock_paused
             return PauseReported(paused=paused.paused, reason=clean(paused.reason))
         case "samples":
-            return SamplesReported(
-                samples=pack_samples(work_service_pb2.TrainResult(samples=proto.samples.samples))
+            told = work_service_pb2.TrainResult(
+                samples=proto.samples.samples, merges=proto.samples.merges
             )
+            return SamplesReported(samples=pack_samples(told))
     return None
 
 

@@ -22,7 +22,7 @@ from trainer.domain.plan import (
     TrainPlan,
     ValidationPlan,
 )
-from trainer.pipe import Answer, Sampled, StepTaken, Warned
+from trainer.pipe import Answer, StepTaken, Warned
 from tunesmith.api.dataset.v1 import dataset_pb2
 from tunesmith.api.fault.v1 import fault_pb2
 from tunesmith.api.run.v1 import run_pb2, spec_pb2
@@ -232,9 +232,11 @@ def merge(record: MergeRecord) -> run_pb2.RunMerge:
     )
 
 
-def samples_report(sampled: Sampled) -> work_service_pb2.TaskReport:
-    """The report of samples that were made while training."""
-    taken = work_service_pb2.SamplesTaken(samples=[sample(one) for one in sampled.samples])
+def samples_report(
+    samples: Sequence[run_pb2.Sample], merges: Sequence[run_pb2.RunMerge]
+) -> work_service_pb2.TaskReport:
+    """The report of what training tells beside its metrics, before its end."""
+    taken = work_service_pb2.SamplesTaken(samples=samples, merges=merges)
     return work_service_pb2.TaskReport(samples=taken)
 
 

@@ -195,8 +195,10 @@ class Trainer:
                 task.merges.append(wire.merge(message.record))
                 if message.path is not None:
                     uploader.add_merge(Path(message.path))
+                task.session.report(wire.samples_report(task.samples, task.merges))
             case Sampled():
-                task.session.report(wire.samples_report(message))
+                task.samples = [wire.sample(answer) for answer in message.samples]
+                task.session.report(wire.samples_report(task.samples, task.merges))
             case Failed():
                 raise Fault(FaultCode(message.code), message.message, **message.metadata)
             case Ready() | UnslothFailed() | Finished():
@@ -293,6 +295,7 @@ class _Task:
     folder: Path
     stage: Stage = Stage.PROVISIONING
     metrics: run_pb2.RunMetrics | None = None
+    samples: list[run_pb2.Sample] = field(default_factory=list)
     merges: list[run_pb2.RunMerge] = field(default_factory=list)
 
     def enter(self, stage: Stage) -> None:

@@ -23,6 +23,7 @@ REFRESH_PER_SECOND = 8
 # Plain lines are for logs: progress at most this often.
 LINE_SECONDS = 5.0
 BAR_WIDTH = 40
+MERGES_SHOWN_MAX = 5
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,6 +38,7 @@ class RunView:
     cost: str = "0.00"
     warnings: list[str] = field(default_factory=list)
     files: list[artifact_pb2.ArtifactFile] = field(default_factory=list)
+    merges: list[str] = field(default_factory=list)
     fault: fault_pb2.Fault | None = None
     attempt: int = 0
     has_ended: bool = False
@@ -55,6 +57,11 @@ class RunView:
                 self.warnings.append(event.warned.warning.message)
             case "artifact_stored":
                 self.files.append(event.artifact_stored.file)
+            case "samples_recorded":
+                self.merges = [
+                    f"run {merge.number}: {output.merge_text(merge)}"
+                    for merge in event.samples_recorded.merges
+                ]
             case "ended":
                 self.clocks = event.ended.clocks
                 self.has_ended = True
@@ -83,7 +90,10 @@ def follow(
         return
     said_at, before = 0.0, ""
     for event in events:
+        merge_count = len(view.merges)
         view.apply(event)
+        for merge in view.merges[merge_count:]:
+            screen.print(merge, markup=False, soft_wrap=True)
         payload, now = event.WhichOneof("payload"), time.monotonic()
         heading = f"{output.pill(view.state).plain} · {output.stage_words(view.stage)}"
         if payload == "warned":
@@ -124,6 +134,7 @@ class _Picture:
                 _steps(view.metrics),
             )
             lines += [bar, Text(_figures(view))]
+        lines += [Text(merge, style="dim") for merge in view.merges[-MERGES_SHOWN_MAX:]]
         lines += [Text(f"! {warning}", style="gold3") for warning in view.warnings[-3:]]
         return Group(*lines)
 

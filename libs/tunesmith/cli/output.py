@@ -122,6 +122,20 @@ def stage_words(stage: fault_pb2.Stage) -> str:
     return fault_pb2.Stage.Name(stage).removeprefix("STAGE_").lower().replace("_", " ")
 
 
+def merge_text(merge: run_pb2.RunMerge) -> str:
+    """One run of a multi-run: what became of it, and the figures that say why."""
+    words = run_pb2.MergeOutcome.Name(merge.outcome).removeprefix("MERGE_OUTCOME_").lower()
+    is_merged = merge.outcome == run_pb2.MERGE_OUTCOME_MERGED
+    parts = [words.replace("_", " ") if is_merged else f"refused: {words.replace('_', ' ')}"]
+    parts.append(f"λ {merge.weight:.2f}")
+    if merge.HasField("drift_cosine"):
+        parts.append(f"cosine {merge.drift_cosine:.3f}")
+    parts.append(f"loss {merge.loss_begin:.4f} → {merge.loss_end:.4f}")
+    if merge.HasField("held_out_loss_before") and merge.HasField("held_out_loss_after"):
+        parts.append(f"held out {merge.held_out_loss_before:.4f} → {merge.held_out_loss_after:.4f}")
+    return " · ".join(parts)
+
+
 def credits_text(money: billing_pb2.Money) -> str:
     """An amount in credits, exact, with two decimals or as many as it takes."""
     whole, micros = divmod(abs(money.amount_micros), MICROS_PER_CREDIT)

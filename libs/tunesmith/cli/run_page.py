@@ -144,23 +144,9 @@ def _figures(run: run_pb2.Run) -> Iterator[tuple[str, str]]:
     if run.artifact:
         yield "artifact", run.artifact
     for merge in run.merges:
-        yield f"run {merge.number}", _merge_text(merge)
+        yield f"run {merge.number}", output.merge_text(merge)
     if run.tags:
         yield "tags", ", ".join(run.tags)
-
-
-def _merge_text(merge: run_pb2.RunMerge) -> str:
-    """One run of a multi-run: what became of it, and the figures that say why."""
-    words = run_pb2.MergeOutcome.Name(merge.outcome).removeprefix("MERGE_OUTCOME_").lower()
-    is_merged = merge.outcome == run_pb2.MERGE_OUTCOME_MERGED
-    parts = [words.replace("_", " ") if is_merged else f"refused: {words.replace('_', ' ')}"]
-    parts.append(f"λ {merge.weight:.2f}")
-    if merge.HasField("drift_cosine"):
-        parts.append(f"cosine {merge.drift_cosine:.3f}")
-    parts.append(f"loss {merge.loss_begin:.4f} → {merge.loss_end:.4f}")
-    if merge.HasField("held_out_loss_before") and merge.HasField("held_out_loss_after"):
-        parts.append(f"held out {merge.held_out_loss_before:.4f} → {merge.held_out_loss_after:.4f}")
-    return " · ".join(parts)
 
 
 def _configuration(run: run_pb2.Run) -> Iterator[tuple[str, str]]:

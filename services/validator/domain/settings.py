@@ -126,6 +126,15 @@ def _multi_run(case: Case) -> Iterator[Finding]:
         return
     if training.method is not Method.SFT:
         yield _refuse("training.multi_run", f"Multi-run knows SFT only, not {training.method}.")
+    if training.validation is not None and training.validation.every_steps is not None:
+        fault = Fault(
+            FaultCode.CONFIG_INVALID_SETTING,
+            "A multi-run validates after each of its runs; training.validation.every_steps is not "
+            "used.",
+            remedy="Leave training.validation.every_steps out.",
+            field="training.validation.every_steps",
+        )
+        yield info(fault, "training.validation.every_steps")
     gated = training.multi_run.eval_maximum_regression is not None
     validates = holdout_ratio(training) > 0 or bool(
         training.validation and training.validation.dataset

@@ -57,6 +57,10 @@ async def test_a_multi_run_from_lease_to_history(scheduler: FakeScheduler, tmp_p
     merges = complete.train.merges
     assert [merge.outcome for merge in merges] == [run_pb2.MERGE_OUTCOME_MERGED] * RUNS
     assert [merge.step for merge in merges] == [12, 24, 36]
+    told = [list(report.merges) for report in scheduler.of_kind("samples")]
+    assert [merges[:count] for count in range(1, RUNS + 1)] == [
+        each for index, each in enumerate(told) if each not in told[:index]
+    ]
     assert all(merge.delta_norm > 0 and merge.held_out_loss_after > 0 for merge in merges)
     (stored,) = [
         file

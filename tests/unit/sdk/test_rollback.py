@@ -15,8 +15,10 @@ from typer.testing import CliRunner
 from tests.support.platform_double import Script, a_file, a_platform
 from tunesmith import AsyncClient, Client, credentials
 from tunesmith.api.artifact.v1 import artifact_pb2
+from tunesmith.api.event.v1 import event_pb2
 from tunesmith.api.run.v1 import run_pb2
 from tunesmith.cli import session
+from tunesmith.cli.live import follow
 from tunesmith.cli.main import app
 from tunesmith.cli.run_page import show_run
 from tunesmith.credentials import Credentials
@@ -156,6 +158,20 @@ def test_the_command_line_goes_back_and_asks_for_runs(tmp_path: Path) -> None:
         )  # fmt: skip
     multi_run = script.submitted["mine"].spec.training.multi_run
     assert (multi_run.run_count, multi_run.samples_per_run) == (5, 200)
+
+
+def test_a_watched_run_tells_of_each_merge_once() -> None:
+    first, second = (
+        run_pb2.RunMerge(number=n, outcome=run_pb2.MERGE_OUTCOME_MERGED, weight=1) for n in (1, 2)
+    )
+    told = [event_pb2.SamplesRecorded(merges=m) for m in ([first], [first, second])]
+    events = [event_pb2.Event(samples_recorded=each) for each in (*told, told[-1])]
+    screen = Console(file=StringIO(), width=120)
+    for _ in follow(events, name="projects/p/runs/r1", screen=screen):
+        pass
+    said = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert said.count("run 1: merged") == 1
+    assert said.count("run 2: merged") == 1
 
 
 def test_a_run_shows_what_became_of_its_runs() -> None:

@@ -302,6 +302,14 @@ def test_a_limit_of_the_held_out_loss_needs_held_out_rows() -> None:
     assert not reds(examined(a_spec(training=given)))
 
 
+def test_a_multi_run_says_that_it_validates_after_each_run() -> None:
+    multi = MultiRun(run_count=3, samples_per_run=10)
+    given = a_training(multi_run=multi, validation=Validation(every_steps=5))
+    answer = examined(a_spec(training=given))
+    assert not reds(answer)
+    assert "training.validation.every_steps" in {found.field for found in answer.findings}
+
+
 def test_a_missing_dataset_is_refused_as_the_hub_says() -> None:
     """003-02"""
     gone = Fault(

@@ -97,10 +97,12 @@ class CheckpointStored(_message.Message):
     def __init__(self, step: _Optional[int] = ..., files: _Optional[_Iterable[_Union[_work_pb2.OutputFile, _Mapping]]] = ...) -> None: ...
 
 class SamplesTaken(_message.Message):
-    __slots__ = ("samples",)
+    __slots__ = ("samples", "merges")
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    MERGES_FIELD_NUMBER: _ClassVar[int]
     samples: _containers.RepeatedCompositeFieldContainer[_run_pb2.Sample]
-    def __init__(self, samples: _Optional[_Iterable[_Union[_run_pb2.Sample, _Mapping]]] = ...) -> None: ...
+    merges: _containers.RepeatedCompositeFieldContainer[_run_pb2.RunMerge]
+    def __init__(self, samples: _Optional[_Iterable[_Union[_run_pb2.Sample, _Mapping]]] = ..., merges: _Optional[_Iterable[_Union[_run_pb2.RunMerge, _Mapping]]] = ...) -> None: ...
 
 class ClockPaused(_message.Message):
     __slots__ = ("paused", "reason")
