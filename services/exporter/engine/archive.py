@@ -6,10 +6,12 @@ system can insert a block, nothing is copied at all.
 
 import ctypes
 import errno
+import hashlib
 import os
 import sys
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -25,19 +27,38 @@ _HEADER_BYTES: Final = 4096
 _LARGEST_HEADER_BYTES: Final = 65_536 - 4096
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checksums:
+    """A file's: `crc32` for the archive, `sha256` as hexadecimal digits for whoever receives it."""
+
+    crc32: int
+    sha256: str
+
+
+def checksums(path: Path) -> Checksums:
+    """Reads a file once for both."""
+    crc32, sha256 = 0, hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            crc32 = zlib.crc32(chunk, crc32)
+            sha256.update(chunk)
+    return Checksums(crc32=crc32, sha256=sha256.hexdigest())
+
+
 def bundle_in_place(
-    model: Path, target: Path, texts: Mapping[str, str], *, executables: frozenset[str]
+    model: Path, target: Path, texts: Mapping[str, str], *, crc32: int, executables: frozenset[str]
 ) -> None:
     """Turns `model` into the archive `target`, with the model first and the texts after it.
 
     Args:
         texts: content by name, in the order of the archive.
+        crc32: the model's.
     """
     partial = target.with_name(target.name + PARTIAL)
     model.replace(partial)
     with partial.open("r+b") as out:
         size_bytes = out.seek(0, os.SEEK_END)
-        entry = Entry(name=model.name, crc32=_crc32(out), size_bytes=size_bytes)
+        entry = Entry(name=model.name, crc32=crc32, size_bytes=size_bytes)
         header_bytes = _make_room(out)
         out.seek(0)
         out.write(zip_format.local_header(entry, total_bytes=header_bytes))
@@ -56,14 +77,6 @@ def bundle_in_place(
         os.fsync(out.fileno())
     partial.replace(target)
     sync_folder(target.parent)
-
-
-def _crc32(file: BinaryIO) -> int:
-    file.seek(0)
-    checksum = 0
-    while chunk := file.read(CHUNK_BYTES):
-        checksum = zlib.crc32(chunk, checksum)
-    return checksum
 
 
 def _make_room(file: BinaryIO) -> int:

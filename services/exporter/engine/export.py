@@ -1,10 +1,10 @@
 """One export from end to end: base, merge, quantise, prove, bundle. Runs in the working child."""
 
-import hashlib
 import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -18,7 +18,7 @@ from exporter.domain.gates import Figures
 from exporter.domain.gguf_format import Header, string_value
 from exporter.domain.quantization import Quantization, TensorType, parse_quantization
 from exporter.engine import proof, templates, writer
-from exporter.engine.archive import bundle_in_place
+from exporter.engine.archive import Checksums, bundle_in_place, checksums
 from exporter.engine.base import BaseModel, cache_key, prepare_base
 from exporter.engine.disk import disk_errors
 from exporter.engine.kernel.kernel import Kernel
@@ -99,14 +99,17 @@ def export(engine: Engine, job: Export, on_progress: OnProgress) -> Exported:
         model_path = target.parent / "model.gguf"
         with clock.step("merge"):
             _write(engine, base, plan, tensors, model_path, on_progress)
-        with clock.step("proof"):
+        # The file is hashed while it is proven: either mostly uses one core.
+        with clock.step("proof"), ThreadPoolExecutor(1) as aside:
             on_progress("proof", 0.0)
+            hashing = aside.submit(checksums, model_path)
             evidence = _prove(engine, base, tensors, model_path, mix, trained, adapter_folder)
+            sums = hashing.result()
         with clock.step("bundle"):
             on_progress("bundle", 0.0)
             facts = _facts(job, mix, base, gguf.header, trained, evidence.figures)
-            report = _report(engine, job, facts, evidence, adapter, model_path)
-            _archive(target, model_path, facts, report)
+            report = _report(engine, job, facts, evidence, adapter, sums, model_path)
+            _archive(target, model_path, sums, facts, report)
     return Exported(
         entries=bundle.ENTRIES, proof=_wire_figures(evidence.figures), seconds=clock.seconds
     )
@@ -219,18 +222,17 @@ def _report(
     facts: BundleFacts,
     evidence: _Evidence,
     adapter: Adapter,
+    sums: Checksums,
     path: Path,
 ) -> dict[str, Any]:
     """The content of export_proof.json."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     figures = evidence.figures
     return {
         "format": PROOF_FORMAT,
         "run": job.run,
         "base_model": job.base_model,
         "quantization": str(facts.quantization),
-        "model_sha256": digest,
+        "model_sha256": sums.sha256,
         "model_bytes": path.stat().st_size,
         "merged_matrices": len(adapter.deltas) + len(adapter.replacements),
         "proven": figures is not None,
@@ -267,7 +269,13 @@ def _behaviour(figures: Figures) -> dict[str, Any]:
     }
 
 
-def _archive(target: Path, model_path: Path, facts: BundleFacts, report: dict[str, Any]) -> None:
+def _archive(
+    target: Path,
+    model_path: Path,
+    sums: Checksums,
+    facts: BundleFacts,
+    report: dict[str, Any],
+) -> None:
     """Writes the archive; stored, since quantised weights hardly compress."""
     texts = {
         "Modelfile": bundle.modelfile(facts),
@@ -276,7 +284,9 @@ def _archive(target: Path, model_path: Path, facts: BundleFacts, report: dict[st
         "README.md": bundle.readme(facts),
         "export_proof.json": json.dumps(report, indent=2, ensure_ascii=False) + "\n",
     }
-    bundle_in_place(model_path, target, texts, executables=frozenset({"install.sh"}))
+    bundle_in_place(
+        model_path, target, texts, crc32=sums.crc32, executables=frozenset({"install.sh"})
+    )
 
 
 def _wire_figures(figures: Figures | None) -> ProofFigures:

@@ -10,7 +10,7 @@ import pytest
 
 from exporter.domain import zip_format
 from exporter.domain.zip_format import Entry
-from exporter.engine.archive import _shift, bundle_in_place
+from exporter.engine.archive import _shift, bundle_in_place, checksums
 
 
 def test_a_model_becomes_an_archive_in_its_place(tmp_path: Path) -> None:
@@ -20,7 +20,8 @@ def test_a_model_becomes_an_archive_in_its_place(tmp_path: Path) -> None:
     model.write_bytes(content)
     target = tmp_path / "bundle.zip"
     texts = {"Modelfile": "FROM ./model.gguf\n", "install.sh": "#!/bin/sh\n", "README.md": "ä\n"}
-    bundle_in_place(model, target, texts, executables=frozenset({"install.sh"}))
+    crc32 = checksums(model).crc32
+    bundle_in_place(model, target, texts, crc32=crc32, executables=frozenset({"install.sh"}))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle.zip"]
     with zipfile.ZipFile(target) as archive:
         assert archive.testzip() is None
@@ -37,7 +38,13 @@ def test_the_same_model_gives_the_same_archive(tmp_path: Path) -> None:
     for name in ("a.zip", "b.zip"):
         model = tmp_path / "model.gguf"
         model.write_bytes(b"GGUF" * 1000)
-        bundle_in_place(model, tmp_path / name, {"README.md": "x"}, executables=frozenset())
+        bundle_in_place(
+            model,
+            tmp_path / name,
+            {"README.md": "x"},
+            crc32=checksums(model).crc32,
+            executables=frozenset(),
+        )
         made.append((tmp_path / name).read_bytes())
     assert made[0] == made[1]
 
