@@ -67,4 +67,10 @@ def _restore_open_files(soft: int, hard: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     except (ValueError, OSError):
         # Without privileges the upper bound does not rise again.
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, left), left))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (smaller_limit(soft, left), left))
+
+
+def smaller_limit(one: int, other: int) -> int:
+    """The smaller of two limits of a process; "no limit" is a small number on some systems."""
+    limited = [each for each in (one, other) if each != resource.RLIM_INFINITY]
+    return min(limited, default=resource.RLIM_INFINITY)

@@ -26,6 +26,7 @@ from trainer.training.warm import Warm
 IDS = np.arange(24).reshape(2, 12) * 5 % 64
 ROWS = some_rows(30)
 CURVE_STEPS = 8
+NO_LIMIT = resource.RLIM_INFINITY
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +305,22 @@ def test_importing_mlx_takes_no_open_files_away(monkeypatch: pytest.MonkeyPatch)
     for name in [name for name in sys.modules if name.split(".")[0] == "mlx_lm"]:
         monkeypatch.delitem(sys.modules, name)
     mlx_presence.import_mlx()
-    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == before[0]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Who has no privileges cannot raise the upper bound again.
+    assert soft == mlx_presence.smaller_limit(before[0], hard)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "smaller"),
+    [
+        (1024, 4096, 1024),
+        (20000, 4096, 4096),
+        (NO_LIMIT, 4096, 4096),
+        (NO_LIMIT, NO_LIMIT, NO_LIMIT),
+    ],
+)
+def test_no_limit_is_larger_than_any(one: int, other: int, smaller: int) -> None:
+    assert mlx_presence.smaller_limit(one, other) == smaller
 
 
 @needs_mlx
