@@ -36,7 +36,6 @@ def main() -> None:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
     )
-    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     terms = msgspec.json.decode(sys.argv[2], type=Terms)
     facts = read_facts()
     if leaves_out_xformers(facts):
@@ -48,7 +47,9 @@ def main() -> None:
         is_apple=is_apple_silicon(),
         import_unsloth=import_unsloth,
         import_peft=import_peft,
+        begin_anew=_begin_anew,
     )
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     notes = tuple(f"{finding.sentence} {finding.next_step}" for finding in judge(facts))
     serve(channel, rails, notes)
 
@@ -88,6 +89,13 @@ def _ended(
     except Exception as error:
         log.exception("run %s ended unexpectedly", plan.run)
         return _failed(_as_fault(error))
+
+
+def _begin_anew(terms: Terms) -> None:
+    """This process once more from its first line, under other terms, with the same socket."""
+    told = msgspec.json.encode(terms).decode()
+    command = [sys.executable, "-m", "trainer.training", sys.argv[1], told]
+    os.execv(sys.executable, command)  # noqa: S606 - the same program again, without a shell
 
 
 def _log_to(path: str) -> None:

@@ -6,12 +6,13 @@ module is read first of all and imports none of the three by itself.
 
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 import torch
 
 from lexicon.faults import Fault, FaultCode
@@ -129,26 +130,40 @@ def find_rails(
     is_apple: bool = False,
     import_unsloth: Callable[[], Rail],
     import_peft: Callable[[], Rail],
+    begin_anew: Callable[[Terms], None],
 ) -> Rails:
-    """The rails of this process, imported in the order that they need."""
-    unsloth, failure = None, terms.unsloth_failure
-    if not failure and tries_unsloth(terms.unsloth, has_cuda=has_cuda):
+    """The rails of this process, imported in the order that they need.
+
+    Args:
+        begin_anew: replaces this process by one under other terms: an import that fails halfway has
+            changed the libraries around it already.
+    """
+    unsloth = None
+    if not terms.unsloth_failure and tries_unsloth(terms.unsloth, has_cuda=has_cuda):
         try:
             unsloth = import_unsloth()
         except Exception as error:
             log.exception("Unsloth cannot be imported")
-            failure = short_cause(error)
+            terms = msgspec.structs.replace(terms, unsloth_failure=short_cause(error))
+            begin_anew(terms)
     return Rails(
-        terms=terms, peft=import_peft(), unsloth=unsloth, failure=failure, is_apple=is_apple
+        terms=terms,
+        peft=import_peft(),
+        unsloth=unsloth,
+        failure=terms.unsloth_failure,
+        is_apple=is_apple,
     )
 
 
 def import_unsloth() -> Rail:
     """The rail of Unsloth, whose libraries are imported by this."""
-    # Read while it is imported: no count of downloads, and compiled code in a folder that nobody
-    # else could have filled before.
+    # Read while it is imported: no count of downloads, and compiled code in a folder of this user
+    # alone, as it is run again by the next process.
+    compiled = Path.home() / ".cache" / "tunesmith" / "unsloth"
+    compiled.mkdir(parents=True, exist_ok=True)
+    compiled.chmod(0o700)
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
-    os.environ["UNSLOTH_COMPILE_LOCATION"] = tempfile.mkdtemp(prefix="unsloth-")
+    os.environ["UNSLOTH_COMPILE_LOCATION"] = str(compiled)
     from trainer.training import unsloth_rail
 
     return unsloth_rail

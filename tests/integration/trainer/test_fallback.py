@@ -24,6 +24,13 @@ class FastLanguageModel:
 """
 
 
+BROKEN_AT_IMPORT = """
+import transformers.models.llama.modeling_llama as llama
+llama.LlamaAttention.forward = None  # It has changed the libraries by now.
+raise ImportError("libcudart.so.13: cannot open shared object file")
+"""
+
+
 @pytest.fixture
 def scheduler() -> Any:
     objects = ObjectServer()
@@ -62,6 +69,20 @@ async def test_unsloth_that_is_not_there_is_a_warning_and_the_run_completes(
             "transformers + PEFT. Set Trainer(unsloth_fallback=False) to disable."
         )
     ]
+    assert len(scheduler.completed) == 1
+
+
+async def test_an_import_that_fails_halfway_leaves_no_trace_in_the_fallback(
+    scheduler: FakeScheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """002-24"""
+    package = tmp_path / "broken" / "unsloth"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(BROKEN_AT_IMPORT)
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    await run(scheduler, tmp_path)
+    (told,) = warnings(scheduler)
+    assert "(ImportError: libcudart.so.13: cannot open shared object file)" in told
     assert len(scheduler.completed) == 1
 
 

@@ -385,6 +385,7 @@ def test_without_mlx_lm_the_training_step_says_so(backend: Backend) -> None:
         is_apple=True,
         import_unsloth=lambda: cast(Rail, None),
         import_peft=lambda: peft_rail,
+        begin_anew=lambda _: None,
     )
     with pytest.raises(Fault) as caught:
         train_run(a_plan(backend=backend), agent, apple, Warm())

@@ -94,6 +94,7 @@ def on_apple(tier: str) -> Rails:
         is_apple=True,
         import_unsloth=lambda: UNSLOTH,
         import_peft=lambda: peft_rail,
+        begin_anew=lambda _: None,
     )
 
 
@@ -125,6 +126,7 @@ def some_rails(failure: Exception | None, *, terms: Terms | None = None) -> Rail
         has_cuda=True,
         import_unsloth=unsloth,
         import_peft=lambda: peft_rail,
+        begin_anew=lambda _: None,
     )
 
 
@@ -152,8 +154,26 @@ def test_unsloth_comes_before_the_libraries_that_it_changes() -> None:
         has_cuda=True,
         import_unsloth=lambda: bring("unsloth", UNSLOTH),
         import_peft=lambda: bring("peft", peft_rail),
+        begin_anew=lambda _: None,
     )
     assert order == ["unsloth", "peft"]
+
+
+def test_an_import_that_fails_halfway_leaves_its_process_to_another() -> None:
+    """002-24: what it has changed by then must not reach the fallback."""
+    anew: list[Terms] = []
+
+    def broken() -> Rail:
+        raise ImportError("cut_cross_entropy")
+
+    find_rails(
+        Terms(tier="a100"),
+        has_cuda=True,
+        import_unsloth=broken,
+        import_peft=lambda: peft_rail,
+        begin_anew=anew.append,
+    )
+    assert anew == [Terms(tier="a100", unsloth_failure="ImportError: cut_cross_entropy")]
 
 
 @pytest.mark.parametrize(
