@@ -134,7 +134,7 @@ async def _refuse(
     if details:
         await context.abort(error.code(), error.details() or "", tuple(details))
     fault = fault_from_rpc(error)
-    fault.metadata["service"] = route.upstream.value
+    fault.metadata = {"service": route.upstream.value}
     if fault.code is FaultCode.DEP_SERVICE_UNAVAILABLE:
         log.warning("service does not answer", service=route.upstream, status=error.code().name)
     status = to_status(fault, code=error.code())
