@@ -1,5 +1,7 @@
 """A run on MLX through the whole platform: quote, training, GGUF, bill."""
 
+import time
+
 import pytest
 
 from tests.demo import lesson
@@ -11,6 +13,17 @@ from tunesmith.client import Client
 pytestmark = [pytest.mark.e2e, needs_mlx, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
+REGISTER_SECONDS = 240.0
+
+
+def wait_for_mlx(client: Client) -> None:
+    """A node registers once its child has loaded its libraries; until then nobody can do it."""
+    deadline = time.monotonic() + REGISTER_SECONDS
+    while not any("mlx" in node.capabilities for node in client.nodes.list()):
+        assert time.monotonic() < deadline, "no node has registered with MLX"
+        time.sleep(0.5)
+
+
 def test_a_run_on_mlx_ends_with_a_proven_gguf(client: Client, habit: str) -> None:
     """A17, 002-40: labelled experimental, leased by capability, exported like any other run."""
     spec = lesson.spec_for(lesson.read_lesson(), base=BASE)
@@ -19,6 +32,7 @@ def test_a_run_on_mlx_ends_with_a_proven_gguf(client: Client, habit: str) -> Non
     spec.training.max_steps = 8
     spec.training.micro_batch_size = 2
     report = client.runs.validate(spec)
+    wait_for_mlx(client)
     run = client.runs.submit(spec)
     told = list(client.runs.watch(run.name))
     run = client.runs.get(run.name)
