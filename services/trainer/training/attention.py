@@ -55,9 +55,6 @@ def segmented_attention(
         The attended values, (1, T, H, D).
     """
     assert attention_mask is None, "segments and a mask exclude each other"
-    groups = query_1HTD.shape[1] // key_1HTD.shape[1]
-    key_1HTD = key_1HTD.repeat_interleave(groups, dim=1) if groups > 1 else key_1HTD
-    value_1HTD = value_1HTD.repeat_interleave(groups, dim=1) if groups > 1 else value_1HTD
     lengths = list(segment_lengths or (query_1HTD.shape[2],))
     parts = [
         _causal(query, key, value, scaling=scaling, dropout=dropout, window=sliding_window)
@@ -86,8 +83,20 @@ def _causal(
         back = torch.arange(length, device=query.device)
         distance = back[:, None] - back[None, :]
         mask = (distance >= 0) & (distance < window)
+    groups = query.shape[1] // key.shape[1]
+    shares_heads = groups > 1 and mask is None and query.device.type == "cpu"
+    if groups > 1 and not shares_heads:
+        # Elsewhere the quick kernels do not all know heads that share keys; the slow one does.
+        key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     return functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, dropout_p=dropout
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scaling,
+        dropout_p=dropout,
+        enable_gqa=shares_heads,
     )
 
 
