@@ -12,6 +12,7 @@ of all.
 """
 
 import argparse
+import importlib
 import os
 import statistics
 import tempfile
@@ -214,9 +215,8 @@ def why_not_trl(rows: tuple[Row, ...]) -> str | None:
 
 def train_trl(rows: tuple[Row, ...], figures: Figures) -> None:
     """One epoch of TRL's SFTTrainer on the same model with PEFT, with the same padding."""
-    from datasets import Dataset  # type: ignore[import-not-found]
-    from trl import SFTConfig, SFTTrainer  # type: ignore[import-not-found]
-
+    # Neither is a dependency of ours: who wants the comparison installs them.
+    datasets, trl = importlib.import_module("datasets"), importlib.import_module("trl")
     words = {str(number): number for number in range(VOCABULARY)}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(words, unk_token="0")), pad_token="0", eos_token="1"
@@ -231,9 +231,9 @@ def train_trl(rows: tuple[Row, ...], figures: Figures) -> None:
         return collate(again, figures)
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer = SFTTrainer(
+        trainer = trl.SFTTrainer(
             model=a_model("sdpa"),
-            args=SFTConfig(
+            args=trl.SFTConfig(
                 output_dir=folder,
                 num_train_epochs=1,
                 per_device_train_batch_size=BATCH,
@@ -252,7 +252,7 @@ def train_trl(rows: tuple[Row, ...], figures: Figures) -> None:
                 dataset_kwargs={"skip_prepare_dataset": True},
                 seed=PLAN.seed,
             ),
-            train_dataset=Dataset.from_list(listed),
+            train_dataset=datasets.Dataset.from_list(listed),
             data_collator=collated,
             processing_class=tokenizer,
             callbacks=[figures.callback()],
