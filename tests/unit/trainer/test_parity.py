@@ -19,6 +19,7 @@ from trainer.domain.plan import TrainPlan
 from trainer.domain.schedule import learning_rate
 from trainer.training import loop, peft_rail
 from trainer.training.batches import Row, step_indices
+from trainer.training.warm import renew
 
 STEPS = 50
 ROWS = some_rows(7)
@@ -130,6 +131,10 @@ def test_an_nf4_base_is_held_in_four_bits_and_its_adapter_is_not(folder: Path) -
     adapted = peft_rail.attach(model, plan)
     trained = {p.dtype for p in adapted.parameters() if p.requires_grad}
     assert trained == {torch.float32}
+    drawn = {name: p.detach().clone() for name, p in adapted.named_parameters() if p.requires_grad}
+    renew(adapted, seed=plan.seed)
+    fresh = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    assert all(torch.equal(drawn[name], fresh[name]) for name in drawn)
     again = peft_rail.detach(adapted)
     assert not any(p.requires_grad for p in again.parameters())
     assert again.model.layers[0].mlp.down_proj.weight.dtype is torch.uint8
