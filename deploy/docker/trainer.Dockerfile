@@ -1,9 +1,11 @@
 # syntax=docker/dockerfile:1
-# The trainer. On a GPU node: --build-arg TORCH_BACKEND=cu130, and run with the NVIDIA runtime.
+# The trainer. On a GPU node: --build-arg TORCH_BACKEND=cu130 --build-arg UNSLOTH=2026.10.7, and run
+# with the NVIDIA runtime. Without UNSLOTH set TUNESMITH_UNSLOTH=never: transformers + PEFT train.
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS packages
 ARG TORCH_BACKEND=cpu
+ARG UNSLOTH=
 WORKDIR /opt/tunesmith
 COPY requirements/uv.txt requirements/trainer.txt requirements/torch.txt requirements/
 RUN python -m venv .venv \
@@ -11,7 +13,11 @@ RUN python -m venv .venv \
  && .venv/bin/uv pip install --no-cache --python .venv/bin/python --no-deps --require-hashes \
       -r requirements/trainer.txt \
  && .venv/bin/uv pip install --no-cache --python .venv/bin/python \
-      --torch-backend "${TORCH_BACKEND}" -r requirements/torch.txt
+      --torch-backend "${TORCH_BACKEND}" -r requirements/torch.txt \
+ && if [ -n "${UNSLOTH}" ]; then \
+      .venv/bin/uv pip install --no-cache --python .venv/bin/python \
+        --torch-backend "${TORCH_BACKEND}" -r requirements/torch.txt "unsloth==${UNSLOTH}"; \
+    fi
 
 FROM ${BASE}
 RUN useradd --system --uid 10001 --home-dir /var/lib/tunesmith --create-home tunesmith
