@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,15 +58,16 @@ def keep(plan: TrainPlan, record: MergeRecord, model: Any, *, warn: Warn) -> Mer
     }
     content = save(tensors, metadata={"format": "pt"})
     path = folder_of(plan) / run_folder(record.number) / WEIGHTS_NAME
+    partial = path.with_suffix(".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
         with partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.rename(path)
     except OSError as error:
+        _forget(partial)
         cause = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
         warn(
             FaultCode.STORAGE_FULL,
@@ -100,6 +102,7 @@ def bring_over(
         except OSError:
             whole = False
         if not whole:
+            _forget(target)
             warn(
                 FaultCode.STATE_CHECKPOINT_INVALID,
                 f"The adapter after run {record.number} was lost with its node: "
@@ -127,3 +130,9 @@ def complete(plan: TrainPlan, records: tuple[MergeRecord, ...], *, adapter_folde
     }
     (folder / HISTORY_NAME).write_text(json.dumps(document, indent=2) + "\n", "utf-8")
     return folder
+
+
+def _forget(path: Path) -> None:
+    """Delete what is not whole: the folder becomes an archive, with all that lies in it."""
+    with suppress(OSError):
+        path.unlink()

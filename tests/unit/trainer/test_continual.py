@@ -2,7 +2,10 @@
 
 import itertools
 import json
-from collections.abc import Callable
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -376,6 +379,31 @@ def test_a_disk_that_refuses_an_adapter_does_not_end_the_training(tmp_path: Path
     assert trial.outcomes == [Outcome.MERGED] * 2
     assert [code for code, _ in trial.warnings] == [FaultCode.STORAGE_FULL] * 2
     assert [path for _, path in trial.told] == [None, None]
+
+
+@contextmanager
+def a_full_disk(*, after_bytes: int) -> Iterator[None]:
+    """No file of this process can grow further: a write stops in the middle with an error."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (after_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_half_an_adapter_never_stays(tmp_path: Path) -> None:
+    """What lies in the folder becomes the artifact, so nothing may lie there that is not whole."""
+    trial = Trial(a_multi_run(tmp_path))
+    with a_full_disk(after_bytes=4096):
+        trial.train(until=2)
+    trial.train(until=4)
+    assert [code for code, _ in trial.warnings] == [FaultCode.STORAGE_FULL]
+    assert [bool(record.sha256) for record, _ in trial.told] == [False, True]
+    left = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
+    assert left == [Path("merges/run-002/adapter_model.safetensors")]
 
 
 def test_the_history_names_the_run_and_holds_adapters_that_load(tmp_path: Path) -> None:
