@@ -5,6 +5,7 @@ from pathlib import Path
 
 from chassis.config import env
 from trainer.domain.rails import CPU_TIER, UnslothPolicy
+from trainer.tracking import Tool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,23 @@ class Config:
         "HF_TOKEN",
         default=None,
         doc="token of the platform for the model hub, where a run brings none of its user",
+        secret=True,
+    )
+    tracking: Tool = env(
+        "TUNESMITH_TRACKING",
+        default=Tool.NONE,
+        doc="where figures of training go beside the platform: none, tensorboard, mlflow, wandb",
+        parse=Tool,
+    )
+    tracking_uri: str = env(
+        "TUNESMITH_TRACKING_URI",
+        default="",
+        doc="folder of TensorBoard's files or of offline W&B runs, or address of the MLflow server",
+    )
+    tracking_token: str | None = env(
+        "MLFLOW_TRACKING_TOKEN",
+        default=None,
+        doc="bearer token of the MLflow server; W&B reads its own WANDB_API_KEY",
         secret=True,
     )
     unsloth: UnslothPolicy = env(

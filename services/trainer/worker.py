@@ -41,6 +41,8 @@ from trainer.pipe import (
     Warned,
 )
 from trainer.thermal import ThermalGuard, limits
+from trainer.trackers import Destination, tracker_for
+from trainer.tracking import Outcome, Tracking, subject_of
 from tunesmith.api.run.v1 import run_pb2
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2
 
@@ -65,6 +67,9 @@ class Trainer:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._tracking = Destination(
+            tool=config.tracking, uri=config.tracking_uri, token=config.tracking_token
+        )
         self._child: Child | None = None
         self._child_lock = asyncio.Lock()
         self._preparing: asyncio.Task[None] | None = None
@@ -112,13 +117,20 @@ class Trainer:
 
     async def _work(self, session: LeaseSession) -> None:
         task = _Task(session=session, folder=self._run_folder(session.lease))
+        outcome = Outcome.CANCELLED
         try:
             await self._train(task)
+            outcome = Outcome.COMPLETED
         except Fault as fault:
+            outcome = Outcome.FAILED
             await session.fail(_with_stage(fault, task.stage))
         except Exception as error:
             log.exception("lease_failed", run=session.lease.run)
+            outcome = Outcome.FAILED
             await session.fail(_with_stage(unforeseen(error), task.stage))
+        finally:
+            if task.tracking is not None:
+                task.tracking.end(outcome)
 
     async def _train(self, task: "_Task") -> None:
         session = task.session
@@ -133,6 +145,7 @@ class Trainer:
             work_folder=task.folder,
             log_path=self._log_path(session.lease),
         )
+        task.plan = plan
         child = await self._ready_child()
         finished = await self._drive(child, plan, task)
         task.enter(Stage.UPLOAD)
@@ -184,9 +197,12 @@ class Trainer:
                     from_step=message.from_step, total_steps=message.total_steps
                 )
                 task.session.report(report(training_started=started))
+                task.tracking = self._tracking_of(task.plan, message.from_step)
             case StepTaken():
                 task.metrics = wire.metrics(message)
                 task.session.report(report(metrics=task.metrics))
+                if task.tracking is not None:
+                    task.tracking.add(task.metrics)
             case Warned():
                 task.session.report(report(warning=wire.warning(message)))
             case CheckpointWritten():
@@ -205,6 +221,11 @@ class Trainer:
                 raise Fault(FaultCode.INTERNAL_UNEXPECTED, kind=type(message).__name__)
             case _:
                 assert_never(message)
+
+    def _tracking_of(self, plan: TrainPlan | None, from_step: int) -> Tracking | None:
+        assert plan is not None, "what trains has a plan"
+        begin = tracker_for(self._tracking, subject_of(plan, from_step=from_step))
+        return Tracking(begin) if begin else None
 
     async def _pass_finish_on(self, child: Child, session: LeaseSession) -> None:
         await session.finish_requested.wait()
@@ -296,6 +317,8 @@ class _Task:
     stage: Stage = Stage.PROVISIONING
     metrics: run_pb2.RunMetrics | None = None
     samples: list[run_pb2.Sample] = field(default_factory=list)
+    plan: TrainPlan | None = None
+    tracking: Tracking | None = None
     merges: list[run_pb2.RunMerge] = field(default_factory=list)
 
     def enter(self, stage: Stage) -> None:

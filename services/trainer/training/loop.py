@@ -32,7 +32,7 @@ from trainer.training.batches import (
 from trainer.training.memory import is_out_of_memory, release_memory
 from trainer.training.objective import summed_loss
 from trainer.training.optimizer import Updater, make_updater
-from trainer.training.preference import Goal
+from trainer.training.preference import Goal, Tally
 
 # Where a checkpoint keeps the loss scale.
 LOSS_SCALE_KEY = "loss_scale"
@@ -91,6 +91,8 @@ class StepFigures:
     trained_token_count: int
     seconds: float
     skipped: bool = False
+    preference_margin: float | None = None
+    preference_accuracy: float | None = None
 
 
 def begin(model: Any, plan: TrainPlan, *, loss_scale: LossScale | None = None) -> TrainState:
@@ -168,7 +170,7 @@ def _try_step(
         packing=plan.packing,
     )
     factor = state.loss_scale.factor if state.loss_scale else 1.0
-    loss_sum, computed_count = 0.0, 0
+    loss_sum, computed_count, tally = 0.0, 0, Tally()
     for batch in micro_batches(
         rows,
         micro_batch_size=state.ladder.micro_batch_size,
@@ -176,7 +178,7 @@ def _try_step(
         device=arithmetic.device,
     ):
         with arithmetic.context():
-            loss = batch_loss(state.model, batch, goal, reference_point=point)
+            loss = batch_loss(state.model, batch, goal, reference_point=point, tally=tally)
         (loss / divisor * factor).backward()
         loss_sum += loss.item()
         computed_count += batch.computed_token_count
@@ -206,6 +208,8 @@ def _try_step(
         trained_token_count=trained_count,
         seconds=time.perf_counter() - began,
         skipped=skipped,
+        preference_margin=tally.margin,
+        preference_accuracy=tally.accuracy,
     )
 
 
@@ -249,12 +253,17 @@ def mean_loss(
 
 
 def batch_loss(
-    model: Any, batch: MicroBatch, goal: Goal | None, *, reference_point: float
+    model: Any,
+    batch: MicroBatch,
+    goal: Goal | None,
+    *,
+    reference_point: float,
+    tally: Tally | None = None,
 ) -> torch.Tensor:
-    """The summed loss of a micro-batch, by whichever method."""
+    """The summed loss of a micro-batch, by whichever method; preferences are counted in `tally`."""
     if goal is None:
         return summed_loss(model, batch)
-    return preference.summed_loss(model, batch, goal, reference_point=reference_point)
+    return preference.summed_loss(model, batch, goal, reference_point=reference_point, tally=tally)
 
 
 def clip(state: TrainState, *, max_norm: float) -> float:

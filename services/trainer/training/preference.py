@@ -44,6 +44,37 @@ class Goal:
     max_sequence_tokens: int
 
 
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """How surely a step's examples were judged rightly, over all its micro-batches.
+
+    The margin of a pair is beta times how much more likely the chosen continuation is than the
+    rejected one: by log-ratios to the reference (DPO), or by mean log-probabilities (ORPO, SimPO).
+    That of a single example (KTO) is beta times how far its log-ratio is beyond the reference
+    point, to the side where its verdict wants it. Above 0 is right.
+    """
+
+    margin_sum: float = 0.0
+    right_count: int = 0
+    count: int = 0
+
+    def add(self, margins_B: torch.Tensor) -> None:
+        """Count the examples of a micro-batch in."""
+        self.margin_sum += margins_B.detach().sum().item()
+        self.right_count += int((margins_B > 0).sum())
+        self.count += len(margins_B)
+
+    @property
+    def margin(self) -> float | None:
+        """Mean margin; None where nothing is preferred."""
+        return self.margin_sum / self.count if self.count else None
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of examples whose margin is above 0; None where nothing is preferred."""
+        return self.right_count / self.count if self.count else None
+
+
 def goal_of(plan: TrainPlan) -> Goal | None:
     """What the plan wants of preferences; None for SFT, which learns single tokens."""
     if plan.method is Method.SFT:
@@ -58,25 +89,38 @@ def goal_of(plan: TrainPlan) -> Goal | None:
 
 
 def summed_loss(
-    model: Any, batch: MicroBatch, goal: Goal, *, reference_point: float
+    model: Any,
+    batch: MicroBatch,
+    goal: Goal,
+    *,
+    reference_point: float,
+    tally: Tally | None = None,
 ) -> torch.Tensor:
     """The loss summed over the examples of a micro-batch.
 
     Args:
         reference_point: what `reference_point` said of all examples of the step; only KTO reads it.
+        tally: counts the examples in.
     """
+    tally = tally or Tally()
     match goal.method:
         case Method.DPO:
-            return dpo_losses(log_ratios(model, batch), beta=goal.beta).sum()
+            ratios_S = log_ratios(model, batch)
+            tally.add(goal.beta * (ratios_S[0::2] - ratios_S[1::2]))
+            return dpo_losses(ratios_S, beta=goal.beta).sum()
         case Method.ORPO:
-            return orpo_losses(_mean_logprobs(model, batch), beta=goal.beta).sum()
+            means_S = _mean_logprobs(model, batch)
+            tally.add(goal.beta * (means_S[0::2] - means_S[1::2]))
+            return orpo_losses(means_S, beta=goal.beta).sum()
         case Method.SIMPO:
             means_S = _mean_logprobs(model, batch)
+            tally.add(goal.beta * (means_S[0::2] - means_S[1::2]))
             return simpo_losses(means_S, beta=goal.beta, gamma=goal.gamma).sum()
         case Method.KTO:
-            return kto_losses(
-                log_ratios(model, batch), batch.examples, beta=goal.beta, point=reference_point
-            ).sum()
+            ratios_B = log_ratios(model, batch)
+            signs_B = _signs(batch.examples, like=ratios_B)
+            tally.add(signs_B * goal.beta * (ratios_B - reference_point))
+            return kto_losses(ratios_B, batch.examples, beta=goal.beta, point=reference_point).sum()
         case Method.SFT:
             raise AssertionError("SFT has no preferences")
 
@@ -121,7 +165,7 @@ def kto_losses(
     Source: Ethayarajh et al. 2024, arXiv:2402.01306, equation 8.
     """
     judged = [example for example in examples if isinstance(example, Judged)]
-    signs_B = ratios_B.new_tensor([1.0 if example.desirable else -1.0 for example in judged])
+    signs_B = _signs(examples, like=ratios_B)
     weights_B = ratios_B.new_tensor([example.weight for example in judged])
     return weights_B * (1 - torch.sigmoid(signs_B * beta * (ratios_B - point)))
 
@@ -175,6 +219,12 @@ def log_ratios(model: Any, batch: MicroBatch) -> torch.Tensor:
     with _judging(model), model.disable_adapter():
         reference_S = _logprobs(model, batch)
     return _logprobs(model, batch) - reference_S
+
+
+def _signs(examples: Sequence[Example], *, like: torch.Tensor) -> torch.Tensor:
+    """1 for each desirable example and -1 for each other, (B,)."""
+    judged = [example for example in examples if isinstance(example, Judged)]
+    return like.new_tensor([1.0 if example.desirable else -1.0 for example in judged])
 
 
 def _logprobs(model: Any, batch: MicroBatch) -> torch.Tensor:

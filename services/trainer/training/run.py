@@ -306,6 +306,8 @@ def _told(
         micro_batch_size=state.ladder.micro_batch_size,
         accumulation_steps=state.ladder.accumulation_steps,
         trained_token_count=state.trained_token_count,
+        preference_margin=figures.preference_margin,
+        preference_accuracy=figures.preference_accuracy,
     )
 
 
