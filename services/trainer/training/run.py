@@ -4,7 +4,6 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,6 @@ import torch
 from peft import PeftModel
 
 from lexicon.faults import Fault, FaultCode
-from trainer.domain.card import model_card
 from trainer.domain.continual import MergeRecord
 from trainer.domain.healing import Ladder
 from trainer.domain.mlx import require_supported
@@ -23,7 +21,6 @@ from trainer.domain.rails import Device
 from trainer.domain.remaining import StepTimer
 from trainer.domain.scaling import LossScale
 from trainer.pipe import (
-    Answer,
     CheckpointWritten,
     Finished,
     RunMerged,
@@ -34,19 +31,19 @@ from trainer.pipe import (
     Warned,
 )
 from trainer.training import checkpoint, loop, speech
-from trainer.training.adapter import require_changed, write_adapter
 from trainer.training.arithmetic import Arithmetic, arithmetic_for, threads_for
 from trainer.training.channel import Channel
 from trainer.training.compiling import compiled
 from trainer.training.continual import MERGED_PREFIX, TUNED_PREFIX, Course
 from trainer.training.dataset import Desk
+from trainer.training.delivery import deliver
 from trainer.training.isolation import is_proven, keeps_examples_apart, require_working
-from trainer.training.memory import is_out_of_memory, peak_bytes
+from trainer.training.memory import peak_bytes
 from trainer.training.mlx_presence import require_available
-from trainer.training.peft_rail import over_whole_base, speaking, width_of
+from trainer.training.peft_rail import width_of
 from trainer.training.probe import probe
-from trainer.training.rails import Rail, Rails, loading
-from trainer.training.sampling import Sampler, tell_failure
+from trainer.training.rails import Rails, loading
+from trainer.training.sampling import Sampler
 from trainer.training.validation import BEST_PREFIX, split
 from trainer.training.warm import Warm, conditions_of
 from trainer.training.writer import CheckpointWriter
@@ -99,8 +96,9 @@ def train_run(plan: TrainPlan, channel: Channel, rails: Rails, warm: Warm) -> Fi
     # Unsloth brings kernels of its own for what would be compiled.
     with compiled(adapted, wanted=plan.torch_compile and rail is rails.peft) as count:
         log.info("%d parts of the model are compiled", count)
-        course, last = _train(adapted, plan, desk, arithmetic, channel, warm, sampler)
-    finished = _deliver(speaker, course, desk, rail, channel=channel, last=last, warm=warm)
+        course, last, done = _train(adapted, plan, desk, arithmetic, channel, warm, sampler)
+    channel.send(StageBegan(stage="saving"))
+    finished = deliver(speaker, course, desk, rail, last=last, done_count=done, warm=warm)
     kept = (plan.base.base_model,) if warm.keep() else ()
     return msgspec.structs.replace(finished, warm=kept)
 
@@ -137,8 +135,8 @@ def _train(
     channel: Channel,
     warm: Warm,
     sampler: Sampler,
-) -> tuple[Course, StepTaken | None]:
-    """Take all steps that are left; the figures of the last one, None when none was left."""
+) -> tuple[Course, StepTaken | None, int]:
+    """Take all steps that are left; figures of the last one, if any, and how many are done."""
     adapted.train()
     loss_scale = LossScale() if arithmetic.scales_loss else None
     state = loop.begin(adapted, plan, loss_scale=loss_scale)
@@ -196,7 +194,7 @@ def _train(
     if state.skipped_count:
         text = f"{state.skipped_count} of {state.step} steps were skipped: fp16 overflowed"
         warn(channel, FaultCode.RUNTIME_STEPS_SKIPPED, text)
-    return course, last
+    return course, last, state.step
 
 
 def _sample(sampler: Sampler, step: int, channel: Channel) -> None:
@@ -309,76 +307,6 @@ def _told(
         preference_margin=figures.preference_margin,
         preference_accuracy=figures.preference_accuracy,
     )
-
-
-def _deliver(
-    speaker: speech.Speaker,
-    course: Course,
-    desk: Desk,
-    rail: Rail,
-    *,
-    channel: Channel,
-    last: StepTaken | None,
-    warm: Warm,
-) -> Finished:
-    """Write the adapter first; samples and proof come after it and cannot take it away."""
-    plan = course.plan
-    channel.send(StageBegan(stage="saving"))
-    adapted = speaker.model
-    require_changed(adapted)
-    folder = Path(plan.work_folder) / "adapter"
-    write_adapter(
-        adapted,
-        plan,
-        folder,
-        tokenizer=desk.tokenizer,
-        template_source=desk.template.source,
-        card=model_card(plan, steps=last.step if last else None, loss=last.loss if last else None),
-    )
-    merges = course.write_history(folder)
-    adapted.eval()
-    samples: tuple[Answer, ...] = ()
-    proof: Path | None = None
-    prompts = desk.prompts
-    try:
-        with rail.speaking(adapted):
-            samples, answers = speech.ask_both(speaker, prompts, step=last.step if last else 0)
-            proof = Path(plan.work_folder) / speech.PROOF_NAME
-            _write_proof(speaker, plan, folder, prompts, answers, proof)
-    except Exception as error:
-        log.exception("samples and proof failed")
-        proof = None
-        what = "The adapter is whole, but not all of its samples and proof could be made"
-        tell_failure(error, what, warn=lambda code, text: warn(channel, code, text))
-        if not is_out_of_memory(error):
-            # Whatever is broken now must not be what the next run begins with.
-            warm.drop()
-    return Finished(
-        adapter_folder=str(folder),
-        proof_path=str(proof) if proof else None,
-        merges_folder=str(merges) if merges else None,
-        samples=samples,
-        warm=(),
-    )
-
-
-def _write_proof(
-    speaker: speech.Speaker,
-    plan: TrainPlan,
-    folder: Path,
-    prompts: Sequence[speech.Prompt],
-    answers: Sequence[Sequence[int]],
-    path: Path,
-) -> None:
-    """The reference of the export, over the base that the export merges into."""
-    names = {"base_model": plan.base.base_model, "run": plan.run}
-    if not speaker.arithmetic.four_bit:
-        speech.write_proof(speaker, prompts, answers, path, **names)
-        return
-    model, arithmetic = over_whole_base(plan, folder, speaker.arithmetic)
-    whole = replace(speaker, model=model, arithmetic=arithmetic)
-    with speaking(model):
-        speech.write_proof(whole, prompts, answers, path, **names)
 
 
 def tell_healed(channel: Channel, ladder: Ladder, *, what: str = "the step") -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -51,7 +52,8 @@ def mlflow(tmp_path: Path) -> Iterator[str]:
             time.sleep(0.2)
         yield url
     finally:
-        server.terminate()
+        # With its workers, which do not hurry.
+        os.killpg(server.pid, signal.SIGKILL)
         server.wait(20)
 
 

@@ -18,7 +18,7 @@ from tests.support.training import (
 )
 from trainer.domain.plan import Method, TrainPlan
 from trainer.training import loop, peft_rail, preference
-from trainer.training.batches import IGNORED_LABEL, Example, Judged, Row
+from trainer.training.batches import IGNORED_LABEL, Example, Row
 
 PAIR_METHODS = (Method.DPO, Method.ORPO, Method.SIMPO)
 
@@ -78,8 +78,8 @@ def test_figures_do_not_depend_on_how_a_step_is_cut(method: Method) -> None:
         plan = a_preference_plan(method, micro_batch_size=8, accumulation_steps=1)
         state = begin(plan)
         state.ladder = replace(state.ladder, micro_batch_size=size)
-        for _ in range(2):
-            taken = step(state, examples, plan)
+        step(state, examples, plan)
+        taken = step(state, examples, plan)
         found.append((taken.preference_margin, taken.preference_accuracy))
     assert found[1] == pytest.approx(found[0], abs=1e-5)
     assert found[2] == pytest.approx(found[0], abs=1e-5)
@@ -96,7 +96,7 @@ def test_training_raises_margin_and_accuracy(method: Method) -> None:
 
 
 def test_a_verdict_is_right_on_its_own_side_of_the_reference_point() -> None:
-    judged = [example for example in some_verdicts(4) if isinstance(example, Judged)]
+    judged = some_verdicts(4)
     tally = preference.Tally()
     ratios_B = torch.tensor([0.5, 0.1, -2.0, 3.0])
     signs_B = preference._signs(judged, like=ratios_B)

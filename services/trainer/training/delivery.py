@@ -1,0 +1,107 @@
+"""What a run hands over at its end: the adapter, three samples, and the proof's reference."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lexicon.faults import FaultCode
+from trainer.domain.card import model_card
+from trainer.domain.plan import TrainPlan
+from trainer.pipe import Answer, Finished, StepTaken
+from trainer.training import speech
+from trainer.training.adapter import require_changed, write_adapter
+from trainer.training.continual import Course
+from trainer.training.dataset import Desk
+from trainer.training.memory import is_out_of_memory
+from trainer.training.peft_rail import over_whole_base, speaking
+from trainer.training.rails import Rail
+from trainer.training.sampling import tell_failure
+from trainer.training.warm import Warm
+
+log = logging.getLogger(__name__)
+ADAPTER_FOLDER = "adapter"
+# The text of 002-23. The path is the one among the run's outputs: folders of the node are nobody's
+# business.
+UNTRAINED_TEXT = (
+    f"Trainer.save() called before train() — writing init-weight LoRA adapter to {ADAPTER_FOLDER}"
+)
+
+
+def deliver(
+    speaker: speech.Speaker,
+    course: Course,
+    desk: Desk,
+    rail: Rail,
+    *,
+    last: StepTaken | None,
+    done_count: int,
+    warm: Warm,
+) -> Finished:
+    """Write the adapter first; samples and proof come after it and cannot take it away.
+
+    Args:
+        last: figures of the last step of this attempt; None when it took none.
+        done_count: steps of all attempts. An adapter that was ended before its first one is
+            written as it is, with a warning; the exporter refuses it.
+    Raises:
+        Fault: RUNTIME_ADAPTER_UNCHANGED when it was trained and has not moved, STORAGE_FULL.
+    """
+    plan, adapted = course.plan, speaker.model
+    if done_count:
+        require_changed(adapted)
+    else:
+        course.warn(FaultCode.EXPORT_ADAPTER_UNTRAINED, UNTRAINED_TEXT)
+    folder = Path(plan.work_folder) / ADAPTER_FOLDER
+    write_adapter(
+        adapted,
+        plan,
+        folder,
+        tokenizer=desk.tokenizer,
+        template_source=desk.template.source,
+        card=model_card(plan, steps=last.step if last else None, loss=last.loss if last else None),
+    )
+    merges = course.write_history(folder)
+    adapted.eval()
+    samples: tuple[Answer, ...] = ()
+    proof: Path | None = None
+    prompts = desk.prompts
+    try:
+        with rail.speaking(adapted):
+            samples, answers = speech.ask_both(speaker, prompts, step=done_count)
+            proof = Path(plan.work_folder) / speech.PROOF_NAME
+            _write_proof(speaker, plan, folder, prompts, answers, proof)
+    except Exception as error:
+        log.exception("samples and proof failed")
+        proof = None
+        what = "The adapter is whole, but not all of its samples and proof could be made"
+        tell_failure(error, what, warn=course.warn)
+        if not is_out_of_memory(error):
+            # Whatever is broken now must not be what the next run begins with.
+            warm.drop()
+    return Finished(
+        adapter_folder=str(folder),
+        proof_path=str(proof) if proof else None,
+        merges_folder=str(merges) if merges else None,
+        samples=samples,
+        warm=(),
+    )
+
+
+def _write_proof(
+    speaker: speech.Speaker,
+    plan: TrainPlan,
+    folder: Path,
+    prompts: Sequence[speech.Prompt],
+    answers: Sequence[Sequence[int]],
+    path: Path,
+) -> None:
+    """The reference of the export, over the base that the export merges into."""
+    names = {"base_model": plan.base.base_model, "run": plan.run}
+    if not speaker.arithmetic.four_bit:
+        speech.write_proof(speaker, prompts, answers, path, **names)
+        return
+    model, arithmetic = over_whole_base(plan, folder, speaker.arithmetic)
+    whole = replace(speaker, model=model, arithmetic=arithmetic)
+    with speaking(model):
+        speech.write_proof(whole, prompts, answers, path, **names)
