@@ -251,7 +251,7 @@ def smoke(
         bool, typer.Option("--waive-refund", help="For a --base that is not verified.")
     ] = False,
     timeout: Annotated[
-        float, typer.Option(help="Longest time for all of it, in seconds.", min=1)
+        float, typer.Option(help="Longest time for all of it, in seconds.", min=0.1)
     ] = TIMEOUT_SECONDS,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the adapter and the GGUF.")] = False,
     json_: Json = False,

@@ -64,7 +64,7 @@ def test_a_run_that_is_not_done_in_time_is_cancelled(
 ) -> None:
     """003-22: the timeout is short, and nothing goes on behind the user's back."""
     script.is_stuck = True
-    code, answer = smoked("--timeout", "1")
+    code, answer = smoked("--timeout", "0.2")
     assert code == 8
     assert answer["checks"][-1]["code"] == "RUN_TIMEOUT"
     assert "'queued'" in answer["checks"][-1]["sentence"]
@@ -78,7 +78,7 @@ def test_without_a_trainer_nothing_is_sent(
     """003-22"""
     if not words:
         script.node_state = work_pb2.NODE_STATE_LOST
-    code, answer = smoked(*words, "--timeout", "1")
+    code, answer = smoked(*words, "--timeout", "0.2")
     assert code == 8
     assert answer["checks"][-1]["name"] == "a trainer is up"
     assert not script.uploads
