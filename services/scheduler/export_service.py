@@ -147,7 +147,7 @@ class ExportService(export_service_pb2_grpc.ExportServiceServicer):
                 now = await transaction.now()
                 export = _new_export(name, source, quantization, now=now)
                 sealed = None
-                if request.hub_token:
+                if request.hub_token and wire_exports.is_from_hub(source):
                     sealed = self._sealer.seal(request.hub_token, owner=export.name)
                 await transaction.exports.insert(export, sealed_token=sealed)
                 await transaction.wake_exporters()

@@ -120,16 +120,21 @@ class ExportWork:
 
     async def sign_outputs(
         self, request: work_service_pb2.SignOutputsRequest
-    ) -> dict[str, tuple[str, str]]:
-        """URI and URL of each output by its path."""
+    ) -> work_service_pb2.SignOutputsResponse:
+        """Where each output goes, in the order of the request."""
         async with self._store.transaction() as transaction:
             export, lease, _ = await _lock(transaction, request)
             exports.held(export, fencing_epoch=lease.fencing_epoch)
         prefix = wire_exports.output_prefix(export, lease.fencing_epoch)
-        uris = {file.path: wire_work.output_uri(file, prefix=prefix) for file in request.files}
-        sizes = {uris[file.path]: file.size_bytes for file in request.files}
-        urls = await self._peers.sign_writes(sizes)
-        return {path: (uri, urls[uri]) for path, uri in uris.items()}
+        uris = [wire_work.output_uri(file, prefix=prefix) for file in request.files]
+        sizes = [file.size_bytes for file in request.files]
+        urls = await self._peers.sign_writes(dict(zip(uris, sizes, strict=True)))
+        return work_service_pb2.SignOutputsResponse(
+            outputs=[
+                work_service_pb2.SignedOutput(path=file.path, uri=uri, url=urls[uri])
+                for file, uri in zip(request.files, uris, strict=True)
+            ]
+        )
 
     async def complete(self, request: work_service_pb2.CompleteTaskRequest) -> None:
         """Puts the bundle into the hub entry; a hub that will never take it ends the export."""

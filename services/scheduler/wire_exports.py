@@ -79,6 +79,12 @@ def parameter_count_of(source: Source) -> int:
     return max(inputs.model.parameter_count, 0)
 
 
+def is_from_hub(source: Source) -> bool:
+    """Whether the exporter fetches the base model from the model hub."""
+    inputs = wire.parse(validation_service_pb2.ValidateRunResponse, source.inputs)
+    return not inputs.model.files
+
+
 def output_prefix(export: Export, fencing_epoch: int) -> str:
     """URI under which a lease may write: apart from the run's own folder, which is swept."""
     export_id = export.name.rpartition("/")[2]

@@ -146,13 +146,7 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
                 field="files",
             )
         if is_export(request.lease_id):
-            signed = await self._exports.sign_outputs(request)
-            return work_service_pb2.SignOutputsResponse(
-                outputs=[
-                    work_service_pb2.SignedOutput(path=path, uri=uri, url=url)
-                    for path, (uri, url) in signed.items()
-                ]
-            )
+            return await self._exports.sign_outputs(request)
         async with self._store.transaction() as transaction:
             record, lease, _ = await _lock(transaction, request)
             leasing.held(record.run, fencing_epoch=lease.fencing_epoch)

@@ -362,15 +362,18 @@ async def test_it_is_told_of_in_the_log_and_the_run_is_not(
         assert await watched(all_.user, run.name) == before
 
 
+@pytest.mark.parametrize("in_store", [False, True])
 async def test_a_token_for_the_hub_reaches_the_exporter_and_nobody_else(
-    scheduler: SchedulerProcess, fakes: Neighbours
+    scheduler: SchedulerProcess, fakes: Neighbours, in_store: bool
 ) -> None:
+    """It is kept only where the base is fetched from the model hub."""
     fakes.validator.gguf = False
     async with people(scheduler.address) as all_:
+        fakes.validator.in_store = in_store
         run = await trained(all_)
         export = await asked(all_, run.artifact, hub_token="hf_verysecret")
         lease = await leased(all_.exporter, EXPORTER)
-        assert lease.export.base.hub_token == "hf_verysecret"
+        assert lease.export.base.hub_token == ("" if in_store else "hf_verysecret")
         assert "hf_verysecret" not in str(await state_of(all_, export.name))
     assert "hf_verysecret" not in scheduler.log.read_text()
 
