@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(120
 
 KILLS = 100
 FULL_DISKS = 100
-RUN_SECONDS = 60.0
+RUN_SECONDS = 240.0
 MEBIBYTE = 1 << 20
 # What the export of the demo's model needs on the work disk at the most.
 NEEDED_BYTES = 3 * MEBIBYTE
