@@ -27,7 +27,7 @@ from transformers import Trainer, TrainingArguments
 
 from lexicon.faults import Fault
 from tests.bench import frame
-from tests.bench.packing import BATCH, PLAN, a_model, alpaca_like
+from tests.bench.packing import BATCH, PLAN, a_model, a_stock_model, alpaca_like
 from tests.support.peer_trainer import Figures, collate
 from tests.support.training import FP32
 from trainer.training import checkpoint, loop
@@ -192,7 +192,7 @@ def measure_peer(rows: tuple[Row, ...], folder: Path, steps: int) -> dict[str, A
     """What saving every step costs transformers.Trainer."""
     figures = Figures()
     trainer = SavingTrainer(
-        model=a_model("sdpa"),
+        model=a_stock_model(),
         args=TrainingArguments(
             output_dir=str(folder),
             max_steps=steps,

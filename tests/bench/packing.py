@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft.tuners.lora import Linear
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch.nn import functional
@@ -164,6 +165,15 @@ def a_model(attention: str) -> Any:
     return peft_rail.attach(model.requires_grad_(False), PLAN).train()
 
 
+def a_stock_model() -> Any:
+    """The same as a user of PEFT has it: our computation is taken off PEFT's layers again."""
+    model = a_model("sdpa")
+    for layer in model.modules():
+        if isinstance(layer, Linear):
+            vars(layer).pop("forward", None)
+    return model
+
+
 def train_ours(rows: tuple[Row, ...], figures: Figures) -> None:
     """One epoch of our loop."""
     state = loop.begin(a_model(SEGMENTED), PLAN)
@@ -180,7 +190,7 @@ def train_ours(rows: tuple[Row, ...], figures: Figures) -> None:
 
 def train_theirs(rows: tuple[Row, ...], figures: Figures) -> None:
     """One epoch of transformers.Trainer on the same model with PEFT."""
-    model = a_model("sdpa")
+    model = a_stock_model()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=model,
@@ -232,7 +242,7 @@ def train_trl(rows: tuple[Row, ...], figures: Figures) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = trl.SFTTrainer(
-            model=a_model("sdpa"),
+            model=a_stock_model(),
             args=trl.SFTConfig(
                 output_dir=folder,
                 num_train_epochs=1,

@@ -4,14 +4,18 @@ import errno
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load
 
 from lexicon.faults import Fault, FaultCode
+from tests.support.training import a_plan
 from tests.unit.trainer.test_checkpoint import PROGRESS
+from trainer.pipe import CheckpointWritten, Warned
 from trainer.training import checkpoint
+from trainer.training.run import checkpoint_writer
 from trainer.training.snapshot import Snapshot
 from trainer.training.writer import CheckpointWriter
 
@@ -142,3 +146,36 @@ def test_want_of_memory_costs_the_checkpoint_and_not_the_run(tmp_path: Path) -> 
         writer.save(at(2), {"weight/a": torch.ones(3)}, {})
     assert [fault.code for fault in told.faults] == [FaultCode.STATE_CHECKPOINT_INVALID]
     assert told.written == [2]
+
+
+class FakeChannel:
+    """Keeps what is sent to the agent."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+
+    def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+
+def sent_by_a_run_in(folder: Path) -> list[Any]:
+    channel = FakeChannel()
+    plan = a_plan(work_folder=str(folder))
+    with checkpoint_writer(plan, channel) as writer:  # type: ignore[arg-type]
+        writer.save(at(1), {"weight/a": torch.ones(3)}, {})
+    return channel.sent
+
+
+def test_the_agent_is_told_of_a_checkpoint_when_it_is_whole(tmp_path: Path) -> None:
+    (message,) = sent_by_a_run_in(tmp_path)
+    assert isinstance(message, CheckpointWritten)
+    assert same(read(Path(message.folder)), {"weight/a": torch.ones(3)})
+
+
+def test_the_user_is_warned_of_a_checkpoint_that_the_disk_refuses(tmp_path: Path) -> None:
+    """002-11"""
+    (tmp_path / "checkpoints").write_text("in the way")
+    (message,) = sent_by_a_run_in(tmp_path)
+    assert isinstance(message, Warned)
+    assert message.code == "STATE_CHECKPOINT_INVALID"
+    assert "The checkpoint of step 1 could not be written" in message.message
