@@ -20,6 +20,7 @@ adapters of cold and warm runs have the same hash, and the loss of the step is t
 import argparse
 import asyncio
 import hashlib
+import json
 import os
 import statistics
 import tempfile
@@ -57,8 +58,18 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     with tempfile.TemporaryDirectory(prefix="warmstart-") as folder:
-        write_checkpoint(QWEN, Path(folder) / "base")
+        write_base(Path(folder) / "base")
         asyncio.run(measure(Path(folder), rounds=options.rounds))
+
+
+def write_base(folder: Path) -> None:
+    """Writes the half-billion model; each of its tokens ends an answer.
+
+    What is said after training is not measured, and random weights would find no end.
+    """
+    write_checkpoint(QWEN, folder)
+    config = {**QWEN.config(), "eos_token_id": list(range(QWEN.vocabulary))}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 async def measure(folder: Path, *, rounds: int) -> None:
