@@ -55,6 +55,9 @@ lock: setup ## Resolve requirements/*.txt anew from pyproject.toml
 	$(AS_LOCKED) requirements/torch-needs.in --extra cpu-train --output-file requirements/trainer.txt
 	$(AS_LOCKED) requirements/torch-needs.in --extra export --extra build \
 	  --output-file requirements/exporter.txt
+	$(VENV)/uv pip compile requirements/mlx.in --universal --python-version 3.11 --no-deps \
+	  --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet \
+	  --output-file requirements/mlx.txt
 	printf 'uv==0.13.8\n' | $(VENV)/uv pip compile - --universal --python-version 3.11 \
 	  --generate-hashes --no-header --no-annotate --output-file requirements/uv.txt --quiet
 
