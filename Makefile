@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 VENV := .venv/bin
+# A file's tests stay on one core, beside the fixtures that they share.
+ON_EVERY_CORE := --numprocesses auto --dist loadfile
 
 .PHONY: help setup demo test unit integration check protos golden acceptance lock clean
 
@@ -15,11 +17,11 @@ demo: setup ## One run, end to end: dataset to a GGUF that answers, with its bil
 	@$(VENV)/python -m tests.demo $(ARGS)
 
 test: setup ## Every test that needs no GPU: unit first, then those that start servers
-	$(VENV)/python -m pytest
+	$(VENV)/python -m pytest $(ON_EVERY_CORE)
 	$(VENV)/python -m pytest -m "not gpu and (integration or e2e or chaos or slow)" --timeout 900
 
 unit: setup ## The tests that need no server, GPU or network
-	$(VENV)/python -m pytest
+	$(VENV)/python -m pytest $(ON_EVERY_CORE)
 
 integration: setup ## The tests that start Postgres or nats-server
 	$(VENV)/python -m pytest -m integration --timeout 300

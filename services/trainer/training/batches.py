@@ -95,10 +95,21 @@ def step_indices(plan: TrainPlan, *, row_count: int, step: int) -> np.ndarray:
     return order[begin : begin + plan.effective_batch_size]
 
 
+def longest_of(example: Example) -> int:
+    """Tokens of the longest sequence that the model reads of the example."""
+    return max(len(row.ids) for row in example.sequences)
+
+
 def micro_batches(
     examples: Sequence[Example], *, micro_batch_size: int, packing: bool, device: torch.device
 ) -> Iterator[MicroBatch]:
-    """The examples of one step in micro-batches of at most `micro_batch_size` examples."""
+    """The examples of one step in micro-batches of at most `micro_batch_size` examples.
+
+    Rows that are filled up go with rows of like length, the longest first: that fills up least,
+    and memory that does not suffice shows at once. Packed rows are not filled up and stay.
+    """
+    if not packing:
+        examples = sorted(examples, key=longest_of, reverse=True)
     for begin in range(0, len(examples), micro_batch_size):
         chosen = examples[begin : begin + micro_batch_size]
         yield packed(chosen, device) if packing else padded(chosen, device)

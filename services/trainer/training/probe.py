@@ -19,7 +19,7 @@ from trainer.domain.healing import Ladder
 from trainer.domain.plan import TrainPlan, steps_per_epoch
 from trainer.training import loop, preference
 from trainer.training.arithmetic import Arithmetic
-from trainer.training.batches import Example, micro_batches, sequences_of
+from trainer.training.batches import Example, longest_of, micro_batches, sequences_of
 from trainer.training.memory import is_out_of_memory
 
 # Passes that are looked through for the largest micro-batch. In a run of more, a larger one may
@@ -106,7 +106,7 @@ def largest_micro_batch(
     per_pass = steps_per_epoch(plan, row_count=len(rows))
     sequences = [[len(row.ids) for row in example.sequences] for example in rows]
     tokens_E = np.array([sum(lengths) for lengths in sequences])
-    longest_E = np.array([max(lengths) for lengths in sequences])
+    longest_E = np.array([longest_of(example) for example in rows])
     count_E = np.array([len(lengths) for lengths in sequences])
     # Where the micro-batches of a pass begin; every step begins a new one.
     begins_M = np.concatenate(
@@ -123,6 +123,9 @@ def largest_micro_batch(
         if plan.packing:
             computed_M = np.add.reduceat(tokens_E[order_E], begins_M)
         else:
+            # As `micro_batches` does it: the longest first within a step.
+            step_E = np.arange(len(rows)) // plan.effective_batch_size
+            order_E = order_E[np.lexsort((-longest_E[order_E], step_E))]
             longest_M = np.maximum.reduceat(longest_E[order_E], begins_M)
             computed_M = longest_M * np.add.reduceat(count_E[order_E], begins_M)
         absolute_M = number * per_pass + step_M

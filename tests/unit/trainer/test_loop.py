@@ -16,7 +16,14 @@ from trainer.domain.plan import Precision, TrainPlan, total_steps
 from trainer.training import checkpoint, loop, peft_rail
 from trainer.training.adapter import require_changed
 from trainer.training.arithmetic import arithmetic_for
-from trainer.training.batches import IGNORED_LABEL, Row, packed, padded, step_indices
+from trainer.training.batches import (
+    IGNORED_LABEL,
+    Row,
+    micro_batches,
+    packed,
+    padded,
+    step_indices,
+)
 from trainer.training.objective import summed_loss
 
 ROWS = some_rows(20)
@@ -69,6 +76,19 @@ def test_loss_of_a_micro_batch_is_the_sum_over_its_examples(layout: Callable[...
 def test_packed_batch_has_no_padding() -> None:
     batch = packed(ROWS, CPU)
     assert batch.computed_token_count == batch.token_count == sum(len(row.ids) for row in ROWS)
+
+
+def test_padded_rows_share_a_batch_with_rows_of_like_length() -> None:
+    """001-25: the same examples in the same step, with less to fill up, the longest first."""
+    rows = some_rows(64, seed=3)
+    batches = list(micro_batches(rows, micro_batch_size=4, packing=False, device=CPU))
+    computed = [batch.computed_token_count for batch in batches]
+    as_drawn = [padded(rows[i : i + 4], CPU).computed_token_count for i in range(0, len(rows), 4)]
+    assert sorted(id(row) for batch in batches for row in batch.examples) == sorted(map(id, rows))
+    assert computed == sorted(computed, reverse=True)
+    assert sum(computed) < sum(as_drawn)
+    packs = micro_batches(rows, micro_batch_size=4, packing=True, device=CPU)
+    assert [row for pack in packs for row in pack.examples] == list(rows)
 
 
 def test_every_epoch_shows_every_row_once_in_another_order() -> None:
