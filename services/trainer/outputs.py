@@ -39,6 +39,8 @@ async def store(session: LeaseSession, outputs: Sequence[Output]) -> list[work_p
     Raises:
         Fault: the codes of `objects.transfer.upload`, RUN_LEASE_LOST.
     """
+    if not outputs:
+        return []
     files = [await asyncio.to_thread(_described, output) for output in outputs]
     signed = await session.sign_outputs(files)
     for output, file, target in zip(outputs, files, signed, strict=True):
@@ -148,7 +150,7 @@ class CheckpointUploader:
             files = [*await store(self._session, outputs), *self._stored_merges]
         except (Fault, OSError) as error:
             cause = error.code.value if isinstance(error, Fault) else type(error).__name__
-            log.warning("checkpoint_upload_failed", step=written.step, cause=cause)
+            log.warning("checkpoint_upload_failed", step=written.step, cause=cause, why=str(error))
             return False
         checkpoint = work_service_pb2.CheckpointStored(step=written.step, files=files)
         self._session.report(work_service_pb2.TaskReport(checkpoint=checkpoint))

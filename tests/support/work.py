@@ -107,6 +107,9 @@ class FakeScheduler(work_service_pb2_grpc.WorkServiceServicer):
     async def SignOutputs(
         self, request: work_service_pb2.SignOutputsRequest, context: Any
     ) -> work_service_pb2.SignOutputsResponse:
+        if not request.files:
+            # As the scheduler does it.
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "files must be 1 or more")
         return work_service_pb2.SignOutputsResponse(
             outputs=[
                 work_service_pb2.SignedOutput(
