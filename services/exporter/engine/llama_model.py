@@ -28,7 +28,8 @@ _log: deque[str] = deque(maxlen=LOG_LINES)
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]  # ctypes' own
-def _keep_log(_level: int, text: bytes, _data: ctypes.c_void_p) -> None:
+def keep_log(_level: int, text: bytes, _data: ctypes.c_void_p) -> None:
+    """Keep the last lines that llama.cpp logs; lives as long as the process, as llama.cpp wants."""
     _log.append(text.decode("utf-8", "replace"))
 
 
@@ -41,7 +42,7 @@ class LlamaModel:
         Raises:
             Fault: EXPORT_VERIFY_MISMATCH when llama.cpp does not load it, with the end of its log.
         """
-        llama_cpp.llama_log_set(_keep_log, ctypes.c_void_p(0))
+        llama_cpp.llama_log_set(keep_log, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         parameters = llama_cpp.llama_model_default_params()
         parameters.vocab_only = vocabulary_only

@@ -11,7 +11,7 @@ import pytest
 from exporter.domain import gguf_format
 from exporter.domain.gguf_format import Metadata, ValueKind
 from exporter.domain.quantization import Quantization, TensorType
-from exporter.engine import writer
+from exporter.engine import llama_model, writer
 
 pytestmark = pytest.mark.integration
 
@@ -89,9 +89,13 @@ def _dry_run(path: Path, mix: Quantization) -> list[tuple[str, str]]:
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = mix.file_type
     parameters.dry_run = True
-    result = llama_cpp.llama_model_quantize(
-        str(path).encode(), b"/dev/null", ctypes.byref(parameters)
-    )
+    try:
+        result = llama_cpp.llama_model_quantize(
+            str(path).encode(), b"/dev/null", ctypes.byref(parameters)
+        )
+    finally:
+        # llama.cpp would call what is gone by then.
+        llama_cpp.llama_log_set(llama_model.keep_log, ctypes.c_void_p(0))
     log = "".join(pieces)
     assert result == 0, log[-2000:]
     found = [_LINE.search(line.rstrip()) for line in log.splitlines() if "] " in line]
