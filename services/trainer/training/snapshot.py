@@ -51,10 +51,12 @@ class Snapshot:
         if (live_kinds, fixed_kinds) != (self._live_kinds, self._fixed_kinds):
             self._header = _header({**live_kinds, **fixed_kinds})
             self._live_kinds, self._fixed_kinds = live_kinds, fixed_kinds
-        with torch.no_grad():
-            for place, tensor in zip(self._places, live.values(), strict=True):
-                # From a device the copies queue up, and are waited for once.
-                place.copy_(tensor, non_blocking=self._is_pinned)
+        if self._places:
+            # One call, for hundreds of small tensors; from a device the copies queue up, and are
+            # waited for once.
+            sources = list(live.values())
+            with torch.no_grad():
+                torch._foreach_copy_(self._places, sources, non_blocking=self._is_pinned)
         if self._is_pinned:
             torch.cuda.synchronize()
         self._fixed = list(fixed.values())
