@@ -224,8 +224,7 @@ def test_out_of_memory_takes_the_same_step_in_smaller_parts(folder: Path) -> Non
         for state in (roomy, tight)
     )
     assert rungs == [4, 2]
-    # MLX sums in float32.
-    assert other.loss == pytest.approx(one.loss, rel=1e-6)
+    assert other.loss == pytest.approx(one.loss, abs=1e-6)
     never = replace(plan, oom_recovery=False)
     tight.ladder = replace(tight.ladder, micro_batch_size=8)
     with pytest.raises(Fault) as caught:

@@ -164,16 +164,17 @@ def _try_step(
     mx.random.seed((plan.seed * STEP_SEED_STRIDE + state.step) % SEED_COUNT)
     divisor = _divisor(rows)
     loss_and_gradient = nn.value_and_grad(
-        state.adapted.model, lambda *batch: _summed_loss(state.adapted, *batch) / divisor
+        state.adapted.model, lambda *batch: _loss_and_parts(state.adapted, *batch, divisor=divisor)
     )
     loss, computed_count = 0.0, 0
     gradient: Any = None
     for batch in _batches(rows, state.ladder):
-        part, slope = loss_and_gradient(*_arrays(batch))
+        (_, losses_N), slope = loss_and_gradient(*_arrays(batch))
         gradient = slope if gradient is None else tree_map(mx.add, gradient, slope)
         # MLX is lazy: what is not asked for here would fill the memory of a later place.
-        mx.eval(part, gradient)
-        loss += part.item()
+        mx.eval(losses_N, gradient)
+        # In float64: a sum in float32 depends on how a step is cut, in the last digits.
+        loss += float(np.array(losses_N).sum(dtype=np.float64)) / divisor
         computed_count += batch.computed_token_count
     limit = plan.max_grad_norm if plan.max_grad_norm > 0 else float("inf")
     gradient, norm = optimizers.clip_grad_norm(gradient, limit)
@@ -206,6 +207,15 @@ def _update(state: MlxState, gradient: Any, *, lr: float) -> None:
     state.optimizer.state["step"] = mx.array(state.step, mx.uint64)
     state.optimizer.update(state.adapted.model, gradient)
     mx.eval(state.adapted.model.trainable_parameters(), state.optimizer.state)
+
+
+def _loss_and_parts(
+    adapted: Adapted, ids_BT: mx.array, at_N: mx.array, targets_N: mx.array, *, divisor: int
+) -> tuple[Any, Any]:
+    """What is differentiated, and the loss of each trained token in float32, (N,)."""
+    logits_NV = logits_at(adapted, ids_BT, at_N)
+    losses_N = nn.losses.cross_entropy(logits_NV, targets_N, reduction="none")
+    return losses_N.sum() / divisor, losses_N.astype(mx.float32)
 
 
 def _summed_loss(adapted: Adapted, ids_BT: mx.array, at_N: mx.array, targets_N: mx.array) -> Any:
