@@ -149,6 +149,30 @@ class ModelHub:
         _check_names(model_id, revision)
         return await asyncio.to_thread(self._fetch, model_id, revision, tuple(patterns))
 
+    async def missing_bytes(self, model_id: str, revision: str, *, patterns: Sequence[str]) -> int:
+        """What `fetch` would write, as far as the hub says how long its files are.
+
+        Raises:
+            Fault: DEP_MODEL_LOAD_FAILED.
+        """
+        _check_names(model_id, revision)
+        return await asyncio.to_thread(self._missing_bytes, model_id, revision, tuple(patterns))
+
+    def folder_of(self, model_id: str) -> Path:
+        """Where everything that was fetched of a model lies, whether there is anything or not."""
+        return self._cache_dir / f"models--{model_id.replace('/', '--')}"
+
+    def _missing_bytes(self, model_id: str, revision: str, patterns: tuple[str, ...]) -> int:
+        listing = self._listing(model_id, revision)
+        here = self.folder_of(model_id) / "snapshots" / listing.sha
+        return sum(
+            max(0, size)
+            for name, size in listing.files.items()
+            if _matches(name, patterns)
+            and _matches(name, SAFE_PATTERNS)
+            and not (here / name).exists()
+        )
+
     def _describe(self, model_id: str, revision: str) -> HubModel:
         listing = self._listing(model_id, revision)
         sha, files = listing.sha, listing.files

@@ -14,6 +14,7 @@ from chassis import telemetry
 from exporter import wire
 from exporter.pipe import (
     LINE_BYTES_MAX,
+    Evicted,
     Export,
     Exported,
     Failed,
@@ -24,6 +25,7 @@ from exporter.pipe import (
     encode,
 )
 from lexicon.faults import Fault, FaultCode, Stage
+from objects import cache
 
 log = telemetry.logger(__name__)
 
@@ -81,14 +83,22 @@ class Child:
         return self._process.pid
 
     @classmethod
-    async def start(cls, *, log_path: Path, cache: Path, vendor: Path, thread_count: int) -> Self:
-        """Start a child; it loads its libraries while nobody waits for it."""
+    async def start(
+        cls, *, log_path: Path, cache: Path, vendor: Path, thread_count: int, cache_bytes: int = 0
+    ) -> Self:
+        """Start a child; it loads its libraries while nobody waits for it.
+
+        Args:
+            cache: folder `gguf` of the cache of models.
+            cache_bytes: bound of that whole cache, 0 for half of its volume.
+        """
         ours, theirs = socket.socketpair()
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with log_path.open("ab") as output, theirs:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "exporter.engine", str(theirs.fileno()),
                 "--cache", str(cache), "--vendor", str(vendor), "--threads", str(thread_count),
+                "--cache-bytes", str(cache_bytes),
                 stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
                 pass_fds=(theirs.fileno(),), env=child_environment(os.environ),
                 start_new_session=True,
@@ -116,7 +126,12 @@ class Child:
                 f"The export process was not ready within {READY_SECONDS_MAX:.0f} s."
             ) from error
 
-    async def export(self, job: Export, on_progress: Callable[[Progress], None]) -> Exported:
+    async def export(
+        self,
+        job: Export,
+        on_progress: Callable[[Progress], None],
+        on_evicted: Callable[[cache.Evicted], None] = lambda _evicted: None,
+    ) -> Exported:
         """Give the child a job and wait for its end.
 
         Raises:
@@ -129,6 +144,8 @@ class Child:
             match await self._receive():
                 case Progress() as progress:
                     on_progress(progress)
+                case Evicted() as gone:
+                    on_evicted(cache.Evicted(name=gone.name, size_bytes=gone.size_bytes))
                 case Exported() as exported:
                     return exported
                 case Failed() as failed:

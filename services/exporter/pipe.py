@@ -19,7 +19,7 @@ class Export(_Message, frozen=True, kw_only=True):
 
     `checkpoint` is the folder of the base as it came from the hub or the store, `base_key` its name
     in the cache of converted bases. `target` is the archive to write; its folder is the child's to
-    use.
+    use. `is_converted_anew` says that an earlier conversion must not be used.
     """
 
     checkpoint: str
@@ -29,6 +29,7 @@ class Export(_Message, frozen=True, kw_only=True):
     quantization: str
     target: str
     run: str
+    is_converted_anew: bool = False
 
 
 class Ready(_Message, frozen=True, kw_only=True):
@@ -43,6 +44,13 @@ class Progress(_Message, frozen=True, kw_only=True):
 
     step: str
     percent: float
+
+
+class Evicted(_Message, frozen=True, kw_only=True):
+    """From the child: an entry of the cache that it deleted to make room."""
+
+    name: str
+    size_bytes: int
 
 
 class ProofFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +81,7 @@ class Failed(_Message, frozen=True, kw_only=True):
     metadata: dict[str, str]
 
 
-FromChild = Ready | Progress | Exported | Failed
+FromChild = Ready | Progress | Evicted | Exported | Failed
 
 decode_for_child = msgspec.json.Decoder(Export).decode
 decode_from_child: "msgspec.json.Decoder[FromChild]" = msgspec.json.Decoder(FromChild)

@@ -8,12 +8,14 @@ import hashlib
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from chassis import telemetry
+import msgspec
+
+from chassis import evictions, telemetry
 from chassis.leasing import LeaseSession
 from exporter import wire
 from exporter.child import Child
@@ -21,6 +23,7 @@ from exporter.config import Config
 from exporter.pipe import Export, Exported, Progress
 from lexicon.faults import Fault, FaultCode, Stage
 from objects import transfer
+from objects.cache import FolderCache, folder_bytes
 from objects.modelhub import ModelHub
 from tunesmith.api.run.v1 import run_pb2
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2
@@ -31,6 +34,16 @@ COMPLETE_MARK: Final = ".complete"
 ADAPTER_CONFIG: Final = "adapter_config.json"
 # What is fetched of a model on the hub: weights as safetensors and what describes them; no pickle.
 MODEL_PATTERNS: Final = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt")
+# What a rotten file of the base could be the cause of; then it is looked at again, byte by byte.
+_DOUBTS_BASE: Final = frozenset(
+    {
+        FaultCode.EXPORT_WRONG_BASE,
+        FaultCode.EXPORT_TEMPLATE_MISMATCH,
+        FaultCode.EXPORT_VERIFY_MISMATCH,
+        FaultCode.MODEL_NOT_CONVERTIBLE,
+        FaultCode.MODEL_WEIGHTS_INVALID,
+    }
+)
 
 
 class Exporter:
@@ -38,6 +51,9 @@ class Exporter:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._cache = FolderCache(config.model_cache, bound_bytes=config.model_cache_bytes)
+        # The base under work, which nobody may delete meanwhile.
+        self._held = ExitStack()
         self._child: Child | None = None
         self._child_lock = asyncio.Lock()
 
@@ -52,8 +68,7 @@ class Exporter:
 
     async def close(self) -> None:
         """End the child."""
-        if self._child is not None:
-            await self._child.kill()
+        await self._end_child()
 
     async def handle(self, session: LeaseSession) -> None:
         """Export what is leased, or stop at once when told to."""
@@ -69,6 +84,7 @@ class Exporter:
                 task.cancel()
             with suppress(asyncio.CancelledError):
                 await work
+            self._held.close()
             if was_busy and self._child is not None:
                 await self._child.kill()
             await asyncio.to_thread(shutil.rmtree, self._folder(session), ignore_errors=True)
@@ -107,11 +123,38 @@ class Exporter:
                 target=str(target),
                 run=session.lease.run,
             )
-            exported = await self._run(job)
+            exported = await self._run_checked(job, task.base)
             outputs.append(await self._store(session, target, quantization, exported))
             proofs.append(wire.export_proof(quantization, exported.proof))
             target.unlink()
         await session.complete(outputs, export=work_service_pb2.ExportResult(proofs=proofs))
+
+    async def _run_checked(self, job: Export, base: work_pb2.BaseModelInput) -> Exported:
+        """Runs a job; no verdict falls over a base whose files were not just checked.
+
+        Files and their conversion stay for months, and disks rot. When a verdict may be their fault
+        they are compared with their digests and converted anew, once.
+        """
+        try:
+            return await self._run(job)
+        except Fault as fault:
+            if fault.code is FaultCode.EXPORT_QUANTIZATION_BROKEN:
+                # This machine computed wrongly: the next child proves its kernel before any work.
+                await self._end_child()
+            if fault.code not in _DOUBTS_BASE:
+                raise
+            log.warning("base_doubted", code=fault.code, base=job.base_model)
+            try:
+                checked = await self._fetch_base(base, is_doubted=True)
+            except Fault as unchecked:
+                log.warning("base_not_checked", code=unchecked.code)
+                raise fault from unchecked
+        anew = msgspec.structs.replace(job, checkpoint=str(checked.folder), is_converted_anew=True)
+        return await self._run(anew)
+
+    async def _end_child(self) -> None:
+        if self._child is not None:
+            await self._child.kill()
 
     async def _run(self, job: Export) -> Exported:
         child = await self._ready_child()
@@ -123,7 +166,7 @@ class Exporter:
                 last_step = progress.step
                 log.info("export_step", step=progress.step, quantization=job.quantization)
 
-        exported = await child.export(job, show)
+        exported = await child.export(job, show, evictions.tell)
         log.info("exported", quantization=job.quantization, seconds=exported.seconds)
         return exported
 
@@ -159,24 +202,50 @@ class Exporter:
         paths = await transfer.download(task.adapter, folder)
         return next(path.parent for path in paths if path.name == ADAPTER_CONFIG)
 
-    async def _fetch_base(self, base: work_pb2.BaseModelInput) -> "_Base":
+    async def _fetch_base(
+        self, base: work_pb2.BaseModelInput, *, is_doubted: bool = False
+    ) -> "_Base":
+        """The base's files on this disk, held until the lease ends.
+
+        Args:
+            is_doubted: what lies there is compared with its digests again.
+        """
         if base.files:
-            digest = _digest(base.files)
-            folder = self._config.model_cache / "store" / digest
-            # The mark spares a warm node the hashing of gigabytes before every export.
-            if not (folder / COMPLETE_MARK).exists():
-                await transfer.download(base.files, folder)
-                (folder / COMPLETE_MARK).touch()
-            return _Base(folder=folder, key=digest)
+            return await self._fetch_from_store(base.files, is_doubted=is_doubted)
         hub = ModelHub(
             self._config.model_hub_url,
             self._config.model_cache,
             base.hub_token or self._config.model_hub_token,
         )
+        if is_doubted:
+            self._held.close()
+            await asyncio.to_thread(self._cache.forget, hub.folder_of(base.model_id))
+        self._held.enter_context(self._cache.using(hub.folder_of(base.model_id)))
         found = await hub.describe(base.model_id, base.revision)
+        missing = await hub.missing_bytes(
+            base.model_id, found.revision_sha, patterns=MODEL_PATTERNS
+        )
+        await evictions.make_room(self._cache, missing)
         folder = await hub.fetch(base.model_id, found.revision_sha, patterns=MODEL_PATTERNS)
         identity = f"{base.model_id}@{found.revision_sha}"
         return _Base(folder=folder, key=hashlib.sha256(identity.encode()).hexdigest()[:32])
+
+    async def _fetch_from_store(
+        self, files: Sequence[work_pb2.InputFile], *, is_doubted: bool
+    ) -> "_Base":
+        digest = _digest(files)
+        folder = self._config.model_cache / "store" / digest
+        mark = folder / COMPLETE_MARK
+        self._held.enter_context(self._cache.using(folder))
+        if is_doubted:
+            mark.unlink(missing_ok=True)
+        # The mark spares a warm node the hashing of gigabytes before every export.
+        if not mark.exists():
+            size_bytes = sum(file.size_bytes for file in files)
+            await evictions.make_room(self._cache, max(0, size_bytes - folder_bytes(folder)))
+            await transfer.download(files, folder)
+            mark.touch()
+        return _Base(folder=folder, key=digest)
 
     async def _ready_child(self) -> Child:
         async with self._child_lock:
@@ -187,6 +256,7 @@ class Exporter:
                     cache=config.model_cache / "gguf",
                     vendor=config.llama_vendor,
                     thread_count=config.threads or core_count(),
+                    cache_bytes=config.model_cache_bytes,
                 )
                 ready = await self._child.ready()
                 log.info("child_ready", llama=ready.llama_version, fast_types=ready.fast_types)

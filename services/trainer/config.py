@@ -32,6 +32,12 @@ class Config:
     node_tier: str = env("TUNESMITH_NODE_TIER", default=CPU_TIER, doc="GPU tier of the catalog")
     work_dir: Path = env("TUNESMITH_WORK_DIR", doc="folder for runs under way and their logs")
     model_cache: Path = env("TUNESMITH_MODEL_CACHE", doc="folder in which base models are kept")
+    model_cache_bytes: int = env(
+        "TUNESMITH_MODEL_CACHE_BYTES",
+        default=0,
+        doc="bytes that the models kept there may take, 0 for half of the volume; what was not "
+        "used for longest goes first",
+    )
     model_hub_url: str = env(
         "TUNESMITH_MODEL_HUB_URL", default="https://huggingface.co", doc="endpoint of the model hub"
     )

@@ -8,16 +8,17 @@ import errno
 import hashlib
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
 
-from chassis import telemetry
+from chassis import evictions, telemetry
 from chassis.leasing import LeaseSession
 from lexicon.faults import Fault, FaultCode, Stage
 from lexicon.names import RunName
 from objects import transfer
+from objects.cache import FolderCache, folder_bytes
 from objects.modelhub import ModelHub
 from trainer import node, outputs, wire
 from trainer.child import Child
@@ -70,6 +71,9 @@ class Trainer:
         self._tracking = Destination(
             tool=config.tracking, uri=config.tracking_uri, token=config.tracking_token
         )
+        self._cache = FolderCache(config.model_cache, bound_bytes=config.model_cache_bytes)
+        # The base under work, which nobody may delete meanwhile.
+        self._held = ExitStack()
         self._child: Child | None = None
         self._child_lock = asyncio.Lock()
         self._preparing: asyncio.Task[None] | None = None
@@ -246,6 +250,7 @@ class Trainer:
 
     async def _let_go(self, session: LeaseSession) -> None:
         """Free the device unless the child is idle and warm, and delete what the run left."""
+        self._held.close()
         if self._child is not None and not (self._child.idle and self._child.reusable):
             await self.close()
         # The next lease should not wait for a child to load its libraries.
@@ -281,14 +286,20 @@ class Trainer:
                 base.hub_token or self._config.model_hub_token,
             )
             revision = base.revision or "main"
+            self._held.enter_context(self._cache.using(hub.folder_of(base.model_id)))
+            missing = await hub.missing_bytes(base.model_id, revision, patterns=MODEL_PATTERNS)
+            await evictions.make_room(self._cache, missing)
             folder = await hub.fetch(base.model_id, revision, patterns=MODEL_PATTERNS)
             # The folder bears the commit; a branch may be elsewhere tomorrow.
             digest = f"{base.model_id}@{folder.name}"
         else:
             digest = _digest(base.files)
             folder = self._config.model_cache / "store" / digest
+            self._held.enter_context(self._cache.using(folder))
             # The mark spares a warm node the hashing of gigabytes before every run.
             if not (folder / COMPLETE_MARK).exists():
+                size_bytes = sum(file.size_bytes for file in base.files)
+                await evictions.make_room(self._cache, max(0, size_bytes - folder_bytes(folder)))
                 await transfer.download(base.files, folder)
                 (folder / COMPLETE_MARK).touch()
         return Base(

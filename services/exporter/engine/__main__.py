@@ -19,10 +19,12 @@ from typing import Final
 import msgspec
 
 from exporter.engine import selftest
+from exporter.engine.disk import PARTIAL, forget_leftovers
 from exporter.engine.export import Engine, export
 from exporter.engine.kernel.kernel import Kernel
-from exporter.pipe import Export, Failed, Progress, Ready, decode_for_child, encode
+from exporter.pipe import Evicted, Export, Failed, Progress, Ready, decode_for_child, encode
 from lexicon.faults import Fault, FaultCode
+from objects import cache
 
 PROGRESS_SECONDS: Final = 0.25
 
@@ -49,6 +51,10 @@ class Channel:
             self._progress_time = now
             self.send(Progress(step=step, percent=percent))
 
+    def evicted(self, gone: cache.Evicted) -> None:
+        """Tells what went from the cache; the agent logs and counts it."""
+        self.send(Evicted(name=gone.name, size_bytes=gone.size_bytes))
+
     def _listen(self) -> None:
         with self._socket.makefile("rb") as lines:
             for line in lines:
@@ -63,6 +69,7 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--vendor", type=Path, required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--cache-bytes", type=int, default=0)
     arguments = parser.parse_args()
     channel = Channel(arguments.descriptor)
     llama_version = version("llama-cpp-python")
@@ -72,6 +79,8 @@ def main() -> int:
     except Fault as fault:
         channel.send(_failed(fault))
         return 1
+    # A killed conversion left its work under a name that only the same base would clean up.
+    forget_leftovers(arguments.cache, f"*{PARTIAL}/")
     kernel = Kernel.prepare(arguments.cache / "kernels")
     engine = Engine(
         cache=arguments.cache,
@@ -79,6 +88,7 @@ def main() -> int:
         thread_count=arguments.threads,
         kernel=kernel,
         llama_version=llama_version,
+        cache_bytes=arguments.cache_bytes,
     )
     fast_types = tuple(kind.name for kind in sorted(kernel.types))
     channel.send(Ready(llama_version=llama_version, fast_types=fast_types))
@@ -88,7 +98,7 @@ def main() -> int:
 
 def _work(engine: Engine, channel: Channel, job: Export) -> None:
     try:
-        channel.send(export(engine, job, channel.progress))
+        channel.send(export(engine, job, channel.progress, channel.evicted))
     except Fault as fault:
         channel.send(_failed(fault))
     except Exception as error:  # noqa: BLE001 (the edge of the child: whatever it was, the agent must hear)

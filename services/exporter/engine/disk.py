@@ -35,6 +35,11 @@ def reserve_disk(folder: Path, size_bytes: int) -> None:
         )
 
 
+def conversion_bytes(checkpoint: Path) -> int:
+    """What a checkpoint takes as GGUF, estimated from its weights."""
+    return sum(path.stat().st_size for path in checkpoint.glob("*.safetensors")) * 21 // 20
+
+
 def is_full(folder: Path) -> bool:
     """Tells whether a disk is as good as full, after a tool has failed there without saying why."""
     return shutil.disk_usage(folder).free < _FULL_BYTES

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from exporter.domain import bundle
 from exporter.domain.adapter import Adapter, read_adapter
@@ -19,8 +19,8 @@ from exporter.domain.gguf_format import Header, string_value
 from exporter.domain.quantization import Quantization, TensorType, parse_quantization
 from exporter.engine import proof, templates, writer
 from exporter.engine.archive import Checksums, bundle_in_place, checksums
-from exporter.engine.base import BaseModel, cache_key, prepare_base
-from exporter.engine.disk import disk_errors
+from exporter.engine.base import BaseModel, cache_key, cached_base, prepare_base
+from exporter.engine.disk import conversion_bytes, disk_errors
 from exporter.engine.kernel.kernel import Kernel
 from exporter.engine.llama_model import LlamaModel
 from exporter.engine.merge import MergedTensor
@@ -30,23 +30,37 @@ from exporter.engine.weights import GgufFile, SafetensorsFile, read_json
 from exporter.engine.writer import FilePlan
 from exporter.pipe import Export, Exported, ProofFigures
 from lexicon.faults import Fault, FaultCode
+from objects.cache import Evicted, FolderCache
 
 WEIGHTS_NAME: Final = "adapter_model.safetensors"
 CONFIG_NAME: Final = "adapter_config.json"
 PROOF_FORMAT: Final = 1
 
 OnProgress = Callable[[str, float], None]
+OnEvicted = Callable[[Evicted], None]
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """What does not change between exports."""
+    """What does not change between exports.
+
+    Attributes:
+        cache: converted bases, a folder of the cache of models.
+        cache_bytes: bound of the cache of models, 0 for half of its volume.
+    """
 
     cache: Path
     vendor: Path
     thread_count: int
     kernel: Kernel
     llama_version: str
+    cache_bytes: int = 0
+
+    @property
+    def models(self) -> FolderCache:
+        """The cache of models that the converted bases are a part of."""
+        return FolderCache(self.cache.parent, bound_bytes=self.cache_bytes)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,7 +78,12 @@ class _Clock:
             self.seconds[name] = round(time.monotonic() - begin, 3)
 
 
-def export(engine: Engine, job: Export, on_progress: OnProgress) -> Exported:
+def export(
+    engine: Engine,
+    job: Export,
+    on_progress: OnProgress,
+    on_evicted: OnEvicted = lambda _evicted: None,
+) -> Exported:
     """Makes a bundle at `job.target`.
 
     Raises:
@@ -73,14 +92,45 @@ def export(engine: Engine, job: Export, on_progress: OnProgress) -> Exported:
             EXPORT_TEMPLATE_MISMATCH, EXPORT_TENSOR_UNMAPPED, EXPORT_VERIFY_MISMATCH,
             CONFIG_QUANTIZATION_UNKNOWN, MODEL_NOT_CONVERTIBLE, MODEL_WEIGHTS_INVALID.
     """
+    parse_quantization(job.quantization)
+    require_adapter(Path(job.adapter))
+    key = cache_key(job.base_key, llama_version=engine.llama_version)
+    if job.is_converted_anew:
+        engine.models.forget(engine.cache / key)
+    work = _Work(engine=engine, job=job, on_progress=on_progress, on_evicted=on_evicted)
+    with engine.models.using(engine.cache / key):
+        with work.clock.step("base"):
+            on_progress("base", 0.0)
+            if cached_base(engine.cache, key) is None:
+                work.make_room(conversion_bytes(Path(job.checkpoint)))
+            base = prepare_base(Path(job.checkpoint), engine.cache, key, vendor=engine.vendor)
+        return _export(work, base)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """One export under way."""
+
+    engine: Engine
+    job: Export
+    on_progress: OnProgress
+    on_evicted: OnEvicted
+    clock: _Clock = field(default_factory=_Clock)
+
+    def make_room(self, needed_bytes: int, *, at: Path | None = None) -> None:
+        """Deletes from the cache what was not used for longest; what is missing then is told later.
+
+        Args:
+            at: folder to write into when it is not the cache.
+        """
+        for evicted in self.engine.models.make_room(needed_bytes, at=at):
+            self.on_evicted(evicted)
+
+
+def _export(work: _Work, base: BaseModel) -> Exported:
+    engine, job, clock = work.engine, work.job, work.clock
     mix = parse_quantization(job.quantization)
     adapter_folder, target = Path(job.adapter), Path(job.target)
-    require_adapter(adapter_folder)
-    clock = _Clock()
-    with clock.step("base"):
-        on_progress("base", 0.0)
-        key = cache_key(job.base_key, llama_version=engine.llama_version)
-        base = prepare_base(Path(job.checkpoint), engine.cache, key, vendor=engine.vendor)
     with (
         GgufFile(base.gguf) as gguf,
         SafetensorsFile(adapter_folder / WEIGHTS_NAME) as weights,
@@ -97,22 +147,46 @@ def export(engine: Engine, job: Export, on_progress: OnProgress) -> Exported:
         proof.require_change(tensors)
         plan = writer.plan_file(gguf.header, mix, metadata)
         model_path = target.parent / "model.gguf"
-        with clock.step("merge"):
-            _write(engine, base, plan, tensors, model_path, on_progress)
-        # The file is hashed while it is proven: either mostly uses one core.
-        with clock.step("proof"), ThreadPoolExecutor(1) as aside:
-            on_progress("proof", 0.0)
-            hashing = aside.submit(checksums, model_path)
-            evidence = _prove(engine, base, tensors, model_path, mix, trained, adapter_folder)
-            sums = hashing.result()
+        work.make_room(plan.size_bytes, at=target.parent)
+        store = EncodedStore(base.folder, version=engine.llama_version)
+
+        def make() -> tuple[_Evidence, Checksums]:
+            with clock.step("merge"):
+                _write(work, plan, tensors, model_path, store)
+            # The file is hashed while it is proven: either mostly uses one core.
+            with clock.step("proof"), ThreadPoolExecutor(1) as aside:
+                work.on_progress("proof", 0.0)
+                hashing = aside.submit(checksums, model_path)
+                found = _prove(engine, base, tensors, model_path, mix, trained, adapter_folder)
+                return found, hashing.result()
+
+        evidence, sums = _without_what_is_broken(store, make)
+        writer.keep_encoded(plan, tensors, model_path, store)
         with clock.step("bundle"):
-            on_progress("bundle", 0.0)
+            work.on_progress("bundle", 0.0)
             facts = _facts(job, mix, base, gguf.header, trained, evidence.figures)
             report = _report(engine, job, facts, evidence, adapter, sums, model_path)
             _archive(target, model_path, sums, facts, report)
     return Exported(
         entries=bundle.ENTRIES, proof=_wire_figures(evidence.figures), seconds=clock.seconds
     )
+
+
+def _without_what_is_broken(store: EncodedStore, make: Callable[[], _Made]) -> _Made:
+    """Makes and proves a file; once more without kept tensors, where those took part in a failure.
+
+    Raises:
+        Fault: what `make` raises; nothing stays kept after EXPORT_QUANTIZATION_BROKEN.
+    """
+    try:
+        return make()
+    except Fault as fault:
+        if fault.code is not FaultCode.EXPORT_QUANTIZATION_BROKEN:
+            raise
+        store.forget()
+        if not store.was_used:
+            raise
+    return make()
 
 
 def require_adapter(folder: Path) -> None:
@@ -145,28 +219,27 @@ def _adapter(folder: Path, weights: SafetensorsFile) -> Adapter:
 
 
 def _write(
-    engine: Engine,
-    base: BaseModel,
+    work: _Work,
     plan: FilePlan,
     tensors: Mapping[str, MergedTensor],
     path: Path,
-    on_progress: OnProgress,
+    store: EncodedStore,
 ) -> None:
     total, done = plan.element_count, 0
 
     def count(elements: int) -> None:
         nonlocal done
         done += elements
-        on_progress("merge", 100.0 * done / total)
+        work.on_progress("merge", 100.0 * done / total)
 
     writer.write_file(
         plan,
         tensors,
         path,
-        encode=engine.kernel.encode,
-        thread_count=engine.thread_count,
+        encode=work.engine.kernel.encode,
+        thread_count=work.engine.thread_count,
         on_elements=count,
-        store=EncodedStore(base.folder, version=engine.llama_version),
+        store=store,
     )
 
 

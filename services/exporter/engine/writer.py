@@ -128,8 +128,17 @@ def write_file(
         os.fsync(out.fileno())
         partial.replace(target)
         sync_folder(target.parent)
-    if store is not None:
-        _keep_encoded(plan, tensors, target, store)
+
+
+def keep_encoded(
+    plan: FilePlan, tensors: Mapping[str, MergedTensor], path: Path, store: EncodedStore
+) -> None:
+    """Keeps what the adapter did not touch of a proven file, for the next export."""
+    with GgufFile(path) as file:
+        for info in plan.tensors:
+            tensor = tensors[info.name]
+            if not tensor.is_touched and info.type is not tensor.info.type:
+                store.keep(info, file.raw(info, first_row=0, row_count=info.row_count))
 
 
 def _encoded_before(
@@ -146,16 +155,6 @@ def _encoded_before(
         elif store is not None and (found := store.find(info)) is not None:
             ready[info.name] = found
     return ready
-
-
-def _keep_encoded(
-    plan: FilePlan, tensors: Mapping[str, MergedTensor], path: Path, store: EncodedStore
-) -> None:
-    with GgufFile(path) as file:
-        for info in plan.tensors:
-            tensor = tensors[info.name]
-            if not tensor.is_touched and info.type is not tensor.info.type:
-                store.keep(info, file.raw(info, first_row=0, row_count=info.row_count))
 
 
 def _encoded(

@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from exporter.engine.export import Engine, export
+from exporter.engine.export import Engine, OnEvicted, export
 from exporter.pipe import Export, Exported
 
 ANVIL = Path(__file__).resolve().parents[3] / "deploy" / "models" / "anvil" / "weights"
@@ -107,6 +107,7 @@ def export_bundle(
     *,
     checkpoint: Path = ANVIL,
     key: str = "gates",
+    on_evicted: OnEvicted = lambda _evicted: None,
 ) -> Exported:
     """A whole export into `folder / "bundle.zip"`, as a lease asks for it."""
     job = Export(
@@ -118,7 +119,7 @@ def export_bundle(
         target=str(folder / "bundle.zip"),
         run="projects/local/runs/run-1",
     )
-    return export(engine, job, lambda _step, _percent: None)
+    return export(engine, job, lambda _step, _percent: None, on_evicted)
 
 
 def _top(logits_TV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
