@@ -59,6 +59,8 @@ ROWS: Mapping[FaultCode, FaultRow] = {
     ),
     FaultCode.EXPORT_NOOP_MERGE: _export(
         meaning="The merged model equals the base: the adapter changed nothing.",
+        remedy="The adapter is stored and stays, but exporting it again gives the same. Submit a "
+        "run that learns more: a higher learning rate, more steps, or a higher alpha.",
     ),
     FaultCode.EXPORT_NOT_FOUND: _life(
         grpc_status="NOT_FOUND",
@@ -67,9 +69,13 @@ ROWS: Mapping[FaultCode, FaultRow] = {
     ),
     FaultCode.EXPORT_QUANTIZATION_BROKEN: _export(
         meaning="The quantised model is further from the trained one than it may be.",
+        remedy="The adapter is stored and stays; export it again: `tunesmith artifact export RUN`. "
+        "Operators: when it comes back, the exporter's processor, memory or disk is at fault.",
     ),
     FaultCode.EXPORT_TEMPLATE_MISMATCH: _export(
         meaning="The chat template in the GGUF is not the one that was trained with.",
+        remedy="The adapter is stored and stays, and works with the tokenizer stored beside it. "
+        "The exporter has checked its own files of the base: submit the run again for a GGUF.",
     ),
     FaultCode.EXPORT_TENSOR_UNMAPPED: _export(
         meaning="A tensor of the model has no place in GGUF.",
@@ -79,6 +85,8 @@ ROWS: Mapping[FaultCode, FaultRow] = {
     ),
     FaultCode.EXPORT_WRONG_BASE: _export(
         meaning="The adapter was trained from another base model than the one at hand.",
+        remedy="The adapter is stored and stays. The exporter has compared its own files of the "
+        "base with their digests, so that those of the training were others: submit the run again.",
     ),
     FaultCode.NODE_NOT_REGISTERED: _life(
         category=Category.INTERNAL,

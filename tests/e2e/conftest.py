@@ -1,7 +1,6 @@
 """The whole stack, once for all tests here, and one run that taught the demo's habit."""
 
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 from tests.demo import bundles, lesson
 from tests.demo.stack import Stack
 from tests.support import subscriber
-from tests.support.whole_stack import BASE, BILL_SECONDS, settled
+from tests.support.whole_stack import BASE, settled
 from tunesmith.api.billing.v1 import billing_pb2
 from tunesmith.api.event.v1 import event_pb2
 from tunesmith.api.run.v1 import run_pb2
@@ -70,9 +69,7 @@ def taught(client: Client, stack: Stack, habit: str) -> Taught:
     with subscriber.listening(client.credentials.nats_url, project="local") as heard:
         run = client.runs.submit(spec)
         told = tuple(client.runs.watch(run.name))
-        deadline = time.monotonic() + BILL_SECONDS
-        while len(heard.of(run.name)) < len(told) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        heard.wait_for(run.name, count=len(told))
     run = client.runs.get(run.name)
     assert run.state == run_pb2.RUN_STATE_COMPLETED, run.fault
     folder = stack.state / "downloads"

@@ -18,6 +18,7 @@ from tunesmith.api.event.v1 import event_pb2
 SUBJECT = "tunesmith.run.v1.{project}.{run}.*"
 STREAM = "TUNESMITH_RUN"
 CONNECT_SECONDS = 10
+HEARD_SECONDS = 30
 QUIET_SECONDS = 1.0
 
 
@@ -33,10 +34,17 @@ class Heard:
     events: list[event_pb2.Event] = field(default_factory=list)
     subjects: list[str] = field(default_factory=list)
     message_ids: list[str] = field(default_factory=list)
+    came: threading.Condition = field(default_factory=threading.Condition)
 
     def of(self, run: str) -> list[event_pb2.Event]:
         """Events of one run."""
         return [event for event in self.events if event.run == run]
+
+    def wait_for(self, run: str, *, count: int) -> None:
+        """Wait until so many events of a run have come."""
+        with self.came:
+            if not self.came.wait_for(lambda: len(self.of(run)) >= count, HEARD_SECONDS):
+                raise TimeoutError(f"{len(self.of(run))} of {count} events of {run} were heard")
 
 
 @contextmanager
@@ -104,6 +112,8 @@ async def _read_stored(nats_url: str, project: str, run: str) -> Heard:
 
 
 def _note(heard: Heard, message: Msg) -> None:
-    heard.events.append(event_pb2.Event.FromString(message.data))
-    heard.subjects.append(message.subject)
-    heard.message_ids.append((message.headers or {}).get("Nats-Msg-Id", ""))
+    with heard.came:
+        heard.events.append(event_pb2.Event.FromString(message.data))
+        heard.subjects.append(message.subject)
+        heard.message_ids.append((message.headers or {}).get("Nats-Msg-Id", ""))
+        heard.came.notify_all()

@@ -117,19 +117,25 @@ def list_exports(
     if settings().as_json:
         output.print_json(found)
         return
-    table = output.table("EXPORT", "STATE", "TYPE", "TRY", "WHEN", "WHY", folding=["WHY"])
+    table = output.table("EXPORT", "STATE", "TYPE", "TRY", "WHEN")
     now = datetime.now(UTC)
     for each in found:
-        why = f"{each.fault.code}: {each.fault.message}" if each.fault.code else ""
         table.add_row(
             output.last_part(each.name),
             _pill(each),
             each.quantization,
             str(each.attempt or ""),
             output.age_text(each.create_time, now=now),
-            Text(why),
         )
-    output.console().print(table if found else "There are no exports.")
+    screen = output.console()
+    screen.print(table if found else "There are no exports.")
+    # Below the table, where a code is not cut by the width of a column.
+    for each in found:
+        if each.fault.code:
+            name, fault = output.last_part(each.name), each.fault
+            screen.print(f"\n{name}\n{fault.code}: {fault.message}", markup=False)
+            if each.state in ENDED:
+                screen.print(Text.assemble(("  → ", "cyan"), fault.remedy))
 
 
 @app.command()
