@@ -1,7 +1,11 @@
 """An Ollama server in this process: a real HTTP server with the part of its API that registers.
 
-It keeps blobs by their digests and refuses others, makes models only of blobs that it has, streams
-its statuses line by line, and can be told to fail as servers fail.
+It keeps blobs by their digests and refuses others, makes models only of GGUF blobs that it has,
+streams its statuses line by line, and can be told to fail as servers fail. What goes wrong before
+the first status is an HTTP status, what goes wrong later a line of an answer with status 200.
+
+Source: Ollama's docs/api.md and docs/modelfile.md, and how its server answers (server/create.go and
+server/routes.go of 0.34).
 """
 
 import hashlib
@@ -15,7 +19,12 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+DIGEST = re.compile(r"sha256[:-][0-9a-fA-F]{64}")
+# Host, namespace, model and tag with their lengths; only a host has colons, no namespace has dots.
+NAME = re.compile(
+    r"((\w[\w.:-]{0,349}/)?\w[\w-]{0,79}/)?\w[\w.-]{0,79}(:\w[\w.-]{0,79})?", re.ASCII
+)
+NO_ADAPTERS_SINCE = (0, 34, 1)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -33,6 +42,7 @@ class Ollama:
         cut_streams: so many streams of a creation end before their success.
         create_error: said in the stream of each creation, after its first status.
         refusal: HTTP status and text with which each creation is refused.
+        version: what it says of itself; newer ones take no adapters.
     """
 
     blobs: dict[str, bytes] = field(default_factory=dict)
@@ -45,7 +55,13 @@ class Ollama:
     cut_streams: int = 0
     create_error: str = ""
     refusal: tuple[int, str] | None = None
+    version: str = "0.15.0"
     url: str = ""
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether models may be made of a base and an adapter."""
+        return tuple(int(part) for part in self.version.split(".")) < NO_ADAPTERS_SINCE
 
     def count(self, method: str, path: str = "") -> int:
         """How many requests of this method, and path where it is given, came."""
@@ -84,13 +100,16 @@ class _Handler(BaseHTTPRequestHandler):
         if self._is_busy():
             return
         digest = self.path.rpartition("/")[2]
+        if not DIGEST.fullmatch(digest):
+            self._answer(400)
+            return
         self._answer(200 if digest in self.ollama.blobs else 404)
 
     def do_GET(self) -> None:
         if self._is_busy():
             return
         if self.path == "/api/version":
-            self._answer(200, {"version": "0.15.0"})
+            self._answer(200, {"version": self.ollama.version})
         else:
             self._answer(404, {"error": "not found"})
 
@@ -127,8 +146,14 @@ class _Handler(BaseHTTPRequestHandler):
         if self._is_busy():
             return
         found = f"sha256:{hashlib.sha256(content).hexdigest()}"
-        if not DIGEST.fullmatch(digest) or found != digest:
-            self._answer(400, {"error": f"digest mismatch, expected {digest}, got {found}"})
+        if not DIGEST.fullmatch(digest):
+            self._answer(400, {"error": "invalid digest format"})
+            return
+        if digest in self.ollama.blobs:
+            self._answer(200)
+            return
+        if found != digest:
+            self._answer(400, {"error": f'digest mismatch, expected "{digest}", got "{found}"'})
             return
         self.ollama.blobs[digest] = content
         self._answer(201)
@@ -152,10 +177,12 @@ class _Handler(BaseHTTPRequestHandler):
             status, text = self.ollama.refusal
             self._answer(status, {"error": text})
             return
+        if problem := self._problem_of(body):
+            self._answer(400, {"error": problem})
+            return
         needed = [*body.get("files", {}).values(), *body.get("adapters", {}).values()]
-        missing = [digest for digest in needed if digest not in self.ollama.blobs]
-        if missing or not (needed or body.get("from")):
-            self._answer(400, {"error": f"blob {missing} not found"})
+        if any(not self.ollama.blobs[digest].startswith(b"GGUF") for digest in needed):
+            self._stream([{"status": "parsing GGUF"}, {"error": "invalid file magic"}])
             return
         if self.ollama.create_error:
             self._stream([{"status": "parsing GGUF"}, {"error": self.ollama.create_error}])
@@ -168,6 +195,26 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.ollama.models[body["model"]] = body
         self._stream([*statuses, {"status": "writing manifest"}, {"status": "success"}])
+
+    def _problem_of(self, body: dict[str, Any]) -> str:
+        """What is wrong with a request before any work, "" for a sound one."""
+        files, adapters = body.get("files") or {}, body.get("adapters") or {}
+        for path in (*files, *adapters):
+            parts = path.split("/")
+            if not all(parts) or {".", ".."} & set(parts) or "\\" in path or ":" in path:
+                return f"file path must be relative: {path}"
+        if adapters and not self.ollama.takes_adapters:
+            return "LoRA adapters are no longer supported"
+        if not NAME.fullmatch(body.get("model", "")):
+            return "invalid model name"
+        if (body.get("parameters") or {}).get("typical_p") is not None:
+            return "typical_p is deprecated and cannot be set as a model parameter"
+        for path, digest in (files | adapters).items():
+            if digest not in self.ollama.blobs:
+                return f"blob not found for {path} (digest {digest})"
+        if not files and not body.get("from"):
+            return "neither 'from' or 'files' was specified"
+        return ""
 
     def _is_busy(self) -> bool:
         self.ollama.requests.append(f"{self.command} {self.path}")

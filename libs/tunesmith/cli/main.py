@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from datetime import UTC, datetime
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
@@ -43,6 +44,8 @@ def main() -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
+    *,
     credentials: Annotated[
         Path | None,
         typer.Option(help="Credentials file.", envvar="TUNESMITH_CREDENTIALS"),
@@ -50,12 +53,17 @@ def options(
     project: Annotated[str, typer.Option(help="Project in place of the credentials' own.")] = "",
     show_version: Annotated[bool, typer.Option("--version", is_eager=True)] = False,
 ) -> None:
-    """Take the options before the command."""
+    """Take the options before the command.
+
+    A program that runs commands in its own process may hand over, as click's object of the context,
+    how it waits.
+    """
     if show_version:
         print(_own_version())
         raise typer.Exit(0)
     settings().credentials = credentials
     settings().project = project
+    settings().sleep = context.obj if callable(context.obj) else time.sleep
 
 
 @app.command()

@@ -25,7 +25,7 @@ from tunesmith.ollama.register import (
     register_adapter,
     register_bundle,
 )
-from tunesmith.ollama.server import DEFAULT_URL, Server, checked_name
+from tunesmith.ollama.server import DEFAULT_URL, Server, checked_name, require_adapters
 from tunesmith.operations.artifacts import local_name
 from tunesmith.transfer import OnBytes
 
@@ -133,9 +133,11 @@ def _wish(client: Client, run: str, name: str, base: str, quantization: str, url
         name=checked_name(name or default_name(artifact.base_model, artifact.run)),
         base=checked_name(base) if base else "",
         quantization="" if base else _one_quantization(artifact, quantization),
-        server=Server(url),
+        server=Server(url, sleep=settings().sleep),
     )
-    wish.server.version()
+    version = wish.server.version()
+    if base:
+        require_adapters(version)
     return wish
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,16 @@ TRACEBACK_ENVIRONMENT = "TUNESMITH_TRACEBACK"
 
 @dataclass(slots=True, kw_only=True)
 class Settings:
-    """Options before the command."""
+    """Options before the command.
+
+    Attributes:
+        sleep: waits for so many seconds between two tries.
+    """
 
     credentials: Path | None = None
     project: str = ""
     as_json: bool = False
+    sleep: Callable[[float], None] = time.sleep
 
 
 def settings() -> Settings:

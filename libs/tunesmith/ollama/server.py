@@ -35,6 +35,11 @@ POLICY: Final = RetryPolicy(tries=4, first_seconds=1.0, longest_seconds=8.0)
 OnStatus = Callable[[str], None]
 _Result = TypeVar("_Result")
 _PORTS: Final = {"http": 80, "https": 443}
+# From this version on Ollama makes no model of an adapter; made ones still run.
+# Source: ollama/ollama, pull request 14969.
+NO_ADAPTERS_SINCE: Final = (0, 34, 1)
+_NO_ADAPTERS: Final = "adapters are no longer supported"
+_VERSION: Final = re.compile(r"v?(\d+)\.(\d+)\.(\d+)")
 # Registry host, namespace, model and tag; a part begins with a letter, a digit or an underscore.
 _NAME: Final = re.compile(
     r"(?:(?:[A-Za-z0-9_][\w.:-]{0,349}/)?[A-Za-z0-9_][\w-]{0,79}/)?"
@@ -101,6 +106,18 @@ def checked_name(name: str) -> str:
             metadata={"name": name[:200]},
         )
     return name
+
+
+def require_adapters(version: str) -> None:
+    """Passes a server that takes adapters alone; one that does not say its version may be such.
+
+    Raises:
+        InputError: DEP_OLLAMA_REGISTRATION_FAILED.
+    """
+    found = _VERSION.match(version)
+    # A build from sources calls itself 0.0.0.
+    if found and tuple(int(part) for part in found.groups()) >= NO_ADAPTERS_SINCE:
+        raise _takes_no_adapters(f"Ollama {version} takes no adapters any more")
 
 
 class Server:
@@ -252,6 +269,8 @@ class Server:
             httpx.codes.TOO_MANY_REQUESTS,
         ):
             raise _PassingError(f"Ollama said: {said}")
+        if _NO_ADAPTERS in said:
+            raise _takes_no_adapters(f"Ollama said: {said}")
         raise self._failed(f"Ollama said: {said}", status=status)
 
     def _failed(self, reason: str, *, status: int) -> TunesmithError:
@@ -265,6 +284,15 @@ class Server:
 
 class _PassingError(Exception):
     """A failure that may pass; never leaves this file."""
+
+
+def _takes_no_adapters(reason: str) -> InputError:
+    return InputError(
+        CODE,
+        f"The adapter could not be registered alone: {reason}.",
+        remedy="Register the merged model: `tunesmith pull RUN --ollama`, without --adapter; "
+        "`tunesmith artifact export RUN` makes it where it is missing.",
+    )
 
 
 def _no_address(given: str) -> InputError:

@@ -6,7 +6,7 @@ import json
 import random
 import tracemalloc
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -268,11 +268,12 @@ class Shell:
     def __init__(self, folder: Path, ollama: Ollama) -> None:
         self.folder, self.ollama = folder, ollama
 
-    def __call__(self, *words: str) -> Result:
+    def __call__(self, *words: str, sleep: Callable[[float], None] | None = None) -> Result:
         session._SETTINGS.as_json = False
         given = ["--credentials", str(self.folder / "credentials.json"), "pull", "r1"]
         to = ["--to", str(self.folder / "out")]
-        return CliRunner(env={"OLLAMA_HOST": self.ollama.url}).invoke(app, [*given, *to, *words])
+        runner = CliRunner(env={"OLLAMA_HOST": self.ollama.url})
+        return runner.invoke(app, [*given, *to, *words], obj=sleep)
 
 
 @pytest.fixture
@@ -307,16 +308,40 @@ def test_pull_registers_what_it_downloads(shell: Shell, tmp_path: Path) -> None:
     assert shell.ollama.models["mine"] == CREATED
 
 
-def test_nothing_is_downloaded_when_ollama_is_away(
-    shell: Shell, script: Script, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """002-09"""
-    monkeypatch.setattr("tunesmith.cli.pull.Server", lambda url: a_server(url, []))
-    done = shell("--ollama", "--ollama-url", f"http://127.0.0.1:{closed_port()}")
+def test_nothing_is_downloaded_when_ollama_is_away(shell: Shell, script: Script) -> None:
+    """002-09, 002-10"""
+    waits: list[float] = []
+    words = ("--ollama", "--ollama-url", f"http://127.0.0.1:{closed_port()}")
+    done = shell(*words, sleep=waits.append)
     assert done.exit_code == UnavailableError.exit_code == 8
     assert CODE in done.stderr
     assert "ollama serve" in " ".join(done.stderr.split())
+    assert len(waits) == POLICY.tries - 1
+    assert waits == sorted(waits)
     assert script.ranges == []
+
+
+@pytest.mark.parametrize("version", ["0.34.1", "0.35.0", "1.0.0-rc0"])
+def test_an_ollama_that_takes_no_adapters_is_told_of_before_any_download(
+    shell: Shell, script: Script, version: str
+) -> None:
+    """The merged model is what such a server takes, and the next step says so."""
+    shell.ollama.version = version
+    done = shell("--ollama", "--adapter", "--base", "llama3.2:1b")
+    assert done.exit_code == InputError.exit_code
+    assert CODE in done.stderr
+    assert "tunesmith artifact export" in " ".join(done.stderr.split())
+    assert script.ranges == []
+    assert shell("--ollama").exit_code == 0
+
+
+def test_a_server_that_only_says_it_when_asked_gives_the_same_next_step(ollama: Ollama) -> None:
+    ollama.version = "0.34.1"
+    with pytest.raises(InputError) as caught:
+        Server(ollama.url).create({"model": "m", "from": "b", "adapters": {"a.gguf": DIGEST}})
+    assert caught.value.code == CODE
+    assert "tunesmith artifact export" in caught.value.remedy
+    assert ollama.count("POST", "/api/create") == 1
 
 
 def test_of_several_types_one_is_named(shell: Shell, script: Script, bundle: Path) -> None:
