@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class Shape:
     vocabulary: int
     tied: bool
     query_norm: bool = False
+    full_tokenizer: bool = False
 
     def config(self) -> dict[str, Any]:
         """The model's config.json."""
@@ -107,9 +109,11 @@ QWEN = Shape(
     feed=3072, layers=28, heads=16, kv_heads=8, head_dim=128, vocabulary=32_000, tied=True,
     query_norm=True,
 )  # fmt: skip
+# The shape of Llama 3.2 with 3 B parameters, its tokenizer's size included.
 LLAMA_3B = Shape(
-    name="llama-3b-untied", architecture="LlamaForCausalLM", model_type="llama", hidden=3072,
-    feed=8192, layers=28, heads=24, kv_heads=8, head_dim=128, vocabulary=32_000, tied=False,
+    name="llama-3b-tied", architecture="LlamaForCausalLM", model_type="llama", hidden=3072,
+    feed=8192, layers=28, heads=24, kv_heads=8, head_dim=128, vocabulary=128_256, tied=True,
+    full_tokenizer=True,
 )  # fmt: skip
 
 
@@ -117,8 +121,7 @@ def write_checkpoint(shape: Shape, folder: Path, *, seed: int = 0) -> None:
     """Writes a checkpoint of random weights in shards, with the demo model's tokenizer."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(shape.config()), encoding="utf-8")
-    for name in TOKENIZER_FILES:
-        shutil.copyfile(TOKENIZER / name, folder / name)
+    write_tokenizer(shape, folder)
     rng = np.random.default_rng(seed)
     shards = _shards(shape.tensors())
     index: dict[str, str] = {}
@@ -130,6 +133,26 @@ def write_checkpoint(shape: Shape, folder: Path, *, seed: int = 0) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(content), encoding="utf-8")
 
 
+def write_tokenizer(shape: Shape, folder: Path) -> None:
+    """Writes the demo model's tokenizer, with further merges where a shape's has to be full."""
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(TOKENIZER / name, folder / name)
+    if not shape.full_tokenizer:
+        return
+    path = folder / "tokenizer.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary, merges = document["model"]["vocab"], document["model"]["merges"]
+    special = {token["content"] for token in document["added_tokens"]}
+    parts = [token for token in vocabulary if token not in special]
+    for left, right in product(parts, parts):
+        if len(vocabulary) == shape.vocabulary:
+            break
+        if left + right not in vocabulary:
+            vocabulary[left + right] = len(vocabulary)
+            merges.append([left, right])
+    path.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
+
+
 def write_adapter(shape: Shape, folder: Path, *, rank: int = 16, seed: int = 1) -> None:
     """Writes a LoRA adapter over all matrices."""
     folder.mkdir(parents=True)
@@ -139,8 +162,7 @@ def write_adapter(shape: Shape, folder: Path, *, rank: int = 16, seed: int = 1) 
         "base_model_name_or_path": shape.name, "bias": "none", "lora_dropout": 0.0,
     }  # fmt: skip
     (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
-    for name in TOKENIZER_FILES:
-        shutil.copyfile(TOKENIZER / name, folder / name)
+    write_tokenizer(shape, folder)
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in range(shape.layers):
         for name, (out, inner) in shape.linears().items():

@@ -5,13 +5,19 @@ stacked. Both are found by comparing numbers, not by trusting names: a placement
 every bit agreed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporter.domain.quantization import TensorType
+
+# Numbers that are compared at once.
+ELEMENTS_AT_ONCE: Final = 1 << 22
+
+AsBits = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +47,10 @@ def row_order(row_count: int, *, rotary_heads: int) -> NDArray[np.intp] | None:
 
 
 def find_placement(
-    source_bits: NDArray[np.generic],
+    source: NDArray[np.generic],
     target_bits: NDArray[np.generic],
     *,
+    as_bits: AsBits,
     tensor: str,
     stored: TensorType,
     expert: int | None,
@@ -52,30 +59,34 @@ def find_placement(
     """Returns how a matrix was placed, or None when no known way gives the same bits.
 
     Args:
-        source_bits: the matrix of the checkpoint, (rows, columns), converted to the target's type.
+        source: the matrix of the checkpoint, (rows, columns).
         target_bits: the matrix in the file, same shape.
+        as_bits: converts rows of the source to bits of the target's type.
         head_counts: numbers of heads that may have been interleaved.
     """
-    if source_bits.shape != target_bits.shape:
+    if source.shape != target_bits.shape:
         return None
-    row_count = source_bits.shape[0]
-    if _equal_in_order(source_bits, target_bits, np.arange(row_count)):
+    row_count = source.shape[0]
+    if _equal_in_order(source, target_bits, np.arange(row_count), as_bits):
         return Placement(tensor=tensor, stored=stored, expert=expert)
     for heads in dict.fromkeys(head_counts):
         if heads <= 0 or row_count % (2 * heads) != 0:
             continue
         order = row_order(row_count, rotary_heads=heads)
-        if order is not None and _equal_in_order(source_bits, target_bits, order):
+        if order is not None and _equal_in_order(source, target_bits, order, as_bits):
             return Placement(tensor=tensor, stored=stored, rotary_heads=heads, expert=expert)
     return None
 
 
 def _equal_in_order(
-    source: NDArray[np.generic], target: NDArray[np.generic], order: NDArray[np.intp]
+    source: NDArray[np.generic],
+    target: NDArray[np.generic],
+    order: NDArray[np.intp],
+    as_bits: AsBits,
 ) -> bool:
-    """Compares in slabs, so that a large matrix is never copied whole."""
-    slab_rows = 1024
+    """Compares in slabs, so that a large matrix is never copied or converted whole."""
+    rows = max(1, ELEMENTS_AT_ONCE // max(1, source[:1].size))
     return all(
-        np.array_equal(source[order[start : start + slab_rows]], target[start : start + slab_rows])
-        for start in range(0, len(order), slab_rows)
+        np.array_equal(as_bits(source[order[start : start + rows]]), target[start : start + rows])
+        for start in range(0, len(order), rows)
     )

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from exporter.domain.layout import Placement, find_placement
 from exporter.domain.quantization import TensorType
 from exporter.engine.disk import disk_errors, is_full, reserve_disk, sync_folder
-from exporter.engine.weights import Checkpoint, GgufFile, read_json, to_bfloat16_bits, to_float32
+from exporter.engine.weights import Checkpoint, GgufFile, as_bits, read_json
 from lexicon.faults import Fault, FaultCode
 
 # Changes whenever entries made before must not be used any more.
@@ -288,8 +287,7 @@ def _placement(
     info = gguf.by_name[target]
     if info.type.is_quantized:
         return None
-    span = checkpoint.span(source)
-    bits = _as_bits(checkpoint.array(source), span.element_type, info.type)
+    span, array = checkpoint.span(source), checkpoint.array(source)
     stored = gguf.bits(info)
     stored = stored.view(np.uint32) if info.type is TensorType.F32 else stored.view(np.uint16)
     expert = None
@@ -297,28 +295,14 @@ def _placement(
         expert, rows = int(match[1]), info.dimensions[1]
         stored = stored[expert * rows : (expert + 1) * rows]
     return find_placement(
-        bits.reshape(-1, info.column_count) if bits.size % info.column_count == 0 else bits,
+        array.reshape(-1, info.column_count) if array.size % info.column_count == 0 else array,
         stored,
+        as_bits=lambda rows: as_bits(rows, span.element_type, info.type),
         tensor=target,
         stored=_STORED.get(span.element_type, TensorType.F32),
         expert=expert,
         head_counts=head_counts,
     )
-
-
-def _as_bits(array: NDArray[Any], element_type: str, wanted: TensorType) -> NDArray[Any]:
-    """A checkpoint tensor as the bits that the converter stores for it."""
-    same = {"BF16": TensorType.BF16, "F16": TensorType.F16, "F32": TensorType.F32}.get(element_type)
-    if same is wanted:
-        return array.view(np.uint32) if wanted is TensorType.F32 else array.view(np.uint16)
-    floats = to_float32(array, element_type)
-    match wanted:
-        case TensorType.BF16:
-            return to_bfloat16_bits(floats)
-        case TensorType.F16:
-            return floats.astype(np.float16).view(np.uint16)
-        case _:
-            return floats.view(np.uint32)
 
 
 @contextmanager

@@ -2,19 +2,27 @@
 
 A process of its own, because the converter brings torch with it, prints to its streams and may fail
 in any way. Beside the GGUF it writes which tensors of the checkpoint became which tensors of the
-file. Nothing here reaches the network, and no code of the model is ever executed.
+file. Tensors whose rows only move are copied in slabs; `--whole-tensors` leaves those to the
+converter as well, which takes its memory and gives the same file. Nothing here reaches the network,
+and no code of the model is ever executed.
 """
 
 import argparse
+import copyreg
+import ctypes
 import importlib
 import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from exporter.domain.pretokenizer import match_pretokenizer
+from exporter.engine.streamed_base import Shadow
 
 
 def main() -> int:
@@ -23,6 +31,9 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     for folder in (arguments.vendor / "gguf-py", arguments.vendor):
         sys.path.insert(0, str(folder))
+    # transformers copies a tokenizer by way of its text, for which there is no need: each is read
+    # once here. A reduction to a name makes `copy.deepcopy` return the object itself.
+    copyreg.pickle(Tokenizer, lambda _tokenizer: "tokenizer")
     # Both are llama.cpp's own, found on the path set above.
     conversion, gguf = (importlib.import_module(name) for name in ("conversion", "gguf"))
 
@@ -33,12 +44,22 @@ def main() -> int:
         "f16": gguf.LlamaFileType.MOSTLY_F16,
         "f32": gguf.LlamaFileType.ALL_F32,
     }
-    model = conversion.get_model_class(architecture)(
-        arguments.model, kinds[arguments.outtype], arguments.outfile
+    open_model = partial(
+        conversion.get_model_class(architecture),
+        arguments.model,
+        kinds[arguments.outtype],
+        arguments.outfile,
     )
+    model = open_model()
     record = _Recorder(model.modify_tensors)
     model.modify_tensors = record
-    model.get_vocab_base_pre = _name_pretokenizer(model.get_vocab_base_pre, arguments.model)
+    # Weights that are stored quantised come from several tensors each, by arithmetic.
+    if not arguments.whole_tensors and "quantization_config" not in hparams:
+        record.shadow = Shadow(open_model(), as_tensor=importlib.import_module("torch").from_numpy)
+        model.prepare_tensors = _streaming(model, record.shadow)
+    model.get_vocab_base_pre = _name_pretokenizer(model.get_vocab_base_pre)
+    model.get_vocab_base = _giving_back(model.get_vocab_base)
+    model.set_vocab = _giving_back(model.set_vocab)
     model.write()
     arguments.record.write_text(json.dumps(record.groups), encoding="utf-8")
     return 0
@@ -51,10 +72,13 @@ class _Recorder:
         self._modify = modify
         self._waiting: dict[int | None, list[str]] = {}
         self.groups: list[dict[str, list[str]]] = []
+        self.shadow: Shadow | None = None
 
     def __call__(self, data: Any, name: str, bid: int | None) -> Iterator[tuple[str, Any]]:
         waiting = self._waiting.setdefault(bid, [])
         waiting.append(name)
+        if self.shadow:
+            self.shadow.follow(name, tuple(data.shape), bid)
         targets: list[str] = []
         for target, tensor in self._modify(data, name, bid):
             targets.append(target)
@@ -67,19 +91,52 @@ class _Recorder:
             self.groups.append({"sources": sources, "targets": targets})
 
 
-def _name_pretokenizer(known: Callable[[Any], str], model: Path) -> Callable[[Any], str]:
+def _streaming(model: Any, shadow: Shadow) -> Callable[[], None]:
+    """The preparation of a model's tensors, after which they are streams where they can be."""
+    prepare = model.prepare_tensors
+
+    def prepare_streams() -> None:
+        prepare()
+        tensors = model.gguf_writer.tensors[0]
+        count = shadow.replace(tensors)
+        logging.getLogger("exporter").info("%d of %d tensors are streamed", count, len(tensors))
+
+    return prepare_streams
+
+
+def _giving_back(work: Callable[[], Any]) -> Callable[[], Any]:
+    """The same, after which the system has back what the work freed: tokenizers are large."""
+
+    def work_and_trim() -> Any:
+        result = work()
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+            trim(0)
+        return result
+
+    return work_and_trim
+
+
+def _name_pretokenizer(known: Callable[[Any], str]) -> Callable[[Any], str]:
     def name(tokenizer: Any) -> str:
         try:
             return known(tokenizer)
         except NotImplementedError:
-            document = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
-            found = match_pretokenizer(document)
+            found = match_pretokenizer(_rules(tokenizer.backend_tokenizer))
             if found is None:
                 raise
             logging.getLogger("exporter").info("pre-tokenizer equals %s by structure", found)
             return found
 
     return name
+
+
+def _rules(tokenizer: Any) -> dict[str, Any]:
+    """What `tokenizer.json` says of splitting, without the vocabulary that it also holds."""
+    split, kind = tokenizer.pre_tokenizer, type(tokenizer.model).__name__
+    return {
+        "pre_tokenizer": None if split is None else json.loads(split.__getstate__()),
+        "model": {"type": kind, "ignore_merges": getattr(tokenizer.model, "ignore_merges", None)},
+    }
 
 
 def _arguments() -> argparse.Namespace:
@@ -89,6 +146,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--outfile", type=Path, required=True)
     parser.add_argument("--outtype", choices=("bf16", "f16", "f32"), required=True)
     parser.add_argument("--record", type=Path, required=True)
+    parser.add_argument("--whole-tensors", action="store_true")
     return parser.parse_args()
 
 

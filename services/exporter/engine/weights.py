@@ -174,6 +174,26 @@ def to_bfloat16_bits(array: NDArray[np.float32]) -> NDArray[np.uint16]:
     return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
 
 
+def as_bits(array: NDArray[Any], element_type: str, wanted: TensorType) -> NDArray[Any]:
+    """Returns numbers of a checkpoint as the bits that llama.cpp's converter stores for them.
+
+    Args:
+        element_type: the safetensors name of the array's type.
+        wanted: F32 gives uint32; F16 and BF16 give uint16.
+    """
+    same = {"BF16": TensorType.BF16, "F16": TensorType.F16, "F32": TensorType.F32}.get(element_type)
+    if same is wanted:
+        return array.view(np.uint32) if wanted is TensorType.F32 else array.view(np.uint16)
+    floats = to_float32(array, element_type)
+    match wanted:
+        case TensorType.BF16:
+            return to_bfloat16_bits(floats)
+        case TensorType.F16:
+            return floats.astype(np.float16).view(np.uint16)
+        case _:
+            return floats.view(np.uint32)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Returns a JSON object of a model or adapter folder; an absent file is an empty object.
 

@@ -10,8 +10,18 @@ from exporter.domain.quantization import TensorType
 
 def find(source: np.ndarray, target: np.ndarray, expert: int | None = None) -> Placement | None:
     return find_placement(
-        source, target, tensor="t", stored=TensorType.BF16, expert=expert, head_counts=[4, 2]
+        source,
+        target,
+        as_bits=as_they_are,
+        tensor="t",
+        stored=TensorType.BF16,
+        expert=expert,
+        head_counts=[4, 2],
     )
+
+
+def as_they_are(rows: np.ndarray) -> np.ndarray:
+    return rows
 
 
 def bits(rows: int, columns: int = 4, seed: int = 0) -> np.ndarray:
@@ -36,7 +46,13 @@ def test_a_head_of_four_rows_is_interleaved() -> None:
 def test_rows_in_their_own_order_are_found() -> None:
     source = bits(8)
     found = find_placement(
-        source, source.copy(), tensor="t", stored=TensorType.BF16, expert=None, head_counts=[4, 2]
+        source,
+        source.copy(),
+        as_bits=as_they_are,
+        tensor="t",
+        stored=TensorType.BF16,
+        expert=None,
+        head_counts=[4, 2],
     )
     assert found == Placement(tensor="t", stored=TensorType.BF16)
 
@@ -45,7 +61,13 @@ def test_interleaved_rows_are_found_with_their_head_count() -> None:
     source = bits(16)
     target = source[row_order(16, rotary_heads=2)]
     found = find_placement(
-        source, target, tensor="t", stored=TensorType.BF16, expert=3, head_counts=[4, 2]
+        source,
+        target,
+        as_bits=as_they_are,
+        tensor="t",
+        stored=TensorType.BF16,
+        expert=3,
+        head_counts=[4, 2],
     )
     assert found == Placement(tensor="t", stored=TensorType.BF16, rotary_heads=2, expert=3)
 
