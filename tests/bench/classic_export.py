@@ -26,6 +26,7 @@ def main() -> None:
         [
             sys.executable, "-m", "exporter.engine.conversion_tool", "--vendor", vendor, "--model",
             merged, "--outfile", converted, "--outtype", "bf16", "--record", folder / "record.json",
+            "--whole-tensors",
         ],
         check=True,
         capture_output=True,

@@ -14,8 +14,7 @@ import importlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,56 +28,75 @@ def main() -> int:
     """Convert; exit 0 when the GGUF and the record are complete."""
     arguments = _arguments()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-    for folder in (arguments.vendor / "gguf-py", arguments.vendor):
-        sys.path.insert(0, str(folder))
     # transformers copies a tokenizer by way of its text, for which there is no need: each is read
     # once here. A reduction to a name makes `copy.deepcopy` return the object itself.
     copyreg.pickle(Tokenizer, lambda _tokenizer: "tokenizer")
+    groups = convert(
+        arguments.model,
+        arguments.outfile,
+        vendor=arguments.vendor,
+        outtype=arguments.outtype,
+        whole_tensors=arguments.whole_tensors,
+    )
+    arguments.record.write_text(json.dumps(groups), encoding="utf-8")
+    return 0
+
+
+def convert(
+    folder: Path, target: Path, *, vendor: Path, outtype: str, whole_tensors: bool
+) -> Sequence[Mapping[str, Sequence[str]]]:
+    """Writes a GGUF; returns which tensors of the checkpoint became which of the file.
+
+    Args:
+        vendor: folder with llama.cpp's `conversion` package and `gguf-py`.
+        outtype: bf16, f16 or f32.
+        whole_tensors: nothing is streamed.
+    Raises:
+        Exception: whatever the converter raises.
+    """
+    for path in map(str, (vendor / "gguf-py", vendor)):
+        if path not in sys.path:
+            sys.path.insert(0, path)
     # Both are llama.cpp's own, found on the path set above.
     conversion, gguf = (importlib.import_module(name) for name in ("conversion", "gguf"))
-
-    hparams = conversion.ModelBase.load_hparams(arguments.model, False)
+    hparams = conversion.ModelBase.load_hparams(folder, False)
     architecture = conversion.get_model_architecture(hparams, conversion.ModelType.TEXT)
     kinds = {
         "bf16": gguf.LlamaFileType.MOSTLY_BF16,
         "f16": gguf.LlamaFileType.MOSTLY_F16,
         "f32": gguf.LlamaFileType.ALL_F32,
     }
-    open_model = partial(
-        conversion.get_model_class(architecture),
-        arguments.model,
-        kinds[arguments.outtype],
-        arguments.outfile,
-    )
-    model = open_model()
-    record = _Recorder(model.modify_tensors)
-    model.modify_tensors = record
+    model_class = conversion.get_model_class(architecture)
+    model, shadow = model_class(folder, kinds[outtype], target), None
     # Weights that are stored quantised come from several tensors each, by arithmetic.
-    if not arguments.whole_tensors and "quantization_config" not in hparams:
-        record.shadow = Shadow(open_model(), as_tensor=importlib.import_module("torch").from_numpy)
-        model.prepare_tensors = _streaming(model, record.shadow)
+    if not whole_tensors and "quantization_config" not in hparams:
+        as_tensor = importlib.import_module("torch").from_numpy
+        shadow = Shadow(model_class(folder, kinds[outtype], target), as_tensor=as_tensor)
+        model.prepare_tensors = _streaming(model, shadow)
+    record = _Recorder(model.modify_tensors, shadow)
+    model.modify_tensors = record
     model.get_vocab_base_pre = _name_pretokenizer(model.get_vocab_base_pre)
     model.get_vocab_base = _giving_back(model.get_vocab_base)
     model.set_vocab = _giving_back(model.set_vocab)
     model.write()
-    arguments.record.write_text(json.dumps(record.groups), encoding="utf-8")
-    return 0
+    return record.groups
 
 
 class _Recorder:
     """Stands in for `modify_tensors` and notes names: sources wait until a call yields targets."""
 
-    def __init__(self, modify: Callable[..., Iterable[tuple[str, Any]]]) -> None:
-        self._modify = modify
+    def __init__(
+        self, modify: Callable[..., Iterable[tuple[str, Any]]], shadow: Shadow | None
+    ) -> None:
+        self._modify, self._shadow = modify, shadow
         self._waiting: dict[int | None, list[str]] = {}
         self.groups: list[dict[str, list[str]]] = []
-        self.shadow: Shadow | None = None
 
     def __call__(self, data: Any, name: str, bid: int | None) -> Iterator[tuple[str, Any]]:
         waiting = self._waiting.setdefault(bid, [])
         waiting.append(name)
-        if self.shadow:
-            self.shadow.follow(name, tuple(data.shape), bid)
+        if self._shadow:
+            self._shadow.follow(name, tuple(data.shape), bid)
         targets: list[str] = []
         for target, tensor in self._modify(data, name, bid):
             targets.append(target)

@@ -155,7 +155,7 @@ def _taken(source: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
 
 def _in_file(generate: Callable[[], Any] | None) -> Stored | None:
     """The tensor in its file, where the converter takes it from there as it is."""
-    arguments = getattr(generate(), "_args", ()) if generate else ()
+    arguments: Sequence[Any] = getattr(generate(), "_args", ()) if generate else ()
     is_stored = len(arguments) == 1 and hasattr(arguments[0], "mmap_bytes")
     stored: Stored | None = arguments[0] if is_stored else None
     return stored

@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from exporter.engine import conversion_tool
 from exporter.engine.export import Engine, OnEvicted, export
 from exporter.pipe import Export, Exported
 
@@ -56,6 +57,11 @@ def merge_classically(base: Path, adapter: Path, folder: Path, *, dtype: torch.d
     merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     merged.save_pretrained(folder)
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+
+
+def convert_classically(folder: Path, target: Path, *, vendor: Path, outtype: str) -> None:
+    """Writes the GGUF of a checkpoint with every tensor through llama.cpp's converter."""
+    conversion_tool.convert(folder, target, vendor=vendor, outtype=outtype, whole_tensors=True)
 
 
 @torch.inference_mode()

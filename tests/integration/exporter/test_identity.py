@@ -15,7 +15,7 @@ from exporter.engine.base import BaseModel, prepare_base
 from exporter.engine.export import CONFIG_NAME, WEIGHTS_NAME, Engine
 from exporter.engine.merge_plan import merge_plan
 from exporter.engine.weights import GgufFile, SafetensorsFile, read_json
-from tests.integration.exporter.making import ANVIL, merge_classically
+from tests.integration.exporter.making import ANVIL, convert_classically, merge_classically
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 KEY = "identity"
@@ -36,7 +36,8 @@ def classic(adapter: Path, engine: Engine, tmp_path_factory: pytest.TempPathFact
     """merge_and_unload, then the converter: the classical way to the same model."""
     merged = tmp_path_factory.mktemp("merged")
     merge_classically(ANVIL, adapter, merged, dtype=torch.bfloat16)
-    return prepare_base(merged, engine.cache, "classic", vendor=engine.vendor).gguf
+    convert_classically(merged, merged / "m.gguf", vendor=engine.vendor, outtype="bf16")
+    return merged / "m.gguf"
 
 
 @pytest.mark.parametrize("mix", list(Quantization))

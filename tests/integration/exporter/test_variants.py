@@ -12,7 +12,7 @@ from exporter.domain.quantization import Quantization
 from exporter.engine.base import prepare_base
 from exporter.engine.export import Engine
 from exporter.engine.weights import GgufFile
-from tests.integration.exporter.making import ANVIL, merge_classically
+from tests.integration.exporter.making import ANVIL, convert_classically, merge_classically
 from tests.integration.exporter.test_identity import one_pass
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -32,10 +32,11 @@ def both(
         merged = tmp_path / "merged"
         merge_classically(ANVIL, adapter, merged, dtype=torch.bfloat16)
         base = prepare_base(ANVIL, engine.cache, "identity", vendor=engine.vendor)
-        classic = prepare_base(merged, tmp_path / "cache", "c", vendor=engine.vendor)
+        classic = tmp_path / "classic.gguf"
+        convert_classically(merged, classic, vendor=engine.vendor, outtype="bf16")
         ours = tmp_path / "ours.gguf"
         one_pass(engine, base, adapter, Quantization.BF16, ours)
-        return _matrices(ours), _matrices(classic.gguf)
+        return _matrices(ours), _matrices(classic)
 
     return make
 
