@@ -1,24 +1,30 @@
 """What a durable checkpoint after every step costs, against transformers.Trainer saving every step.
 
-    python -m tests.bench.checkpoint [--pairs 48] [--peer-steps 24]
+    python -m tests.bench.checkpoint [--pairs 48] [--saves 400] [--peer-steps 24]
 
 The model, adapter and rows of `tests.bench.packing`: a Qwen2 shape of 35 million parameters, whose
 checkpoint holds 16 MB of weights and moments. Each step of ours is taken twice in a row, once while
 the checkpoint of the step before it is written and once without, in turning order; the cost is the
-median over the pairs of what the first took longer. The stall is what the training thread waits
-in `save`. The peer saves its usual full output and waits for it; it does not flush to the disk.
+median over the pairs of what the first took longer.
+
+The stall is all that the training thread waits for a checkpoint: in `save`, where it lends the
+tensors and waits for the checkpoint before this one, and before the update, where it waits for the
+copy. For its 99th percentile as many steps follow one another as make `--saves` in all, each with a
+checkpoint. The peer saves its usual full output and waits for it; it does not flush to the disk.
 
 Processor time stands beside the clock: it is what the cost would be without an idle core to write
 on, and the figure to look at where other programs run beside the benchmark.
 """
 
 import argparse
+import gc
 import os
 import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +48,20 @@ COST_GOAL, STALL_GOAL_SECONDS = 0.02, 0.005
 KEPT = 2
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stall:
+    """Seconds that training waited for one checkpoint, and the processor's in `save`."""
+
+    in_save: float
+    before_update: float
+    processor: float
+
+    @property
+    def whole(self) -> float:
+        """By the clock, in both places."""
+        return self.in_save + self.before_update
+
+
 class Ours:
     """Our loop, a step at a time, with checkpoints or without."""
 
@@ -49,10 +69,10 @@ class Ours:
         self._rows = rows
         self._state = loop.begin(a_model(SEGMENTED), PLAN)
         self._checkpoint_count = 0
+        self._before_update = 0.0
         self.root = root
         self.durable: list[int] = []
-        self.stalls: list[float] = []
-        self.stalls_processor: list[float] = []
+        self.stalls: list[Stall] = []
         self.writer = CheckpointWriter(root, written=self._written, failed=_failed)
 
     def step(self, index: int) -> None:
@@ -64,14 +84,26 @@ class Ours:
         """The same while the checkpoint of the step before it is written."""
         began, began_processor = time.perf_counter(), time.thread_time()
         self._checkpoint_count += 1
-        self.writer.save(self._progress(self._checkpoint_count), loop.live(self._state), {})
-        self.stalls.append(time.perf_counter() - began)
-        self.stalls_processor.append(time.thread_time() - began_processor)
+        self.writer.save(self._progress(self._checkpoint_count), self, {})
+        in_save, processor = time.perf_counter() - began, time.thread_time() - began_processor
         self.step(index)
+        self.stalls.append(
+            Stall(in_save=in_save, before_update=self._before_update, processor=processor)
+        )
+
+    def lend(self, given_back: Callable[[], None]) -> dict[str, torch.Tensor]:
+        """The state's tensors, for the writer; how long the state waits for them is noted."""
+
+        def timed() -> None:
+            began = time.perf_counter()
+            given_back()
+            self._before_update = time.perf_counter() - began
+
+        return self._state.lend(timed)
 
     def prove(self) -> None:
         """Read the last checkpoint back and compare it with what training holds now."""
-        self.writer.save(self._progress(self._checkpoint_count + 1), loop.live(self._state), {})
+        self.writer.save(self._progress(self._checkpoint_count + 1), self._state, {})
         self.writer.wait()
         _, tensors = checkpoint.read(_folders(self.root)[-1], run=PLAN.run, fingerprint="bench")
         live = loop.live(self._state)
@@ -110,19 +142,25 @@ def main() -> None:
     """Measure ours step by step, then theirs, and print one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=48)
+    parser.add_argument("--saves", type=int, default=400)
     parser.add_argument("--peer-steps", type=int, default=24)
     options = parser.parse_args()
     torch.set_num_threads(threads_for(512, available=os.cpu_count() or 1))
+    # As the training child does it after its imports.
+    gc.collect()
+    gc.freeze()
     rows = alpaca_like(ROWS)
     with tempfile.TemporaryDirectory(prefix="tunesmith-checkpoint-") as name:
         ours = Ours(rows, Path(name) / "ours")
         pairs = measure(ours, options.pairs)
+        save_every_step(ours, options.saves)
         with ours.writer:
             ours.prove()
         size = sum(path.stat().st_size for path in _folders(ours.root)[-1].iterdir())
         theirs = measure_peer(rows, Path(name) / "theirs", options.peer_steps)
     cost = added_share(pairs, clock=0)
-    stall = percentile(ours.stalls, 99)
+    stalls = [stall.whole for stall in ours.stalls]
+    stall = percentile(stalls, 99)
     frame.finish(
         frame.Result(
             bench="checkpoint",
@@ -138,8 +176,12 @@ def main() -> None:
                 "step_seconds": round(statistics.median(plain[0] for plain, _ in pairs), 3),
                 "added_processor_time_percent": round(100 * added_share(pairs, clock=1), 2),
                 "p99_stall_ms": round(1000 * stall, 2),
-                "median_stall_ms": round(1000 * statistics.median(ours.stalls), 2),
-                "p99_stall_processor_ms": round(1000 * percentile(ours.stalls_processor, 99), 2),
+                "median_stall_ms": round(1000 * statistics.median(stalls), 2),
+                "largest_stall_ms": round(1000 * max(stalls), 2),
+                "stalls": len(stalls),
+                "p99_in_save_ms": p99_ms(each.in_save for each in ours.stalls),
+                "p99_before_update_ms": p99_ms(each.before_update for each in ours.stalls),
+                "p99_in_save_processor_ms": p99_ms(each.processor for each in ours.stalls),
                 "durable_checkpoints": len(ours.durable),
                 "checkpoint_bytes": size,
                 "read_back_equal": True,
@@ -157,7 +199,6 @@ def measure(ours: Ours, count: int) -> list[tuple[Clocks, Clocks]]:
     ours.step(0)
     ours.saving_step(0)
     ours.stalls.clear()
-    ours.stalls_processor.clear()
     pairs = []
     for number in range(count):
         index = number % STEPS
@@ -171,9 +212,17 @@ def measure(ours: Ours, count: int) -> list[tuple[Clocks, Clocks]]:
         pairs.append((plain, saving))
         frame.progress(
             f"pair {number + 1}/{count}: {plain[0]:.3f} s, saving {saving[0]:.3f} s, "
-            f"stall {1000 * ours.stalls[-1]:.1f} ms"
+            f"stall {1000 * ours.stalls[-1].whole:.1f} ms"
         )
     return pairs
+
+
+def save_every_step(ours: Ours, count: int) -> None:
+    """Take steps with a checkpoint each, as a run does, until `count` stalls are noted."""
+    for number in range(len(ours.stalls), count):
+        ours.saving_step(number % STEPS)
+        if number % 50 == 0:
+            frame.progress(f"{number}/{count} checkpoints")
 
 
 def timed(work: Callable[[int], None], index: int) -> Clocks:
@@ -222,6 +271,11 @@ def measure_peer(rows: tuple[Row, ...], folder: Path, steps: int) -> dict[str, A
         "median_stall_ms": round(1000 * statistics.median(trainer.save_seconds), 1),
         "step_seconds": round(training / steps, 3),
     }
+
+
+def p99_ms(seconds: Iterable[float]) -> float:
+    """The 99th percentile in milliseconds."""
+    return round(1000 * percentile(list(seconds), 99), 2)
 
 
 def percentile(values: list[float], percent: int) -> float:

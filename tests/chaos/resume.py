@@ -152,7 +152,7 @@ def run(root: Path, *, until: int) -> Outcome:
     with writer_for(root) as writer:
         while state.step < until:
             losses += take(state, 1)
-            writer.save(progress(state), loop.live(state), {})
+            writer.save(progress(state), state, {})
     return Outcome(from_step=from_step, losses=tuple(losses), adapter=digest(state))
 
 
@@ -235,7 +235,7 @@ def kill_after_step(root: Path, step: int, *, delay_seconds: float) -> None:
         with writer_for(root) as checkpoints:
             while True:
                 take(state, 1)
-                checkpoints.save(progress(state), loop.live(state), {})
+                checkpoints.save(progress(state), state, {})
                 os.write(writer, b".")
     os.close(writer)
     for _ in range(step):

@@ -162,7 +162,7 @@ class Course:
                 continual.in_words(each, self._plan) for each in self.progress.history
             )
             raise Fault(FaultCode.RUNTIME_MERGE_REFUSED, f"No run was merged. {reasons}")
-        _put(state, self.merged)
+        loop.put(state, self.merged)
         if self._stops_early:
             self.validation.promote_best(state)
 
@@ -230,10 +230,10 @@ class Course:
         record, tuned, merged = self._judged(state)
         if record.outcome is Outcome.MERGED:
             self.tuned, self.merged = tuned, merged
-            _put(state, merged)
+            loop.put(state, merged)
             record = history.keep(self.plan, record, state.model, warn=self.warn)
         else:
-            _put(state, self.merged or self.initial)
+            loop.put(state, self.merged or self.initial)
             self.warn(FaultCode.RUNTIME_MERGE_REFUSED, continual.in_words(record, self._plan))
         self._note_validation(state)
         self.progress = CourseProgress(
@@ -242,7 +242,7 @@ class Course:
             skipped_count=state.skipped_count,
         )
         self.told(record, history.file_of(self.plan, record))
-        _put(state, slao.opening(self.tuned) if self.tuned else self.initial)
+        loop.put(state, slao.opening(self.tuned) if self.tuned else self.initial)
         loop.begin_again(state, self.plan)
 
     def _judged(self, state: loop.TrainState) -> tuple[MergeRecord, Weights, Weights]:
@@ -288,7 +288,7 @@ class Course:
 
     def _held_out_loss(self, state: loop.TrainState, weights: Weights) -> float | None:
         """Mean loss of the held-out rows; None without such rows, or without memory for one."""
-        _put(state, weights)
+        loop.put(state, weights)
         return self.validation.measure(state, warn=self.warn)
 
     def _note_validation(self, state: loop.TrainState) -> None:
@@ -303,12 +303,6 @@ class Course:
 
 def _weights_of(state: loop.TrainState) -> Weights:
     return {name: p.detach().cpu().clone() for name, p in state.trainable.items()}
-
-
-def _put(state: loop.TrainState, weights: Mapping[str, torch.Tensor]) -> None:
-    with torch.no_grad():
-        for name, parameter in state.trainable.items():
-            parameter.copy_(weights[name])
 
 
 def _if_finite(number: float | None) -> float | None:

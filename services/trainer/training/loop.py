@@ -10,7 +10,7 @@ Shapes: B rows, T tokens, N trained tokens, V vocabulary.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import torch
@@ -62,6 +62,7 @@ class TrainState:
     first_step: int = 0
     first_skipped_count: int = 0
     trained_token_count: int = 0
+    _given_back: Callable[[], None] | None = field(default=None, init=False, repr=False)
 
     @property
     def step_of_run(self) -> int:
@@ -77,6 +78,18 @@ class TrainState:
     def skipped_count(self) -> int:
         """Steps whose gradient overflowed in fp16 and was not used."""
         return self.loss_scale.skipped_count if self.loss_scale else 0
+
+    def lend(self, given_back: Callable[[], None]) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds, live: it is not changed before `given_back` has returned."""
+        self.reclaim()
+        self._given_back = given_back
+        return live(self)
+
+    def reclaim(self) -> None:
+        """Wait until nobody reads weights and moments any more: comes before every change."""
+        given_back, self._given_back = self._given_back, None
+        if given_back is not None:
+            given_back()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +127,7 @@ def begin(model: Any, plan: TrainPlan, *, loss_scale: LossScale | None = None) -
 def begin_again(state: TrainState, plan: TrainPlan) -> None:
     """Begin the next run of a continual training: steps count on, the optimizer is a new one."""
     # The old moments are given back before there is room for new ones.
+    state.reclaim()
     del state.updater
     state.updater = make_updater(plan, state.trainable)
     state.first_step, state.first_skipped_count = state.step, state.skipped_count
@@ -283,12 +297,13 @@ def unscale(state: TrainState) -> None:
 
 def update(state: TrainState, *, lr: float) -> None:
     """One update of the trainable weights by their gradients; whole, or not at all."""
+    state.reclaim()
     skipped_count = state.skipped_count - state.first_skipped_count
     state.updater.update(updates_before=state.step_of_run - skipped_count, lr=lr)
 
 
 def live(state: TrainState) -> dict[str, torch.Tensor]:
-    """What a checkpoint holds of the state, by name; the next step changes it."""
+    """What a checkpoint holds of the state, by name; the next update changes it."""
     tensors = dict(state.updater.tensors())
     if state.loss_scale is not None:
         tensors[LOSS_SCALE_KEY] = torch.tensor(astuple(state.loss_scale), dtype=torch.float64)
@@ -316,6 +331,7 @@ def restore(state: TrainState, tensors: Mapping[str, torch.Tensor]) -> None:
         raise Fault(
             FaultCode.STATE_CHECKPOINT_INVALID, "The checkpoint holds another adapter's tensors"
         )
+    state.reclaim()
     with torch.no_grad():
         for name, target in expected.items():
             target.copy_(tensors[name])
@@ -324,6 +340,14 @@ def restore(state: TrainState, tensors: Mapping[str, torch.Tensor]) -> None:
         state.loss_scale = LossScale(
             factor=factor, clean_steps=int(clean_steps), skipped_count=int(skipped_count)
         )
+
+
+def put(state: TrainState, weights: Mapping[str, torch.Tensor]) -> None:
+    """Put other weights into the model; the optimizer keeps its moments."""
+    state.reclaim()
+    with torch.no_grad():
+        for name, parameter in state.trainable.items():
+            parameter.copy_(weights[name])
 
 
 def free_memory(state: TrainState) -> None:

@@ -108,7 +108,7 @@ class Updater:
                 self.spares.setdefault(spare_of(key, live), torch.empty_like(live))
 
     def _parts(self, parameter: torch.nn.Parameter) -> Iterator[tuple[str, torch.Tensor]]:
-        yield "weight", parameter.data
+        yield "weight", parameter.detach()
         for key, value in self.optimizer.state[parameter].items():
             if key != STEP_KEY and key not in CONSTANT_KEYS:
                 yield key, value

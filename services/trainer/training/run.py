@@ -181,7 +181,7 @@ def _train(
                 seconds_since=time.monotonic() - last_time,
             ):
                 # Before the step is told: of the steps that were told, one at most can be lost.
-                _save(writer, state, course)
+                save_checkpoint(writer, state, course)
             channel.send(last)
             if is_due:
                 # Between two runs the model holds what the next one opens with, and no adapter.
@@ -250,7 +250,8 @@ def _resume(state: loop.TrainState, course: Course, channel: Channel) -> None:
     log.info("resumed at step %d", state.step)
 
 
-def _save(writer: CheckpointWriter, state: loop.TrainState, course: Course) -> None:
+def save_checkpoint(writer: CheckpointWriter, state: loop.TrainState, course: Course) -> None:
+    """Have a checkpoint of the step just taken written behind training's back."""
     plan, validation = course.plan, course.validation
     progress = checkpoint.Progress(
         run=plan.run,
@@ -266,7 +267,7 @@ def _save(writer: CheckpointWriter, state: loop.TrainState, course: Course) -> N
         course=course.document(),
     )
     # What validation and merges keep is replaced as a whole, never changed.
-    writer.save(progress, loop.live(state), {**validation.tensors(), **course.tensors()})
+    writer.save(progress, state, {**validation.tensors(), **course.tensors()})
 
 
 def checkpoint_writer(plan: TrainPlan, channel: Channel) -> CheckpointWriter:

@@ -85,9 +85,7 @@ class Validation:
         """Put the best weights into the model; whether they were others than the latest."""
         if not self.best or self.without_gain_count == 0:
             return False
-        with torch.no_grad():
-            for name, parameter in state.trainable.items():
-                parameter.copy_(self.best[name])
+        loop.put(state, self.best)
         return True
 
     def tensors(self) -> dict[str, torch.Tensor]:

@@ -1,22 +1,51 @@
 """Checkpoints written behind training's back, by a thread of their own (ADR 8).
 
-What training pays for a checkpoint is one copy in memory. Hashing, writing and flushing happen
-beside the next step; all three let Python's other threads run. At most one checkpoint is being
-written: the next waits for it, so a process that dies loses the steps since the last one that was
-durable, and that is never more than the one before.
+What training pays for a checkpoint is to lend its tensors. Copying, hashing, writing and flushing
+happen beside the next step; all four let Python's other threads run. The forward and the backward
+pass change no weight and no moment: the lender waits for the copy before its next change of them,
+and by then it is long made. At most one checkpoint is being written: the next waits for it, so a
+process that dies loses the steps since the last one that was durable, and that is never more than
+the one before.
 """
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from lexicon.faults import Fault, FaultCode
 from trainer.training import checkpoint
 from trainer.training.checkpoint import Progress
 from trainer.training.memory import is_out_of_memory
-from trainer.training.snapshot import Snapshot, Tensors
+from trainer.training.snapshot import Ready, Snapshot, Tensors, ready
+
+
+class Lender(Protocol):
+    """Whoever owns tensors that are read behind its back."""
+
+    def lend(self, given_back: Callable[[], None]) -> Tensors:
+        """The tensors; the lender calls `given_back` before it changes any, and waits with it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loan:
+    """Tensors that are to be copied as they were when this was made."""
+
+    step: int
+    live: Tensors
+    fixed: Tensors
+    ready: Ready | None
+    versions: list[int]
+
+    def is_untouched(self) -> bool:
+        """Whether torch has counted no change of a tensor since.
+
+        It counts what is changed by its own operations in place, except for fused optimizers'.
+        """
+        return versions_of(self.live) == self.versions
 
 
 class CheckpointWriter:
@@ -29,6 +58,7 @@ class CheckpointWriter:
             has written it.
         failed: told what kept a checkpoint from being written, by either thread; the checkpoints
             before it are untouched.
+        thread: runs what it is given one after another; a thread of its own by default.
     """
 
     def __init__(
@@ -37,13 +67,15 @@ class CheckpointWriter:
         *,
         written: Callable[[int, Path], None],
         failed: Callable[[Fault], None],
+        thread: Executor | None = None,
     ) -> None:
         self._root = root
         self._written = written
         self._failed = failed
         self._snapshot = Snapshot()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
-        self._under_way: Future[None] | None = None
+        self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._copying: Future[bool] | None = None
+        self._writing: Future[None] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -59,30 +91,58 @@ class CheckpointWriter:
         finally:
             self._thread.shutdown()
 
-    def save(self, progress: Progress, live: Tensors, fixed: Tensors) -> None:
-        """Take a snapshot and have it written; waits for the checkpoint before it.
+    def save(self, progress: Progress, lender: Lender | None, fixed: Tensors) -> None:
+        """Have a checkpoint written of the tensors as they are now; waits for the one before it.
 
         Args:
-            live: tensors that training goes on to change; on any device.
+            lender: whoever goes on to change tensors; None when there are none such.
             fixed: tensors in the CPU's memory that nobody changes any more.
         """
         self.wait()
+        live = lender.lend(self._wait_for_copy) if lender is not None else {}
+        loan = Loan(
+            step=progress.step,
+            live=live,
+            fixed=fixed,
+            ready=ready(live),
+            versions=versions_of(live),
+        )
+        self._copying = self._thread.submit(self._copy, loan)
+        self._writing = self._thread.submit(self._write, progress, self._copying)
+
+    def wait(self) -> None:
+        """Returns when no checkpoint is being written.
+
+        Raises:
+            Exception: what the thread did not expect; each such error is raised once.
+        """
+        self._wait_for_copy()
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _wait_for_copy(self) -> None:
+        copying, self._copying = self._copying, None
+        if copying is not None:
+            copying.result()
+
+    def _copy(self, loan: Loan) -> bool:
+        """Whether there was memory for the copy."""
+        if loan.ready is not None:
+            loan.ready.synchronize()
         try:
-            self._snapshot.take(live, fixed)
+            self._snapshot.take(loan.live, loan.fixed)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            self._failed(no_memory(progress.step))
+            self._failed(no_memory(loan.step))
+            return False
+        assert loan.is_untouched(), "weights or moments were changed while they were lent"
+        return True
+
+    def _write(self, progress: Progress, copying: Future[bool]) -> None:
+        if copying.exception() is not None or not copying.result():
             return
-        self._under_way = self._thread.submit(self._write, progress)
-
-    def wait(self) -> None:
-        """Returns when no checkpoint is being written."""
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None:
-            under_way.result()
-
-    def _write(self, progress: Progress) -> None:
         try:
             folder = checkpoint.store(self._root, progress, self._snapshot.parts())
         except Fault as fault:
@@ -98,3 +158,8 @@ def no_memory(step: int) -> Fault:
         f"The checkpoint of step {step} could not be written: memory ran out",
         step=step,
     )
+
+
+def versions_of(tensors: Tensors) -> list[int]:
+    """How often torch has counted a change of each tensor."""
+    return [tensor._version for tensor in tensors.values()]

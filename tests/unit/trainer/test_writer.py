@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load
 
 from lexicon.faults import Fault, FaultCode
+from tests.support.lending import Lent
 from tests.support.training import a_plan
 from tests.unit.trainer.test_checkpoint import PROGRESS
 from trainer.pipe import CheckpointWritten, Warned
@@ -87,7 +88,9 @@ def test_what_training_does_next_does_not_reach_the_checkpoint(tmp_path: Path) -
     told, weight = Told(), torch.ones(1000)
     with told.writer(tmp_path) as writer:
         for step in (1, 2, 3):
-            writer.save(at(step), {"weight/a": weight}, {})
+            lender = Lent({"weight/a": weight})
+            writer.save(at(step), lender, {})
+            lender.before_change()
             weight.add_(1.0)
     assert told.written == [1, 2, 3]
     assert [read(folder)["weight/a"][0].item() for folder in told.folders] == [1.0, 2.0, 3.0]
@@ -97,7 +100,7 @@ def test_a_checkpoint_is_durable_before_the_next_snapshot_is_taken(tmp_path: Pat
     told = Told()
     with told.writer(tmp_path) as writer:
         for step in (1, 2, 3):
-            writer.save(at(step), {"weight/a": torch.ones(1000)}, {})
+            writer.save(at(step), Lent({"weight/a": torch.ones(1000)}), {})
             assert told.written[: step - 1] == list(range(1, step))
 
 
@@ -106,7 +109,7 @@ def test_the_last_one_is_waited_for_even_when_training_fails(tmp_path: Path) -> 
 
     def train() -> None:
         with told.writer(tmp_path) as writer:
-            writer.save(at(1), {"weight/a": torch.ones(10)}, {})
+            writer.save(at(1), Lent({"weight/a": torch.ones(10)}), {})
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -124,13 +127,13 @@ def test_full_disk_is_told_with_its_cause_and_the_next_one_is_written(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with told.writer(tmp_path) as writer:
-        writer.save(at(1), live, {})
+        writer.save(at(1), Lent(live), {})
         writer.wait()
         with monkeypatch.context() as patched:
             patched.setattr(os, "fsync", full)
-            writer.save(at(2), live, {})
+            writer.save(at(2), Lent(live), {})
             writer.wait()
-        writer.save(at(3), live, {})
+        writer.save(at(3), Lent(live), {})
     (fault,) = told.faults
     assert fault.code is FaultCode.STATE_CHECKPOINT_INVALID
     assert "the disk is full" in fault.message
@@ -142,8 +145,8 @@ def test_want_of_memory_costs_the_checkpoint_and_not_the_run(tmp_path: Path) -> 
     told = Told()
     too_large = torch.empty(1 << 50, dtype=torch.uint8, device="meta")
     with told.writer(tmp_path) as writer:
-        writer.save(at(1), {"weight/a": too_large}, {})
-        writer.save(at(2), {"weight/a": torch.ones(3)}, {})
+        writer.save(at(1), Lent({"weight/a": too_large}), {})
+        writer.save(at(2), Lent({"weight/a": torch.ones(3)}), {})
     assert [fault.code for fault in told.faults] == [FaultCode.STATE_CHECKPOINT_INVALID]
     assert told.written == [2]
 
@@ -162,7 +165,7 @@ def sent_by_a_run_in(folder: Path) -> list[Any]:
     channel = FakeChannel()
     plan = a_plan(work_folder=str(folder))
     with checkpoint_writer(plan, channel) as writer:  # type: ignore[arg-type]
-        writer.save(at(1), {"weight/a": torch.ones(3)}, {})
+        writer.save(at(1), Lent({"weight/a": torch.ones(3)}), {})
     return channel.sent
 
 

@@ -218,7 +218,7 @@ class _Run:
             validations_without_gain=validation.without_gain_count,
         )
         # MLX changes no array in place; what is captured stays as it is.
-        writer.save(progress, {}, {**steps.capture(state), **validation.tensors()})
+        writer.save(progress, None, {**steps.capture(state), **validation.tensors()})
 
     def _told(self, figures: StepFigures) -> StepTaken:
         plan, state, row_count = self._plan, self._state, len(self._desk.rows)
