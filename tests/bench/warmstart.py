@@ -9,9 +9,14 @@ the first step begins (the billable clock starts there). A model of half a billi
 In each round a new child is started; the first run is cold, the second is warm:
 
 - cold: the process starts, imports torch and transformers, loads base and data, puts the adapter
-  on, tries the longest batch. `cold_without_process_start` leaves the start and imports out.
-  The files come from the page cache, which favours the cold side.
+  on, tries the longest batch. The files come from the page cache, which favours the cold side.
 - warm: the same base, adapter geometry and data in the same process, for another run.
+
+How long a trial of the longest batch takes is a matter of the run and not of the load, and a warm
+run need not repeat it. So there are three ratios: of all that a cold user waits for, of that without
+the trial, and of the model's load alone (base read, adapter put on). The parts are the child's own,
+out of the runs' logs; `rest` is what they leave of the time to the first step: data, optimizer,
+messages, and in the warm runs the collection of the garbage of the run before.
 
 In the first round two more warm runs follow: with other data, and with another rank. Proof: the
 adapters of cold and warm runs have the same hash, and the loss of the step is the same.
@@ -22,6 +27,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import statistics
 import tempfile
 import time
@@ -46,8 +52,23 @@ class Taken:
     """What one run took and gave."""
 
     first_step_seconds: float
+    model_seconds: float
+    trial_seconds: float
     loss: float
     adapter_sha256: str
+
+    @property
+    def without_trial(self) -> float:
+        """Seconds to the first step, less those of the longest batch's trial."""
+        return self.first_step_seconds - self.trial_seconds
+
+    def parts(self) -> dict[str, float]:
+        """Where the seconds to the first step went."""
+        return {
+            "model": round(self.model_seconds, 3),
+            "trial": round(self.trial_seconds, 3),
+            "rest": round(self.without_trial - self.model_seconds, 3),
+        }
 
 
 def main() -> None:
@@ -92,42 +113,49 @@ async def measure(folder: Path, *, rounds: int) -> None:
             f"round {number + 1}/{rounds}: start {starts[-1]:.2f} s, "
             f"cold {colds[-1].first_step_seconds:.2f} s, warm {warms[-1].first_step_seconds:.4f} s"
         )
-    warm = statistics.median(taken.first_step_seconds for taken in warms)
-    loads = [taken.first_step_seconds for taken in colds]
-    whole = [start + load for start, load in zip(starts, loads, strict=True)]
+    report(starts, colds, warms, others)
+
+
+def report(
+    starts: list[float], colds: list[Taken], warms: list[Taken], others: dict[str, float]
+) -> None:
+    """The medians of the rounds against each other, as the last line."""
     hashes = {taken.adapter_sha256 for taken in (*colds, *warms)}
     losses = {taken.loss for taken in (*colds, *warms)}
-    ratio = statistics.median(
-        cold / taken.first_step_seconds for cold, taken in zip(whole, warms, strict=True)
-    )
     same = len(hashes) == len(losses) == 1
+    waited = [taken.first_step_seconds for taken in warms]
+    whole = [s + taken.first_step_seconds for s, taken in zip(starts, colds, strict=True)]
+    without_trial = [s + taken.without_trial for s, taken in zip(starts, colds, strict=True)]
+    ratio, ratio_without_trial, ratio_of_load = (
+        statistics.median(c / w for c, w in zip(cold, waited, strict=True))
+        for cold in (whole, without_trial, [taken.model_seconds for taken in colds])
+    )
     frame.finish(
         frame.Result(
             bench="warmstart",
-            value=warm,
+            value=round(statistics.median(waited), 3),
             unit="s from plan to first step, warm",
             peer={
-                "name": "the same in a new process: start, imports, load",
-                "value": round(statistics.median(whole), 3),
+                "name": "the same in a new process: start, imports, load, without the trial of the "
+                "longest batch",
+                "value": round(statistics.median(without_trial), 3),
             },
-            ratio=ratio,
-            goal=f"ratio >= {RATIO_GOAL:.0f}, and the same adapter bit for bit",
-            passed=ratio >= RATIO_GOAL and same,
+            ratio=round(ratio_without_trial, 1),
+            goal=f"ratio >= {RATIO_GOAL:.0f} without the trial, and the same adapter bit for bit",
+            passed=ratio_without_trial >= RATIO_GOAL and same,
             proof={
                 "parameters": QWEN.parameter_count,
-                "rounds": rounds,
-                "cold_without_process_start": round(statistics.median(loads), 3),
-                "ratio_without_process_start": round(
-                    statistics.median(
-                        load / taken.first_step_seconds
-                        for load, taken in zip(loads, warms, strict=True)
-                    ),
-                    1,
-                ),
+                "rounds": len(warms),
+                "ratio_with_the_trial": round(ratio, 1),
+                "ratio_of_the_load_alone": round(ratio_of_load, 1),
+                "process_start_seconds": round(statistics.median(starts), 3),
+                "cold_parts": [taken.parts() for taken in colds],
+                "warm_parts": [taken.parts() for taken in warms],
                 **{name: round(seconds, 3) for name, seconds in others.items()},
                 "same_adapter_bit_for_bit": same,
                 "adapter_sha256": sorted(hashes),
                 "loss": sorted(losses),
+                "load_average": os.getloadavg()[0],
             },
         )
     )
@@ -167,11 +195,21 @@ async def run(child: Child, plan: TrainPlan, folder: Path, name: str) -> Taken:
                 first = time.perf_counter() - began
             told[type(message)] = message
     adapter = Path(told[Finished].adapter_folder) / "adapter_model.safetensors"
+    log = Path(plan.log_path).read_text("utf-8")
     return Taken(
         first_step_seconds=first,
+        model_seconds=seconds_in(log, "model_ready"),
+        trial_seconds=seconds_in(log, "longest_batch_tried"),
         loss=told[StepTaken].loss,
         adapter_sha256=hashlib.sha256(adapter.read_bytes()).hexdigest(),
     )
+
+
+def seconds_in(log: str, what: str) -> float:
+    """How long the child says that something took."""
+    found = re.search(rf"{what} seconds=([0-9.]+)", log)
+    assert found is not None, f"the log says nothing of {what}"
+    return float(found.group(1))
 
 
 def the_plan(folder: Path) -> TrainPlan:

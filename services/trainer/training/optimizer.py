@@ -15,6 +15,7 @@ import torch
 from lexicon.faults import Fault, FaultCode
 from trainer.domain.healing import TRIES_AT_ONE_MAX
 from trainer.domain.plan import Optimizer, TrainPlan
+from trainer.training.arithmetic import one_thread
 from trainer.training.capabilities import require_bitsandbytes
 from trainer.training.memory import is_out_of_memory, release_memory
 
@@ -126,7 +127,8 @@ def make_updater(plan: TrainPlan, trainable: Trainable) -> Updater:
         Fault: CONFIG_INVALID_SETTING for an 8-bit optimizer on a node without bitsandbytes.
     """
     if plan.optimizer is Optimizer.ADAMW_TORCH:
-        return Updater(optimizer=_adamw(plan, trainable), trainable=trainable)
+        with one_thread():
+            return Updater(optimizer=_adamw(plan, trainable), trainable=trainable)
     updater = Updater(optimizer=_eight_bit(plan, trainable), trainable=trainable)
     updater.make_spares()
     return updater

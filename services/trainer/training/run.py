@@ -4,6 +4,8 @@ import hashlib
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -40,7 +42,6 @@ from trainer.training.delivery import deliver
 from trainer.training.isolation import is_proven, keeps_examples_apart, require_working
 from trainer.training.memory import peak_bytes
 from trainer.training.mlx_presence import require_available
-from trainer.training.peft_rail import width_of
 from trainer.training.probe import probe
 from trainer.training.rails import Rails, loading
 from trainer.training.sampling import Sampler
@@ -73,12 +74,12 @@ def train_run(plan: TrainPlan, channel: Channel, rails: Rails, warm: Warm) -> Fi
         warn(channel, code, text)
 
     device = rails.device(plan)
-    width = width_of(plan.base)
+    width = warm.width_of(plan.base)
     arithmetic = arithmetic_for(plan.precision, device, width=width, four_bit=plan.load_in_4bit)
     torch.set_num_threads(threads_for(width, available=_cores()))
     rail = rails.choose(plan, device, warn=tell)
     desk = Desk.prepare(plan, warn=tell, shelf=warm.shelf)
-    with loading(rail, rails):
+    with loading(rail, rails), timed("model_ready"):
         adapted = warm.adapted_for(plan, rail, arithmetic)
         if rail is rails.unsloth:
             require_working(adapted, arithmetic, packing=plan.packing)
@@ -114,6 +115,14 @@ def _on_mlx(plan: TrainPlan, channel: Channel) -> Finished:
     from trainer.training.mlx_rail.run import train_run as train_on_mlx
 
     return train_on_mlx(plan, channel)
+
+
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Say in the run's log how long something took that the user waits for."""
+    began = time.monotonic()
+    yield
+    log.info("%s seconds=%.3f", what, time.monotonic() - began)
 
 
 def warn(channel: Channel, code: FaultCode, text: str) -> None:
@@ -153,7 +162,8 @@ def _train(
     last: StepTaken | None = None
     steps = course.steps
     timer = StepTimer()
-    _probe(state, course, arithmetic, channel=channel, warm=warm)
+    with timed("longest_batch_tried"):
+        _probe(state, course, arithmetic, channel=channel, warm=warm)
     last_step, last_time = state.step, time.monotonic()
     channel.send(StageBegan(stage="training"))
     channel.send(Started(from_step=state.step, total_steps=steps))

@@ -15,9 +15,9 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
-from trainer.domain.plan import AdapterPlan, Method, TrainPlan
+from trainer.domain.plan import AdapterPlan, Base, Method, TrainPlan
 from trainer.training import peft_rail
-from trainer.training.arithmetic import Arithmetic
+from trainer.training.arithmetic import Arithmetic, one_thread
 from trainer.training.dataset import Shelf
 from trainer.training.memory import release_memory
 from trainer.training.probe import Extent
@@ -72,6 +72,16 @@ class Warm:
     build: Build | None = None
     shelf: Shelf = field(default_factory=Shelf)
     proven: dict[Conditions, Extent] = field(default_factory=dict)
+
+    def width_of(self, base: Base) -> int:
+        """Size of the model's hidden state; the files of a base that is warm are not read again.
+
+        Raises:
+            Fault: MODEL_ARCHITECTURE_UNSUPPORTED when the architecture is not known.
+        """
+        if self.base is None or self.base.digest != base.digest:
+            return peft_rail.width_of(base)
+        return int(self.base.model.config.get_text_config().hidden_size)
 
     def adapted_for(self, plan: TrainPlan, rail: Rail, arithmetic: Arithmetic) -> PeftModel:
         """The plan's base with a fresh adapter, out of what is in memory as far as that goes.
@@ -160,7 +170,7 @@ def renew(adapted: PeftModel, *, seed: int) -> None:
     throws away is drawn here as well, so that the same numbers come out.
     """
     torch.manual_seed(seed)
-    with torch.no_grad():
+    with torch.no_grad(), one_thread():
         for layer in _layers(adapted):
             for name, down in layer.lora_A.items():
                 up = layer.lora_B[name]
