@@ -139,7 +139,7 @@ def _name_pretokenizer(known: Callable[[Any], str]) -> Callable[[Any], str]:
         try:
             return known(tokenizer)
         except NotImplementedError:
-            found = match_pretokenizer(_rules(tokenizer.backend_tokenizer))
+            found = match_pretokenizer(_rules(getattr(tokenizer, "backend_tokenizer", None)))
             if found is None:
                 raise
             logging.getLogger("exporter").info("pre-tokenizer equals %s by structure", found)
@@ -150,6 +150,8 @@ def _name_pretokenizer(known: Callable[[Any], str]) -> Callable[[Any], str]:
 
 def _rules(tokenizer: Any) -> dict[str, Any]:
     """What `tokenizer.json` says of splitting, without the vocabulary that it also holds."""
+    if tokenizer is None:
+        return {}
     split, kind = tokenizer.pre_tokenizer, type(tokenizer.model).__name__
     return {
         "pre_tokenizer": None if split is None else json.loads(split.__getstate__()),
