@@ -13,10 +13,10 @@ In each round a new child is started; the first run is cold, the second is warm:
 - warm: the same base, adapter geometry and data in the same process, for another run.
 
 How long a trial of the longest batch takes is a matter of the run and not of the load, and a warm
-run need not repeat it. So there are three ratios: of all that a cold user waits for, of that without
-the trial, and of the model's load alone (base read, adapter put on). The parts are the child's own,
-out of the runs' logs; `rest` is what they leave of the time to the first step: data, optimizer,
-messages, and in the warm runs the collection of the garbage of the run before.
+run need not repeat it. So there are three ratios: of all that a cold user waits for, of that
+without the trial, and of the model's load alone (base read, adapter put on). The parts are the
+child's own, out of the runs' logs; `rest` is what they leave of the time to the first step: data,
+optimizer, messages, and in the warm runs the collection of the garbage of the run before.
 
 In the first round two more warm runs follow: with other data, and with another rank. Proof: the
 adapters of cold and warm runs have the same hash, and the loss of the step is the same.
@@ -195,19 +195,19 @@ async def run(child: Child, plan: TrainPlan, folder: Path, name: str) -> Taken:
                 first = time.perf_counter() - began
             told[type(message)] = message
     adapter = Path(told[Finished].adapter_folder) / "adapter_model.safetensors"
-    log = Path(plan.log_path).read_text("utf-8")
+    log_path = Path(plan.log_path)
     return Taken(
         first_step_seconds=first,
-        model_seconds=seconds_in(log, "model_ready"),
-        trial_seconds=seconds_in(log, "longest_batch_tried"),
+        model_seconds=seconds_in(log_path, "model_ready"),
+        trial_seconds=seconds_in(log_path, "longest_batch_tried"),
         loss=told[StepTaken].loss,
         adapter_sha256=hashlib.sha256(adapter.read_bytes()).hexdigest(),
     )
 
 
-def seconds_in(log: str, what: str) -> float:
+def seconds_in(log: Path, what: str) -> float:
     """How long the child says that something took."""
-    found = re.search(rf"{what} seconds=([0-9.]+)", log)
+    found = re.search(rf"{what} seconds=([0-9.]+)", log.read_text("utf-8"))
     assert found is not None, f"the log says nothing of {what}"
     return float(found.group(1))
 
