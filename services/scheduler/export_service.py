@@ -71,6 +71,8 @@ class ExportService(export_service_pb2_grpc.ExportServiceServicer):
         project = ProjectName.parse(request.parent).project
         current_caller().require_project(request.parent)
         artifact = str(ArtifactName.parse(request.artifact)) if request.artifact else ""
+        if artifact:
+            current_caller().require_project(artifact)
         size = paging.page_size(request.page_size, default=_DEFAULT_PAGE_SIZE)
         scope = f"exports {project} {artifact}"
         before = paging.read_token(request.page_token, scope=scope, first=_NEWEST)
