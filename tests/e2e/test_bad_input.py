@@ -17,7 +17,7 @@ from tunesmith.api.run.v1 import spec_pb2
 from tunesmith.client import Client
 from tunesmith.errors import TunesmithError
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 ROW = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
 OTHER_ROW = '{"instruction": "a", "output": "b"}\n'
 

@@ -12,7 +12,7 @@ from tunesmith.api.billing.v1 import billing_pb2
 from tunesmith.api.run.v1 import run_pb2
 from tunesmith.client import Client
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 MILLIS_PER_MINUTE = 60_000
 
 

@@ -11,7 +11,7 @@ from tests.e2e.conftest import Taught
 from tunesmith.api.artifact.v1 import artifact_pb2, artifact_service_pb2, artifact_service_pb2_grpc
 from tunesmith.client import Client
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 # llama.cpp's llama_ftype LLAMA_FTYPE_MOSTLY_Q4_K_M.
 Q4_K_M = 15
 WEIGHTS = str(lesson.HOME / "weights")

@@ -16,7 +16,7 @@ from tunesmith.api.fault.v1 import fault_pb2
 from tunesmith.api.run.v1 import run_pb2, run_service_pb2
 from tunesmith.client import Client
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 BUF = str(Path(sys.executable).with_name("buf"))
 
 

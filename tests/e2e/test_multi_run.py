@@ -12,7 +12,7 @@ from tunesmith.api.run.v1 import run_pb2, spec_pb2
 from tunesmith.client import Client
 from tunesmith.errors import InputError
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 RUNS, STEPS, SAMPLES = 3, 15, 100
 
 

@@ -15,7 +15,7 @@ from tunesmith.api.run.v1 import spec_pb2
 from tunesmith.client import Client
 from tunesmith.errors import TunesmithError
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 # Twelve shapes of token; none of them opens anything.
 PLANTED = (

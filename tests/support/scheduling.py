@@ -125,13 +125,17 @@ class FakeBilling(billing_service_pb2_grpc.BillingServiceServicer):
 
 @dataclass(slots=True)
 class FakeHub(object_service_pb2_grpc.ObjectServiceServicer):
-    """Signs everything; knows the sha256 of what was stored."""
+    """Signs everything; knows the sha256 of what was stored.
+
+    `register_gate` keeps the registration of a file back, `registering` says that one has begun.
+    """
 
     registered: list[artifact_pb2.ArtifactFile] = field(default_factory=list)
     wrong_sha256: set[str] = field(default_factory=set)
     missing: set[str] = field(default_factory=set)
     verified: list[str] = field(default_factory=list)
-    register_delay_seconds: float = 0.0
+    registering: asyncio.Event = field(default_factory=asyncio.Event)
+    register_gate: asyncio.Event = field(default_factory=asyncio.Event)
     holds: dict[str, list[str]] = field(default_factory=dict)
     deleted_versions: set[str] = field(default_factory=set)
     sweeps: list[object_service_pb2.DeleteRunLeftoversRequest] = field(default_factory=list)
@@ -144,6 +148,9 @@ class FakeHub(object_service_pb2_grpc.ObjectServiceServicer):
         default_factory=list
     )
     refuses_files: FaultCode | None = None
+
+    def __post_init__(self) -> None:
+        self.register_gate.set()
 
     async def HoldDatasetVersions(self, request: Any, _context: Any) -> Any:
         if self.deleted_versions.intersection(request.versions):
@@ -178,7 +185,8 @@ class FakeHub(object_service_pb2_grpc.ObjectServiceServicer):
         return object_service_pb2.VerifyObjectsResponse()
 
     async def RegisterArtifactFile(self, request: Any, _context: Any) -> Any:
-        await asyncio.sleep(self.register_delay_seconds)
+        self.registering.set()
+        await self.register_gate.wait()
         if request.file.sha256 in self.wrong_sha256:
             raise Fault(FaultCode.STORAGE_CHECKSUM_MISMATCH)
         if self.refuses_files is not None:

@@ -35,7 +35,9 @@ async def until(is_so: Callable[[], bool], *, seconds: float = 20.0) -> None:
 
 
 async def cancelled(user: Stubs, run: str) -> None:
-    await user.runs.CancelRun(run_service_pb2.CancelRunRequest(request_id="c", name=run))
+    await user.runs.CancelRun(
+        run_service_pb2.CancelRunRequest(request_id=f"cancel {run}", name=run)
+    )
 
 
 async def stored_checkpoint(trainer: Stubs, lease: work_pb2.Lease, step: int, number: int) -> str:
@@ -57,11 +59,14 @@ async def test_an_ended_run_is_swept_until_nothing_comes_any_more(
         assert fakes.hub.holds == {run.name: [VERSION]}
         await cancelled(user, run.name)
         await user.runs.DeleteRun(run_service_pb2.DeleteRunRequest(request_id="d", name=run.name))
-    await until(lambda: len(fakes.hub.sweeps) == 3)
-    await asyncio.sleep(2.5)
-    assert len(fakes.hub.sweeps) == 3
-    assert {each.run for each in fakes.hub.sweeps} == {run.name}
-    assert len({each.request_id for each in fakes.hub.sweeps}) == 3
+        await until(lambda: len(fakes.hub.sweeps) == 3)
+        # A later run is swept three times as well, while the first one is not swept again.
+        fakes.hub.removed_counts = [3, 1, 0]
+        later = await submitted(user, request_id="later")
+        await cancelled(user, later.name)
+        await until(lambda: len(fakes.hub.sweeps) >= 6)
+    assert [each.run for each in fakes.hub.sweeps] == [run.name] * 3 + [later.name] * 3
+    assert len({each.request_id for each in fakes.hub.sweeps}) == 6
     assert fakes.hub.holds == {}
 
 

@@ -1,6 +1,7 @@
 """Nodes that vanish, cancelled runs, stale epochs: against the real process and database."""
 
 import asyncio
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,12 @@ from tunesmith.api.work.v1 import work_pb2, work_service_pb2
 pytestmark = pytest.mark.integration
 
 TRAIN = work_pb2.TASK_KIND_TRAIN
+
+
+async def until_past(moment: datetime) -> None:
+    """Wait until a lease that ends then would have ended."""
+    while datetime.now(UTC) <= moment:
+        await asyncio.sleep(0.05)
 
 
 async def test_a_silent_node_loses_its_run_and_its_epoch_is_refused(
@@ -191,8 +198,9 @@ async def test_a_restart_of_the_scheduler_costs_a_healthy_run_nothing(
         await submitted(user)
         lease = await leased(node)
         await heartbeat(node, lease, started())
+        beat = await heartbeat(node, lease)
         scheduler.kill()
-        await asyncio.sleep(2.5)
+        await until_past(beat.expire_time.ToDatetime(UTC))
         await scheduler.start()
         await asyncio.sleep(1.0)
         beat = await heartbeat(node, lease)
@@ -273,7 +281,7 @@ async def test_a_cancel_that_crosses_with_the_end_gives_one_end_and_one_truth(
 ) -> None:
     """The adapter is being registered when the user cancels: the run is whole or has no entry."""
     fakes.validator.gguf = False
-    fakes.hub.register_delay_seconds = 0.5
+    fakes.hub.register_gate.clear()
     async with (
         calling(scheduler.address) as user,
         calling(scheduler.address, Role.NODE, subject=NODE) as node,
@@ -285,11 +293,14 @@ async def test_a_cancel_that_crosses_with_the_end_gives_one_end_and_one_truth(
         kind = artifact_pb2.ARTIFACT_KIND_LORA_ADAPTER
         output = await an_output(node, lease, "adapter.zip", artifact_kind=kind)
         ending = asyncio.create_task(complete(node, lease, output))
-        await asyncio.sleep(0.2)
+        await fakes.hub.registering.wait()
+        late = run_service_pb2.CancelRunRequest(request_id="late", name=run.name)
+        cancelling = asyncio.ensure_future(user.runs.CancelRun(late))
+        # It may be refused at once or wait for the end; a moment lets it come to either.
+        await asyncio.wait({cancelling}, timeout=0.2)
+        fakes.hub.register_gate.set()
         with pytest.raises(Fault) as caught:
-            await user.runs.CancelRun(
-                run_service_pb2.CancelRunRequest(request_id="late", name=run.name)
-            )
+            await cancelling
         assert caught.value.code is FaultCode.RUN_TRANSITION_ILLEGAL
         await ending
         events = await watched(user, run.name)

@@ -18,7 +18,9 @@ WEIGHTS = HOME / "weights"
 IO_COUNTERS = Path("/proc/self/io")
 
 
-def a_trainer(folder: Path, *, hub_url: str = "http://127.0.0.1:9") -> Trainer:
+def a_trainer(
+    folder: Path, *, hub_url: str = "http://127.0.0.1:9", cache_bytes: int = 0
+) -> Trainer:
     return Trainer(
         Config(
             scheduler_addr="127.0.0.1:9",
@@ -27,6 +29,7 @@ def a_trainer(folder: Path, *, hub_url: str = "http://127.0.0.1:9") -> Trainer:
             work_dir=folder / "work",
             model_cache=folder / "cache",
             model_hub_url=hub_url,
+            model_cache_bytes=cache_bytes,
         )
     )
 
@@ -77,6 +80,29 @@ async def test_another_file_is_another_base(objects: ObjectServer, tmp_path: Pat
     first = await trainer._fetch_base(bases[0])
     objects.files["/in/config.json"] = changed.read_bytes()
     assert (await trainer._fetch_base(bases[1])).digest != first.digest
+
+
+async def test_the_longest_unused_base_goes_when_the_bound_is_reached(tmp_path: Path) -> None:
+    """Of the hub and of the store alike; the base under work stays, whatever that costs."""
+    repos = {f"someone/{name}": Repo.of_folder(WEIGHTS) for name in ("old", "new", "third")}
+    size_bytes = sum(path.stat().st_size for path in WEIGHTS.iterdir())
+    with ModelHubServer(repos=repos) as hub:
+        trainer = a_trainer(tmp_path, hub_url=hub.url, cache_bytes=5 * size_bytes // 2)
+
+        async def fetch(name: str) -> Path:
+            base = work_pb2.BaseModelInput(base_model=name, model_id=f"someone/{name}")
+            return Path((await trainer._fetch_base(base)).folder)
+
+        old, new = await fetch("old"), await fetch("new")
+        third = await fetch("third")
+        assert old.exists()
+        assert new.exists()
+        trainer._held.close()
+        await fetch("old")
+        trainer._held.close()
+        await fetch("third")
+        assert (old.exists(), new.exists(), third.exists()) == (True, False, True)
+        trainer._held.close()
 
 
 async def test_a_branch_that_moved_is_another_base(tmp_path: Path) -> None:
