@@ -8,7 +8,9 @@ Trials on the CPU rail with a small Llama and dropout, so that random numbers ma
 2. `write`: the process is killed at every system-call boundary inside the writing of a checkpoint,
    at several steps; another process resumes from whatever lies on the disk. The writing thread's
    code runs in the main thread here, where every one of its calls can be stopped at.
-3. `peer`: Hugging Face Trainer with the same model and data, stopped and resumed in order; and
+3. `merge`: a continual training is killed at every system-call boundary of each of its merges and
+   of the checkpoint behind it; see `tests.chaos.merges`.
+4. `peer`: Hugging Face Trainer with the same model and data, stopped and resumed in order; and
    killed at boundaries spread over its own save, then resumed from the last checkpoint that it
    finds.
 
@@ -25,6 +27,7 @@ import signal
 import sys
 import tempfile
 import time
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,12 +36,13 @@ from random import Random
 import torch
 
 from lexicon.faults import Fault
+from tests.chaos import merges
 from tests.support import peer_killed, peer_trainer
 from tests.support.forked import in_fork
+from tests.support.lending import AtTheLastMoment
 from tests.support.ptrace import kill_at_boundary
 from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
 from trainer.training import checkpoint, loop, peft_rail
-from trainer.training.snapshot import Snapshot
 from trainer.training.writer import CheckpointWriter
 
 STEPS = 60
@@ -73,24 +77,30 @@ def main() -> None:
         whole = in_fork(lambda: run(Path(folder) / "whole", until=STEPS))
         stepped = trial_steps(whole, Path(folder), Random(options.seed))
         written = trial_write(whole, Path(folder))
+        merged = merges.trial(Path(folder) / "merges", say)
     theirs = in_fork(lambda: peer_trainer.resumed_curve(STEPS))
     theirs["killed_while_saving"] = peer_killed.trial(PEER_KILLS, say)
     passed = (
-        stepped["different"] == written["different"] == 0
-        and stepped["steps_lost_max"] <= 1
-        and written["steps_lost_max"] <= 1
-        and written["kill_points"] >= KILL_POINTS_GOAL
+        all(each["different"] == 0 for each in (stepped, written, merged))
+        and all(each["steps_lost_max"] <= 1 for each in (stepped, written, merged))
+        and min(written["kill_points"], merged["kill_points"]) >= KILL_POINTS_GOAL
     )
     say(
         json.dumps(
             {
                 "bench": "chaos.resume",
-                "value": stepped["different"] + written["different"],
+                "value": sum(each["different"] for each in (stepped, written, merged)),
                 "unit": "runs that differ",
                 "peer": theirs,
-                "goal": f"0 of {STEPS - 1} steps and >= {KILL_POINTS_GOAL} points of the write",
+                "goal": f"0 of {STEPS - 1} steps, and of >= {KILL_POINTS_GOAL} points of the write "
+                "and of the merges each",
                 "pass": passed,
-                "proof": {"steps": stepped, "write": written, "adapter": whole.adapter},
+                "proof": {
+                    "steps": stepped,
+                    "write": written,
+                    "merge": merged,
+                    "adapter": whole.adapter,
+                },
                 "seconds": round(time.monotonic() - began, 1),
                 "machine": f"{platform.machine()}, torch {torch.__version__}",
             }
@@ -178,20 +188,21 @@ def take(state: loop.TrainState, count: int) -> list[float]:
     ]
 
 
-def writer_for(root: Path) -> CheckpointWriter:
+def writer_for(root: Path, thread: Executor | None = None) -> CheckpointWriter:
     """The writer of production, which forgets the checkpoint before the last."""
 
     def failed(fault: Fault) -> None:
         raise fault
 
-    return CheckpointWriter(root, written=lambda _, folder: forget_older(folder), failed=failed)
+    return CheckpointWriter(
+        root, written=lambda _, folder: forget_older(folder), failed=failed, thread=thread
+    )
 
 
 def write_inline(state: loop.TrainState, root: Path) -> None:
-    """What the writing thread does with a checkpoint, in this thread."""
-    snapshot = Snapshot()
-    snapshot.take(loop.live(state), {})
-    forget_older(checkpoint.store(root, progress(state), snapshot.parts()))
+    """What the writer and its thread do with a checkpoint, in this thread."""
+    with writer_for(root, thread=AtTheLastMoment()) as writer:
+        writer.save(progress(state), state, {})
 
 
 def forget_older(newest: Path) -> None:

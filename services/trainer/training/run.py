@@ -158,7 +158,7 @@ def _train(
         warn=lambda code, text: warn(channel, code, text),
         told=lambda record, path: _tell_merged(channel, record, path),
     )
-    _resume(state, course, channel)
+    resume(state, course, channel)
     last: StepTaken | None = None
     steps = course.steps
     timer = StepTimer()
@@ -238,7 +238,7 @@ def _probe(
             warm.proven[conditions] = proven
 
 
-def _resume(state: loop.TrainState, course: Course, channel: Channel) -> None:
+def resume(state: loop.TrainState, course: Course, channel: Channel) -> None:
     """Continue from the plan's checkpoint; one that is not whole costs its steps, not the run."""
     plan = course.plan
     if plan.checkpoint_folder is None:
