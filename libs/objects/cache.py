@@ -88,7 +88,8 @@ class FolderCache:
         """Deletes what was not used for longest, until so many bytes fit; returns what went.
 
         They fit when the entries stay under the bound and the disk has them free. What is in use
-        stays, so that they may not fit afterwards either.
+        stays, so that they may not fit afterwards either. A disk on which they would not fit even
+        without any entry costs none.
 
         Args:
             needed_bytes: what is about to be written.
@@ -102,11 +103,13 @@ class FolderCache:
         entries = sorted(self._entries(), key=lambda entry: entry.last_use)
         used_bytes = sum(entry.size_bytes for entry in entries)
         added_bytes = needed_bytes if goes_into_cache else 0
+        wanted_bytes = needed_bytes + RESERVE_BYTES
+        can_help = shutil.disk_usage(self._root).free + used_bytes >= wanted_bytes
         evicted: list[Evicted] = []
         for entry in entries:
             disk = shutil.disk_usage(self._root)
             bound_bytes = self._bound_bytes or int(disk.total * SHARE_OF_VOLUME)
-            is_free = disk.free >= needed_bytes + RESERVE_BYTES
+            is_free = disk.free >= wanted_bytes or not can_help
             if is_free and used_bytes + added_bytes <= bound_bytes:
                 break
             if self.forget(entry.folder):

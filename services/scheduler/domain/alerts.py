@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from lexicon.faults import TABLE, Category
+from lexicon.faults import TABLE, Category, FaultCode
 from scheduler.domain.failures import is_oom_repeated
 from scheduler.domain.run import Document, RunFault
 
@@ -14,6 +14,14 @@ from scheduler.domain.run import Document, RunFault
 RETRY_REST: Final = timedelta(seconds=5)
 RETRY_DOUBLINGS: Final = 8
 MAX_TRIES: Final = 14
+# An export's failures that are a machine's own: a full disk, or one that computes or keeps wrongly.
+_OF_A_MACHINE: Final = frozenset(
+    {
+        FaultCode.EXPORT_DISK_FULL,
+        FaultCode.EXPORT_QUANTIZATION_BROKEN,
+        FaultCode.EXPORT_VERIFY_MISMATCH,
+    }
+)
 
 
 class Reason(enum.StrEnum):
@@ -56,7 +64,7 @@ def reason_for(fault: RunFault, *, same_oom_count: int) -> Reason | None:
     Args:
         same_oom_count: earlier runs of the same configuration that ran out of memory.
     """
-    if TABLE[fault.code].category is Category.INTERNAL:
+    if TABLE[fault.code].category is Category.INTERNAL or fault.code in _OF_A_MACHINE:
         return Reason.INTERNAL_FAULT
     if is_oom_repeated(fault, same_oom_count=same_oom_count):
         return Reason.OOM_REPEATED

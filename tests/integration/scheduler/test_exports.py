@@ -414,19 +414,27 @@ async def test_a_scheduler_that_was_killed_goes_on_with_what_it_had(
         process.stop()
 
 
+@pytest.mark.parametrize(
+    ("code", "state"),
+    [
+        ("INTERNAL_UNEXPECTED", export_pb2.EXPORT_STATE_QUEUED),
+        ("EXPORT_DISK_FULL", export_pb2.EXPORT_STATE_QUEUED),
+        ("EXPORT_QUANTIZATION_BROKEN", export_pb2.EXPORT_STATE_FAILED),
+    ],
+)
 async def test_what_only_operators_can_mend_reaches_them(
-    scheduler: SchedulerProcess, fakes: Neighbours
+    scheduler: SchedulerProcess, fakes: Neighbours, code: str, state: export_pb2.ExportState
 ) -> None:
-    """004-07: an internal error of an export is retried, and told of like one of a run."""
+    """004-07: what may pass is tried again, and told of like an internal error of a run."""
     fakes.validator.gguf = False
     async with people(scheduler.address) as all_:
         run = await trained(all_)
         export = await asked(all_, run.artifact)
         lease = await leased(all_.exporter, EXPORTER)
-        await fail(all_.exporter, lease, fault_pb2.Fault(code="INTERNAL_UNEXPECTED", message="Oh."))
-        waiting = await state_of(all_, export.name)
-        assert waiting.state == export_pb2.EXPORT_STATE_QUEUED
-        assert waiting.fault.code == "INTERNAL_UNEXPECTED"
+        await fail(all_.exporter, lease, fault_pb2.Fault(code=code, message="Oh."))
+        told = await state_of(all_, export.name)
+        assert told.state == state
+        assert told.fault.code == code
     assert "operator alert" in scheduler.log.read_text()
 
 
