@@ -122,6 +122,8 @@ class Child:
                     case other:
                         raise _broken(f"The export process began with {type(other).__name__}.")
         except TimeoutError as error:
+            # Half ready it must not pass for one that takes jobs.
+            await self.kill()
             raise _broken(
                 f"The export process was not ready within {READY_SECONDS_MAX:.0f} s."
             ) from error

@@ -45,6 +45,8 @@ PASSED_ON = (
     "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES",
     "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "XDG_CACHE_HOME", "SYSTEMROOT",
 )  # fmt: skip
+# Cards by their number on the bus, as NVML counts them: CUDA itself would put the fastest first.
+ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -58,7 +60,8 @@ KERNEL_COUNTERS = Path("/proc/vmstat")
 
 def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The child's whole environment: harmless names only, and no network for libraries."""
-    return {name: environment[name] for name in PASSED_ON if name in environment} | OFFLINE
+    passed = {name: environment[name] for name in PASSED_ON if name in environment}
+    return passed | ORDER | OFFLINE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +114,8 @@ class Child:
             async with asyncio.timeout(READY_SECONDS_MAX):
                 message = await self.receive()
         except TimeoutError as error:
+            # Half ready it must not pass for one that takes plans.
+            await self.kill()
             raise Fault(
                 FaultCode.RUNTIME_TRAINING_FAILED,
                 f"The training process was not ready within {READY_SECONDS_MAX:.0f} s",

@@ -13,6 +13,7 @@ import pynvml
 
 from chassis import telemetry
 from lexicon.faults import Fault, FaultCode
+from trainer.cards import first_card
 from tunesmith.api.work.v1 import work_pb2
 
 log = telemetry.logger(__name__)
@@ -66,11 +67,7 @@ def temperature_celsius() -> float | None:
 
 
 def _first_gpu() -> object | None:
-    try:
-        pynvml.nvmlInit()
-        return pynvml.nvmlDeviceGetHandleByIndex(0) if pynvml.nvmlDeviceGetCount() else None
-    except pynvml.NVMLError:
-        return None
+    return first_card(os.environ)
 
 
 def _processor_name() -> str:

@@ -74,6 +74,14 @@ class ThermalGuard:
                 assert_never(action)
         return action
 
+    def training_began(self) -> None:
+        """Pause the clock, which the first step has just started, if training waits for the GPU.
+
+        A pause that came before it had no clock to stop, and cooling is free.
+        """
+        if self._thermostat.paused:
+            self._clock(paused=True)
+
     def _warn(self, text: str) -> None:
         warning = run_pb2.RunWarning(
             code=FaultCode.RUNTIME_GPU_TEMPERATURE_CRITICAL.value, message=text

@@ -180,6 +180,8 @@ class Trainer:
                 if isinstance(message, Finished):
                     return message
                 self._pass_on(message, task, uploader)
+                if isinstance(message, Started):
+                    guard.training_began()
         except Fault as fault:
             # The guard ends the child, which then looks like one that died by itself.
             raise guard.fault or fault from fault

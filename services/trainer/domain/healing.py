@@ -9,7 +9,8 @@ from lexicon.faults import Fault, FaultCode
 TRIES_AT_ONE_MAX = 3
 # Texts by which allocators and libraries say that memory ran out, besides torch's own class.
 OUT_OF_MEMORY_TEXTS = (
-    "cuda out of memory",
+    # CUDA's own allocations, as of pinned memory, say `CUDA error: out of memory`.
+    "out of memory",
     "cublas_status_alloc_failed",
     "cudnn_status_alloc_failed",
     "can't allocate memory",

@@ -2,13 +2,16 @@
 
 import enum
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 # Older ones have no binary for Windows, or one that does not load.
 BITSANDBYTES_ON_WINDOWS_MIN = (0, 43)
 # Consumer cards of these two generations, on which attention by xformers fails or is slower.
 CARDS_WITHOUT_XFORMERS = re.compile(r"\bRTX (?:40|50)[0-9]{2}\b")
+# How the names of whole cards begin, and of parts of one.
+MIG_PREFIX = "MIG-"
+UUID_PREFIXES = ("GPU-", MIG_PREFIX)
 INSTALL_TORCH = "uv pip install --torch-backend=auto --reinstall torch"
 
 
@@ -45,6 +48,21 @@ class HostFinding:
     weight: Weight
     sentence: str
     next_step: str
+
+
+def first_visible_card(environment: Mapping[str, str]) -> int | str | None:
+    """The card that CUDA calls the first, by its number on the bus or its UUID; None without one.
+
+    A machine of several cards has an agent for each, told apart by `CUDA_VISIBLE_DEVICES` alone.
+    Source: CUDA C++ Programming Guide, environment variables.
+    """
+    listed = environment.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return 0
+    first = listed.split(",", maxsplit=1)[0].strip()
+    if first.startswith(UUID_PREFIXES):
+        return first
+    return int(first) if first.isdecimal() else None
 
 
 def judge(facts: HostFacts) -> tuple[HostFinding, ...]:

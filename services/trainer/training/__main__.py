@@ -106,14 +106,14 @@ def _log_to(path: str) -> None:
 
 
 def _as_fault(error: Exception) -> Fault:
+    # Python's own MemoryError says nothing beside its name.
+    first = next(iter(str(error).splitlines()), type(error).__name__)
     if is_out_of_memory(error):
-        return Fault(FaultCode.RUNTIME_GPU_OOM, str(error).splitlines()[0])
+        return Fault(FaultCode.RUNTIME_GPU_OOM, first)
     if getattr(error, "errno", None) == errno.ENOSPC or NO_SPACE in str(error):
         return Fault(FaultCode.STORAGE_FULL, "The node's disk is full.")
     if isinstance(error, RuntimeError):
-        return Fault(
-            FaultCode.RUNTIME_TRAINING_FAILED, f"Training failed: {str(error).splitlines()[0]:.300}"
-        )
+        return Fault(FaultCode.RUNTIME_TRAINING_FAILED, f"Training failed: {first:.300}")
     return Fault(FaultCode.INTERNAL_UNEXPECTED, kind=type(error).__name__)
 
 

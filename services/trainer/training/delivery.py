@@ -26,6 +26,7 @@ ADAPTER_FOLDER = "adapter"
 UNTRAINED_TEXT = (
     f"Trainer.save() called before train() — writing init-weight LoRA adapter to {ADAPTER_FOLDER}"
 )
+UNPROVEN_TEXT = "The adapter is whole, but not all of its samples and proof could be made"
 
 
 def deliver(
@@ -74,8 +75,7 @@ def deliver(
     except Exception as error:
         log.exception("samples and proof failed")
         proof = None
-        what = "The adapter is whole, but not all of its samples and proof could be made"
-        tell_failure(error, what, warn=course.warn)
+        tell_failure(error, UNPROVEN_TEXT, warn=course.warn)
         if not is_out_of_memory(error):
             # Whatever is broken now must not be what the next run begins with.
             warm.drop()

@@ -1,6 +1,7 @@
 """The facts of this machine: `python -m trainer.training.host` prints what goes wrong, as JSON."""
 
 import json
+import os
 import platform
 import sys
 from contextlib import suppress
@@ -10,6 +11,7 @@ from importlib import metadata
 import pynvml
 import torch
 
+from trainer.cards import first_card
 from trainer.domain.host import HostFacts, judge
 
 
@@ -28,10 +30,10 @@ def read_facts() -> HostFacts:
 
 def _gpu() -> tuple[str | None, str | None]:
     try:
-        pynvml.nvmlInit()
-        if not pynvml.nvmlDeviceGetCount():
+        handle = first_card(os.environ)
+        if handle is None:
             return None, None
-        name = str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0)))
+        name = str(pynvml.nvmlDeviceGetName(handle))
         # 12080 is CUDA 12.8.
         number = int(pynvml.nvmlSystemGetCudaDriverVersion_v2())
     except pynvml.NVMLError:

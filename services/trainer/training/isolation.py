@@ -44,13 +44,17 @@ def require_working(adapted: Any, arithmetic: Arithmetic, *, packing: bool) -> N
     """Take one small step's forward and backward pass, where kernels fail that do not fit the card.
 
     Raises:
-        RuntimeError: what a kernel raises, and when packed examples see each other.
+        RuntimeError: what a kernel raises, when the adapter gets no gradient, and when packed
+            examples see each other.
     """
     _, row = _strangers(adapted.get_base_model().config.get_text_config().vocab_size)
     with arithmetic.context():
         loss = token_losses(adapted, packed((row,), arithmetic.device)).mean()
     loss.backward()
+    reaches = any(p.grad is not None and bool(p.grad.any()) for p in adapted.parameters())
     adapted.zero_grad(set_to_none=True)
+    if not reaches:
+        raise RuntimeError("no gradient reaches the adapter")
     if packing and not keeps_examples_apart(adapted, arithmetic):
         raise RuntimeError("examples of a packed row see each other")
 

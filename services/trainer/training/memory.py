@@ -28,8 +28,14 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def forget_peak() -> None:
+    """Let `peak_bytes` begin anew: what an earlier run of this process took is not this one's."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_bytes(device: torch.device) -> int:
-    """Largest memory so far: of the device, or of this process on a CPU."""
+    """Largest memory since `forget_peak`: of the device; on a CPU of this process in all."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -19,6 +19,7 @@ from trainer.training.batches import MicroBatch
 LOGIT_BENDING_FIELDS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 # How near to the largest logit two ways to compute the same one are, in float32 and in 16 bits.
 EXACT, ROUNDED = 1e-5, 1e-2
+PROBE_TOKENS = 4
 # Models whose logits were found to be what we take them for, or not.
 _KNOWN: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
@@ -134,7 +135,7 @@ def _losses_of_unknown(model: Any, inputs: dict[str, Any], batch: MicroBatch) ->
 
 
 def _is_known(causal: Any) -> bool:
-    """Whether the logits are what we take them for: found out once, by two tokens."""
+    """Whether the logits are what we take them for: found out once, by a few tokens."""
     if causal not in _KNOWN:
         _KNOWN[causal] = _backbone(causal) is not causal and _agrees(causal)
     return _KNOWN[causal]
@@ -142,7 +143,9 @@ def _is_known(causal: Any) -> bool:
 
 def _agrees(causal: Any) -> bool:
     was_training = causal.training
-    ids_BT = torch.zeros((1, 2), dtype=torch.long, device=causal.device)
+    # Different tokens: of the same ones each would look the same without any causal mask, and the
+    # first of a vocabulary is often padding, whose embedding is zero.
+    ids_BT = torch.arange(PROBE_TOKENS, device=causal.device)[None]
     causal.eval()
     try:
         with torch.no_grad():

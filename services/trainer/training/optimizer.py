@@ -63,7 +63,13 @@ class Updater:
             return
         for group_index, group in enumerate(self.optimizer.param_groups):
             for index, parameter in enumerate(group["params"]):
-                self._update_one(group_index, index, parameter, self.spares, updates_before)
+                # A layer that the step did not run through, such as an idle expert.
+                if parameter.grad is not None:
+                    self._update_one(group_index, index, parameter, self.spares, updates_before)
+        if torch.cuda.is_available():
+            # Paged moments lie in the host's memory, where a checkpoint would read them half
+            # written: nothing there waits for the device's queue.
+            torch.cuda.synchronize()
 
     def _update_one(
         self,

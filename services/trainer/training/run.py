@@ -40,7 +40,7 @@ from trainer.training.continual import MERGED_PREFIX, TUNED_PREFIX, Course
 from trainer.training.dataset import Desk
 from trainer.training.delivery import deliver
 from trainer.training.isolation import is_proven, keeps_examples_apart, require_working
-from trainer.training.memory import peak_bytes
+from trainer.training.memory import forget_peak, peak_bytes
 from trainer.training.mlx_presence import require_available
 from trainer.training.probe import probe
 from trainer.training.rails import Rails, loading
@@ -65,6 +65,7 @@ def train_run(plan: TrainPlan, channel: Channel, rails: Rails, warm: Warm) -> Fi
     """
     log.info("run_started run_id=%s attempt=%d", plan.run, plan.attempt)
     channel.send(StageBegan(stage="initialization"))
+    forget_peak()
     if rails.resolve(plan) is Device.MLX:
         warm.drop()
         return _on_mlx(plan, channel)

@@ -27,6 +27,7 @@ NAME = "unsloth"
 # What Unsloth calls the lengths of the examples in a packed row, and the type that it wants.
 PACKED_LENGTHS = "packed_seq_lengths"
 GRADIENT_CHECKPOINTING = "unsloth"
+NUMPY_SEEDS = 1 << 32
 
 
 def load_base(base: Base, arithmetic: Arithmetic) -> Any:
@@ -60,7 +61,8 @@ def attach(model: Any, plan: TrainPlan) -> Any:
         use_rslora=plan.adapter.use_rslora,
         use_dora=plan.adapter.use_dora,
         use_gradient_checkpointing=GRADIENT_CHECKPOINTING if plan.gradient_checkpointing else False,
-        random_state=plan.seed,
+        # numpy, which it seeds as well, takes 32 bits.
+        random_state=plan.seed % NUMPY_SEEDS,
     )
     adapted.get_base_model().base_model.register_forward_pre_hook(_translate, with_kwargs=True)
     FastLanguageModel.for_training(

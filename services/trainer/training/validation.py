@@ -1,5 +1,6 @@
 """Validation while training: a holdout that training never sees, the best weights, an early end."""
 
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -74,7 +75,7 @@ class Validation:
         """Count a validation of the weights that the model holds now."""
         assert self.plan is not None
         self.latest_loss = loss
-        if self.best_loss is None or loss < self.best_loss - self.plan.early_stop_min_delta:
+        if is_gain(loss, self.best_loss, min_delta=self.plan.early_stop_min_delta):
             self.best_loss, self.without_gain_count = loss, 0
             # On the CPU: the best weights must not take the device's memory from training.
             self.best = {name: p.detach().cpu().clone() for name, p in state.trainable.items()}
@@ -102,6 +103,11 @@ class Validation:
             for name, tensor in tensors.items()
             if name.startswith(BEST_PREFIX)
         }
+
+
+def is_gain(loss: float, best: float | None, *, min_delta: float) -> bool:
+    """Whether a loss is better than the best so far; one that is not a number never is."""
+    return math.isfinite(loss) and (best is None or loss < best - min_delta)
 
 
 def split(plan: TrainPlan, desk: Desk, arithmetic: Arithmetic) -> tuple[Desk, Validation]:

@@ -77,6 +77,17 @@ async def test_hot_gpu_pauses_training_and_the_clock_and_both_go_on_when_it_has_
     assert warning.message == COOLING_TEXT == "Waiting for GPU to cool…"
 
 
+async def test_clock_that_starts_while_training_waits_for_the_gpu_is_paused_at_once() -> None:
+    """002-14, A7: nobody pays for a pause that began before the first step."""
+    guard, session, _ = a_guard(91.0, 85.0, 79.0, 79.0)
+    await guard.run_once()
+    guard.training_began()
+    assert [clock.paused for clock in session.of_kind("clock_paused")] == [True, True]
+    assert [await guard.run_once(), await guard.run_once()] == [Action.NONE, Action.RESUME]
+    guard.training_began()
+    assert [clock.paused for clock in session.of_kind("clock_paused")] == [True, True, False]
+
+
 async def test_gpu_that_is_too_hot_ends_the_child() -> None:
     """A14"""
     guard, _, child = a_guard(96.0)

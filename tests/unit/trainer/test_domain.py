@@ -133,6 +133,8 @@ def test_healing_switched_off_fails_at_once() -> None:
         "CUDA out of memory. Tried to allocate 2.00 GiB",
         "CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)",
         "[enforce fail] DefaultCPUAllocator: can't allocate memory",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA driver error: out of memory",
     ],
 )
 def test_out_of_memory_is_known_by_its_words(text: str) -> None:

@@ -6,7 +6,14 @@ import pytest
 
 from deploy.local.doctor import accelerator_sentence
 from deploy.local.refusal import SetupRefused
-from trainer.domain.host import HostFacts, Weight, judge, leaves_out_xformers
+from trainer.child import child_environment
+from trainer.domain.host import (
+    HostFacts,
+    Weight,
+    first_visible_card,
+    judge,
+    leaves_out_xformers,
+)
 
 
 def facts(**changes: Any) -> HostFacts:
@@ -67,6 +74,28 @@ def test_only_the_cards_in_question_go_without_xformers() -> None:
     """002-35"""
     assert leaves_out_xformers(facts(card="NVIDIA GeForce RTX 4060 Laptop GPU"))
     assert not leaves_out_xformers(facts(card="NVIDIA H100 80GB HBM3"))
+
+
+@pytest.mark.parametrize(
+    ("listed", "first"),
+    [
+        (None, 0),
+        ("3,1", 3),
+        (" 2", 2),
+        ("GPU-8932f937-d72c,1", "GPU-8932f937-d72c"),
+        ("MIG-1a2b", "MIG-1a2b"),
+        ("", None),
+        ("-1", None),
+        ("NoDevFiles", None),
+    ],
+)
+def test_an_agent_looks_at_the_card_that_its_child_trains_on(
+    listed: str | None, first: int | str | None
+) -> None:
+    """002-14: on a machine of eight cards the heat of another one says nothing."""
+    environment = {} if listed is None else {"CUDA_VISIBLE_DEVICES": listed}
+    assert first_visible_card(environment) == first
+    assert child_environment(environment)["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
 def test_the_worst_comes_first() -> None:

@@ -50,3 +50,13 @@ def test_a_rail_that_mixes_examples_or_cannot_step_is_no_rail() -> None:
     with pytest.raises(RuntimeError, match="see each other"):
         require_working(leaking(), FP32, packing=True)
     require_working(leaking(), FP32, packing=False)
+
+
+def test_a_rail_through_which_no_gradient_comes_is_no_rail() -> None:
+    """002-21: it would train for hours and leave the adapter as it was."""
+    model = adapted("sdpa")
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.register_hook(torch.zeros_like)
+    with pytest.raises(RuntimeError, match="no gradient"):
+        require_working(model, FP32, packing=False)

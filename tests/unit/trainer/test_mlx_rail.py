@@ -17,10 +17,13 @@ from lexicon.faults import Fault, FaultCode
 from tests.support.mlx import a_model_folder, an_mlx_plan, needs_mlx
 from tests.support.training import FP32, a_plan, some_rows
 from trainer.domain.plan import Backend, TrainPlan, ValidationPlan
-from trainer.pipe import Terms
+from trainer.pipe import Terms, Warned
 from trainer.training import loop, mlx_presence, peft_rail
+from trainer.training.channel import Channel
+from trainer.training.dataset import Desk, Reader
 from trainer.training.rails import Rail, find_rails
 from trainer.training.run import train_run
+from trainer.training.speech import Prompt
 from trainer.training.warm import Warm
 
 IDS = np.arange(24).reshape(2, 12) * 5 % 64
@@ -390,3 +393,48 @@ def test_without_mlx_lm_the_training_step_says_so(backend: Backend) -> None:
     with pytest.raises(Fault) as caught:
         train_run(a_plan(backend=backend), agent, apple, Warm())
     assert caught.value.code is FaultCode.DEP_MLX_UNAVAILABLE
+
+
+class Told:
+    """A channel that keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[Any] = []
+
+    def send(self, message: Any) -> None:
+        self.said.append(message)
+
+
+@needs_mlx
+@pytest.mark.parametrize("steps_done", [0, 2])
+def test_samples_that_fail_do_not_take_the_adapter_away(
+    folder: Path, tmp_path: Path, steps_done: int
+) -> None:
+    """002-23, 001-18: a run that has trained hands over what it has trained."""
+    from trainer.training.mlx_rail import run, steps, validation
+
+    plan = an_mlx_plan(folder, work_folder=str(tmp_path))
+    reader = Reader.load(a_plan().base)
+    channel = Told()
+    desk = Desk(
+        rows=ROWS,
+        validation_rows=(),
+        tokenizer=reader.tokenizer,
+        template=reader.template,
+        # Nothing can be said after no token at all.
+        prompts=(Prompt(text="", ids=()),),
+    )
+    state = steps.begin(moved(plan), plan)
+    state.step = steps_done
+    finished = run._Run(
+        plan=plan,
+        channel=cast(Channel, channel),
+        state=state,
+        desk=desk,
+        validation=validation.MlxValidation(plan=None, rows=()),
+    ).deliver(None)
+    assert (Path(finished.adapter_folder) / "adapter_model.safetensors").is_file()
+    assert finished.proof_path is None
+    codes = [message.code for message in channel.said if isinstance(message, Warned)]
+    untrained = [FaultCode.EXPORT_ADAPTER_UNTRAINED.value] if steps_done == 0 else []
+    assert codes == [*untrained, FaultCode.RUNTIME_SAMPLES_FAILED.value]

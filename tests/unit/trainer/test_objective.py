@@ -113,3 +113,25 @@ def test_mode_is_what_it_was_after_the_first_look_at_a_model() -> None:
     model = a_model("llama", trained_head=False)
     objective.token_losses(model, packed(ROWS[:2], CPU))
     assert all(module.training for module in model.modules())
+
+
+def test_a_backbone_that_sees_what_follows_is_not_taken_for_the_model() -> None:
+    """Kernels may mask the future in the whole model's forward pass alone."""
+    model = a_model("llama", trained_head=False)
+    alone = {"is": True}
+
+    def bare(module: Any, args: Any, named: dict[str, Any]) -> Any:
+        count = named["input_ids"].shape[1]
+        if alone["is"]:
+            named["attention_mask"] = torch.zeros(1, 1, count, count)
+        return args, named
+
+    def whole(module: Any, args: Any, named: dict[str, Any]) -> None:
+        alone["is"] = False
+
+    model.base_model.register_forward_pre_hook(bare, with_kwargs=True)
+    model.register_forward_pre_hook(whole, with_kwargs=True)
+    model.register_forward_hook(lambda *_: alone.update({"is": True}))
+    (batch,) = [packed(ROWS[:1], CPU)]
+    losses = objective.token_losses(model, replace(batch, segment_lengths=None))
+    assert torch.allclose(losses, all_logits(model, batch), atol=1e-5)

@@ -196,3 +196,16 @@ def test_eight_bits_follow_the_path_of_a_plain_loop() -> None:
         state.step = step
         loop.update(state, lr=1e-2)
     assert all(torch.equal(theirs[name], p) for name, p in state.trainable.items())
+
+
+@pytest.mark.parametrize("optimizer", VARIANTS)
+def test_a_weight_without_a_gradient_stays_and_the_others_move(optimizer: Optimizer) -> None:
+    """A layer that no token of a step ran through, such as an idle expert's."""
+    state = begin(plan_of(optimizer))
+    idle, *others = state.trainable.values()
+    for parameter in others:
+        parameter.grad = torch.ones_like(parameter)
+    before = [parameter.detach().clone() for parameter in (idle, *others)]
+    loop.update(state, lr=1e-2)
+    assert torch.equal(idle, before[0])
+    assert not any(torch.equal(p, old) for p, old in zip(others, before[1:], strict=True))

@@ -54,6 +54,18 @@ def test_interval_defaults_to_a_tenth_of_the_run() -> None:
     assert validation_interval(replace(EVERY_STEP, every_steps=0), steps=100) == 10
 
 
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_a_number_is_never_the_best(loss: float) -> None:
+    """The weights of a validation that overflowed must not be what the user gets."""
+    state, validation = a_state(), a_validation(early_stop_patience=2)
+    validation.judge(loss, state)
+    assert not validation.best
+    validation.judge(2.0, state)
+    validation.judge(loss, state)
+    assert (validation.best_loss, validation.without_gain_count) == (2.0, 1)
+    assert validation.promote_best(state)
+
+
 def losses_in_turn(monkeypatch: pytest.MonkeyPatch, *losses: float) -> None:
     given_losses = iter(losses)
     monkeypatch.setattr(loop, "mean_loss", lambda *_, **__: next(given_losses))

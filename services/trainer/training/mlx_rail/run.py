@@ -28,12 +28,13 @@ from trainer.training import checkpoint, speech
 from trainer.training.adapter import require_changed, write_adapter
 from trainer.training.channel import Channel
 from trainer.training.dataset import Desk
+from trainer.training.delivery import ADAPTER_FOLDER, UNPROVEN_TEXT, UNTRAINED_TEXT
 from trainer.training.loop import StepFigures
-from trainer.training.memory import is_out_of_memory
 from trainer.training.mlx_rail import faithful, model, steps
 from trainer.training.mlx_rail.speaker import MlxSpeaker
 from trainer.training.mlx_rail.validation import MlxValidation, split
 from trainer.training.run import checkpoint_writer, fingerprint, tell_healed, warn
+from trainer.training.sampling import tell_failure
 from trainer.training.validation import BEST_PREFIX
 from trainer.training.writer import CheckpointWriter
 
@@ -47,6 +48,7 @@ def train_run(plan: TrainPlan, channel: Channel) -> Finished:
         Fault: what is wrong with model, data, configuration or device.
     """
     checkpoint.remove_partials(checkpoint.root_of(plan))
+    mx.reset_peak_memory()
     desk = Desk.prepare(plan, warn=partial(warn, channel))
     adapted = model.attach(_base(plan, desk), plan)
     rows, validation = split(plan, desk)
@@ -134,8 +136,11 @@ class _Run:
         """Write the adapter first; samples and proof come after it and cannot take it away."""
         plan, desk, adapted = self._plan, self._desk, self._state.adapted
         self._channel.send(StageBegan(stage="saving"))
-        require_changed(adapted)
-        folder = Path(plan.work_folder) / "adapter"
+        if self._state.step:
+            require_changed(adapted)
+        else:
+            warn(self._channel, FaultCode.EXPORT_ADAPTER_UNTRAINED, UNTRAINED_TEXT)
+        folder = Path(plan.work_folder) / ADAPTER_FOLDER
         write_adapter(
             adapted,
             plan,
@@ -166,19 +171,14 @@ class _Run:
         )
         samples: tuple[Answer, ...] = ()
         try:
-            samples, answers = speech.ask_both(speaker, desk.prompts)
+            samples, answers = speech.ask_both(speaker, desk.prompts, step=self._state.step)
             proof = Path(plan.work_folder) / speech.PROOF_NAME
             speech.write_proof(
                 speaker, desk.prompts, answers, proof, base_model=plan.base.base_model, run=plan.run
             )
-        except (Fault, RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            warn(
-                self._channel,
-                FaultCode.RUNTIME_GPU_OOM,
-                "No memory was left for samples and proof",
-            )
+        except Exception as error:
+            log.exception("samples and proof failed")
+            tell_failure(error, UNPROVEN_TEXT, warn=partial(warn, self._channel))
             return samples, None
         return samples, proof
 

@@ -11,7 +11,7 @@ from trainer.training.batches import Example
 from trainer.training.checkpoint import Progress
 from trainer.training.dataset import Desk, Warn
 from trainer.training.mlx_rail import steps as loop
-from trainer.training.validation import BEST_PREFIX
+from trainer.training.validation import BEST_PREFIX, is_gain
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,10 +46,8 @@ class MlxValidation:
         except Fault as fault:
             warn(fault.code, f"No memory for the validation at step {state.step}")
             return
-        gained = self.best_loss is None or (
-            self.latest_loss < self.best_loss - self.plan.early_stop_min_delta
-        )
-        if gained:
+        min_delta = self.plan.early_stop_min_delta
+        if is_gain(self.latest_loss, self.best_loss, min_delta=min_delta):
             self.best_loss, self.without_gain_count = self.latest_loss, 0
             self.best = state.adapted.tensors()
         else:
