@@ -32,7 +32,7 @@ MAX_CONFIG_BYTES = 16 << 20
 _THOUGHT_END = "</think>"
 _TOKEN_FIELDS = ("bos_token", "eos_token", "pad_token", "unk_token")
 # Private-use characters: no template looks for them and no tokenizer gives them a meaning.
-_MARKS = re.compile("\ue000([0-9]+)\ue001|\ue002([0-9]+)\ue003")
+_MARKS = re.compile("\ue000([0-9]{1,6})\ue001|\ue002([0-9]{1,6})\ue003")
 _MARK_CHARACTERS = frozenset("\ue000\ue001\ue002\ue003")
 
 
@@ -184,7 +184,11 @@ def load(folder: Path) -> ChatTemplate:
     if path.is_file():
         config = read_tokenizer_config(path.read_bytes()[: MAX_CONFIG_BYTES + 1])
     source_path = folder / TEMPLATE_FILE
-    source = source_path.read_text("utf-8") if source_path.is_file() else None
+    source = None
+    if source_path.is_file():
+        with source_path.open("rb") as file:
+            # As the hub's answer is read: what is not UTF-8 is replaced.
+            source = file.read(MAX_CONFIG_BYTES).decode("utf-8", "replace")
     return from_config(config, source=source)
 
 
@@ -285,6 +289,9 @@ def _unmarked(messages: Sequence[Message], text: str, outline: str) -> list[_Spa
             opened[int(mark[1])] = len(clean)
             continue
         index = int(mark[2])
+        if index >= len(messages):
+            # A template that writes such marks by itself.
+            return None
         if index in opened:
             start = opened.pop(index)
         else:

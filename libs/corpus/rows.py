@@ -23,6 +23,8 @@ MAX_COLUMN_COUNT = 1024
 # A row group is decoded as a whole; a compressed bomb shows in the size it claims to have.
 MAX_ROW_GROUP_BYTES = 1 << 30
 PARQUET_BATCH_ROWS = 64
+# Of texts that have to be read whole before their size is known.
+PARQUET_BATCH_BYTES = 256 << 20
 READ_BYTES = 1 << 18
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -239,12 +241,15 @@ def _refuse_constant(name: str) -> NoReturn:
 def _delimited(path: Path, *, delimiter: str) -> Iterator[dict[str, Any]]:
     # The limit is one per process; every reader sets the same value.
     csv.field_size_limit(MAX_ROW_BYTES)
-    reader = csv.reader(_text_lines(path), delimiter=delimiter, strict=True)
+    lines = _RecordLines(path)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     number = 0
     try:
         header = [cell.strip() for cell in next(reader)]
         _check_columns(header)
+        lines.begin_record(1)
         for cells in reader:
+            lines.begin_record(number + 2)
             if not cells:
                 continue
             number += 1
@@ -256,12 +261,38 @@ def _delimited(path: Path, *, delimiter: str) -> Iterator[dict[str, Any]]:
         raise _row_fault(number + 1, f"is not valid CSV: {error}") from error
 
 
+class _RecordLines:
+    """Lines of text for a reader whose records may span lines, and so could span the whole file."""
+
+    def __init__(self, path: Path) -> None:
+        self._lines = _text_lines(path)
+        self._number = 0
+        self._size = 0
+
+    def begin_record(self, number: int) -> None:
+        """What is read from here on belongs to record `number`."""
+        self._number, self._size = number, 0
+
+    def __iter__(self) -> "_RecordLines":
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self._size += len(line)
+        if self._size > MAX_ROW_BYTES:
+            _refuse_row(self._number, f"is longer than {MAX_ROW_BYTES >> 20} MiB")
+        return line
+
+
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
+        # Texts stay references into their dictionary until their size is known: a file of a few
+        # bytes may repeat one of a gigabyte in every row.
+        texts, longest_bytes = _text_columns(pq.ParquetFile(path))
+        file = pq.ParquetFile(path, read_dictionary=texts)
         columns = file.schema_arrow.names
         _check_columns(columns)
         groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
@@ -274,11 +305,71 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
         if not wanted:
             yield from ({} for _ in range(min(file.metadata.num_rows, 1)))
             return
-        for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=wanted):
+        batch_rows = max(1, min(PARQUET_BATCH_ROWS, PARQUET_BATCH_BYTES // max(1, longest_bytes)))
+        number = 0
+        for batch in file.iter_batches(batch_size=batch_rows, columns=wanted):
+            _check_sizes(batch, number)
             for row in batch.to_pylist():
+                number += 1
                 yield {name: value for name, value in row.items() if value is not None}
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    # A date that Python cannot hold is an error of its own.
+    except (pa.ArrowException, OSError, ValueError, OverflowError, KeyError) as error:
         raise _file_fault("it cannot be read as Parquet") from error
+
+
+def _text_columns(file: Any) -> tuple[list[str], int]:
+    """Paths of the texts that can be read by reference, and how long the others may be, in bytes.
+
+    The others are written as the end of another text, for which there is no dictionary: they are
+    read whole, few at a time.
+
+    Args:
+        file: a `ParquetFile`.
+    Raises:
+        Fault: DATASET_FILE_INVALID for lists of such texts, of which one row may hold any number.
+    """
+    groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
+    texts, longest_bytes = [], 0
+    for index in range(len(file.schema)):
+        leaf = file.schema.column(index)
+        if leaf.physical_type != "BYTE_ARRAY" or leaf.logical_type.type == "DECIMAL":
+            continue
+        chunks = [group.column(index) for group in groups]
+        if not any("DELTA_BYTE_ARRAY" in chunk.encodings for chunk in chunks):
+            texts.append(leaf.path)
+        elif "." in leaf.path:
+            raise _file_fault("lists of texts are DELTA_BYTE_ARRAY; write them with a dictionary")
+        else:
+            sizes = [chunk.total_uncompressed_size for chunk in chunks]
+            longest_bytes = max(longest_bytes, *sizes)
+    return texts, longest_bytes
+
+
+def _check_sizes(batch: Any, rows_before: int) -> None:
+    """Refuses a row that is larger than a line of text may be; `batch` is a `RecordBatch`."""
+    if sum(map(_text_bytes, batch.columns)) <= MAX_ROW_BYTES:
+        return
+    for index in range(batch.num_rows):
+        if sum(map(_text_bytes, batch.slice(index, 1).columns)) > MAX_ROW_BYTES:
+            _refuse_row(rows_before + index + 1, f"is longer than {MAX_ROW_BYTES >> 20} MiB")
+
+
+def _text_bytes(array: Any) -> int:
+    """Bytes of all texts in an Arrow array, repeated ones each time they come."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        lengths = pc.binary_length(array.dictionary).take(array.indices)
+        return pc.sum(lengths).as_py() or 0
+    if pa.types.is_map(kind):
+        entries = array.cast(pa.list_(pa.struct([kind.key_field, kind.item_field])))
+        return _text_bytes(entries)
+    if pa.types.is_nested(kind):
+        inner = array.flatten()
+        return sum(map(_text_bytes, inner if isinstance(inner, list) else [inner]))
+    return int(array.nbytes)
 
 
 def _plain_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -67,6 +67,70 @@ def test_parquet_reads_like_lines(data_format: Format, tmp_path: Path) -> None:
     assert inspect_file(path) == inspect_file(json_lines(tmp_path, *[ROWS[data_format]] * 3))
 
 
+def repeated(text: str, *, rows: int, messages: int = 0) -> pa.Table:
+    """One text in every row, of which the file holds a single copy."""
+    count = rows * max(1, messages)
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array([text]))
+    if not messages:
+        return pa.table({"text": texts})
+    roles = pa.array(["user", "assistant"] * (count // 2))
+    turns = pa.StructArray.from_arrays([texts, roles], ["content", "role"])
+    offsets = pa.array(range(0, count + 1, messages), pa.int32())
+    return pa.table({"messages": pa.ListArray.from_arrays(offsets, turns)})
+
+
+@pytest.mark.parametrize("messages", [0, 8])
+def test_a_text_that_parquet_repeats_takes_no_memory_for_each_time(
+    messages: int, tmp_path: Path
+) -> None:
+    """Attack 18: a file of a kilobyte that would be gigabytes of rows."""
+    path = tmp_path / "data.parquet"
+    table = repeated("a" * (rows.MAX_ROW_BYTES + 1), rows=256, messages=messages)
+    pq.write_table(
+        table, path, compression="zstd", store_schema=False, dictionary_pagesize_limit=1 << 30
+    )
+    assert path.stat().st_size < 4096
+    pool = pa.default_memory_pool()
+    before = pool.max_memory()
+    fault = refusal(path)
+    assert fault.code is FaultCode.DATASET_ROW_INVALID
+    assert fault.message == "Dataset row 1 is longer than 8 MiB"
+    assert pool.max_memory() - before < 128 << 20
+
+
+def test_parquet_repeats_what_it_may(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    pq.write_table(repeated("Hi", rows=200, messages=2), path)
+    assert inspect_file(path).trainable_row_count == 200
+
+
+def test_texts_that_parquet_writes_as_ends_of_others_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    table = pa.table({"prompt": ["Hello", "Help"], "completion": ["a", "b"]})
+    encoding = {"prompt": "DELTA_BYTE_ARRAY"}
+    pq.write_table(table, path, use_dictionary=False, column_encoding=encoding)
+    assert [row["prompt"] for _, row in iterate_rows(path)] == ["Hello", "Help"]
+
+
+@pytest.mark.parametrize(
+    "column", [pa.array([1], pa.timestamp("ns")), pa.array([2**31 - 1], pa.date32())]
+)
+def test_a_date_that_python_cannot_hold_refuses_the_file(column: pa.Array, tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    pq.write_table(pa.table({"input": column, "output": ["a"]}), path)
+    assert refusal(path).code is FaultCode.DATASET_FILE_INVALID
+
+
+def test_a_record_that_goes_on_for_lines_has_a_bound(tmp_path: Path) -> None:
+    """Attack 18: quotes make one row of a whole file, whose cells are many times its size."""
+    path = tmp_path / "data.csv"
+    line = "x," * (1 << 19)
+    path.write_text("prompt,completion\na,b\n" + f'c,{line}"\n",' * 10 + "z\n")
+    fault = refusal(path)
+    assert fault.code is FaultCode.DATASET_ROW_INVALID
+    assert fault.message == "Dataset row 2 is longer than 8 MiB"
+
+
 @pytest.mark.parametrize("delimiter", [",", "\t"])
 @pytest.mark.parametrize("data_format", FLAT)
 def test_delimited_text_reads_like_lines(

@@ -250,3 +250,20 @@ def test_a_tokenizer_config_that_is_none_is_refused(content: str, tmp_path: Path
     with pytest.raises(Fault) as caught:
         load(tmp_path)
     assert caught.value.code is FaultCode.MODEL_CONFIG_INVALID
+
+
+def test_a_template_that_is_not_utf8_is_read_as_the_hub_shows_it(tmp_path: Path) -> None:
+    """Attack 4: no traceback over a single byte."""
+    (tmp_path / "chat_template.jinja").write_bytes(b"{{ messages[0]['content'] }}\xff")
+    assert load(tmp_path).source.endswith("\ufffd")
+
+
+@pytest.mark.parametrize("number", ["7", "9" * 5000])
+def test_a_template_that_writes_marks_of_ours_gets_nowhere_by_them(number: str) -> None:
+    """Attack 4"""
+    marks = f"\ue000{number}\ue001x\ue002{number}\ue003"
+    template = ChatTemplate.compile("{{ messages[-1]['content'] }}" + marks)
+    said = [Message(role=Role.USER, content="Hi"), Message(role=Role.ASSISTANT, content="Ho")]
+    segments = template.segments(said)
+    assert "".join(segment.text for segment in segments) == f"Ho{marks}"
+    assert [segment.text for segment in segments if segment.is_content] == ["Ho"]
