@@ -4,6 +4,7 @@ The agent holds the node token and the signed URLs; the child gets local paths a
 """
 
 import asyncio
+import errno
 import hashlib
 import os
 import shutil
@@ -98,10 +99,7 @@ class Exporter:
             await session.fail(fault)
         except Exception as error:
             log.exception("lease_failed", run=session.lease.run)
-            kind = type(error).__name__
-            await session.fail(
-                Fault(FaultCode.INTERNAL_UNEXPECTED, stage=Stage.EXPORTING, kind=kind)
-            )
+            await session.fail(unforeseen(error))
 
     async def _export(self, session: LeaseSession) -> None:
         session.report(wire.stage_report(Stage.EXPORTING))
@@ -221,7 +219,7 @@ class Exporter:
             self._held.close()
             await asyncio.to_thread(self._cache.forget, hub.folder_of(base.model_id))
         self._held.enter_context(self._cache.using(hub.folder_of(base.model_id)))
-        found = await hub.describe(base.model_id, base.revision)
+        found = await hub.describe(base.model_id, base.revision or "main")
         missing = await hub.missing_bytes(
             base.model_id, found.revision_sha, patterns=MODEL_PATTERNS
         )
@@ -278,6 +276,14 @@ class _Base:
 
     folder: Path
     key: str
+
+
+def unforeseen(error: Exception) -> Fault:
+    """What a run is told of an error that nothing else caught; a full disk can strike anywhere."""
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return Fault(FaultCode.EXPORT_DISK_FULL, stage=Stage.EXPORTING)
+    kind = type(error).__name__
+    return Fault(FaultCode.INTERNAL_UNEXPECTED, stage=Stage.EXPORTING, kind=kind)
 
 
 def core_count() -> int:

@@ -261,7 +261,6 @@ class Trainer:
 
     async def _fetch(self, task: work_pb2.TrainTask, folder: Path) -> Files:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-        base = await self._fetch_base(task.base)
         datasets = [
             await _fetch_dataset(dataset, folder / "datasets" / str(index))
             for index, dataset in enumerate(task.datasets)
@@ -273,8 +272,9 @@ class Trainer:
         if task.checkpoint:
             paths = await transfer.download(task.checkpoint, folder / "resume")
             checkpoint = paths[0].parent
+        # Last of all: it may take longer than the signed URLs of the others live.
         return Files(
-            base=base,
+            base=await self._fetch_base(task.base),
             datasets=tuple(datasets),
             validation=validation,
             checkpoint=checkpoint,

@@ -16,6 +16,9 @@ ENTRIES: Final = (
 # for.
 MAX_DEFAULT_CONTEXT: Final = 8192
 
+# Far beyond any sampling setting that does something.
+LARGEST_SETTING: Final = 1e9
+
 # Names of sampling settings in generation_config.json and in a Modelfile.
 _SAMPLING: Final = (
     ("temperature", "temperature", float),
@@ -65,7 +68,9 @@ def sampling_lines(generation: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, parameter, kind in _SAMPLING:
         value = generation.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        # JSON as Python reads it knows infinity, and a whole number too large for a float.
+        if is_number and abs(value) <= LARGEST_SETTING:
             lines.append(f"PARAMETER {parameter} {kind(value)}")
     return lines
 

@@ -220,11 +220,14 @@ def read_json(path: Path) -> dict[str, Any]:
 def _shards(folder: Path) -> list[Path]:
     index = read_json(folder / "model.safetensors.index.json")
     if index:
-        names = sorted(set(dict(index.get("weight_map") or {}).values()))
-        if any(not isinstance(name, str) or "/" in name or "\\" in name for name in names):
+        weight_map = index.get("weight_map")
+        listed = list(weight_map.values()) if isinstance(weight_map, Mapping) else [weight_map]
+        if any(not isinstance(name, str) or "/" in name or "\\" in name for name in listed):
             raise Fault(
-                FaultCode.MODEL_WEIGHTS_INVALID, "The index of the shards names other folders."
+                FaultCode.MODEL_WEIGHTS_INVALID,
+                "The index of the shards does not name files of its own folder.",
             )
+        names = sorted(set(listed))
     else:
         names = sorted(path.name for path in folder.glob("model*.safetensors"))
     missing = [name for name in names if not (folder / name).is_file()]

@@ -54,6 +54,9 @@ def test_a_greedy_base_stays_greedy() -> None:
 
 def test_settings_that_are_no_numbers_are_left_out() -> None:
     assert bundle.sampling_lines({"temperature": "hot", "top_k": True, "top_p": None}) == []
+    # What Python's JSON reads of 1e999, NaN and a number of a thousand digits.
+    numbers = {"top_k": float("inf"), "temperature": float("nan"), "top_p": 10**1000}
+    assert bundle.sampling_lines(numbers) == []
 
 
 def test_without_a_template_the_readme_says_what_to_use() -> None:

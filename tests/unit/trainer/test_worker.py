@@ -1,11 +1,16 @@
 """What a run is told when the agent meets something that nothing foresaw."""
 
+import asyncio
 import errno
+import hashlib
+from pathlib import Path
 
 import pytest
 
-from lexicon.faults import TABLE, FaultCode
-from trainer.worker import unforeseen
+from lexicon.faults import TABLE, Fault, FaultCode
+from trainer.config import Config
+from trainer.worker import Trainer, unforeseen
+from tunesmith.api.work.v1 import work_pb2
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -20,3 +25,38 @@ def test_an_unforeseen_error_tells_its_kind_and_nothing_else() -> None:
     fault = unforeseen(ValueError("secret of line 7"))
     assert fault.code is FaultCode.INTERNAL_UNEXPECTED
     assert "secret" not in f"{fault.message} {fault.metadata}"
+
+
+async def test_what_signed_urls_give_is_fetched_before_the_base(tmp_path: Path) -> None:
+    """004-02: a base may come for longer than a URL lives; its data must not wait for it."""
+    content = b'{"text": "Hi"}\n'
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+        writer.write(head.encode() + content)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        rows = work_pb2.InputFile(
+            path="rows.jsonl",
+            url=f"http://127.0.0.1:{port}/rows",
+            size_bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+        )
+        task = work_pb2.TrainTask(
+            datasets=[work_pb2.DatasetInput(name="rows", file=rows)],
+            # A base that cannot be fetched.
+            base=work_pb2.BaseModelInput(files=[work_pb2.InputFile(path="../weights")]),
+        )
+        config = Config(
+            scheduler_addr="127.0.0.1:1",
+            node_token="t",
+            node_name="n",
+            work_dir=tmp_path / "work",
+            model_cache=tmp_path / "cache",
+        )
+        with pytest.raises(Fault) as caught:
+            await Trainer(config)._fetch(task, tmp_path / "run")
+    assert caught.value.code is FaultCode.STORAGE_KEY_INVALID
+    assert (tmp_path / "run" / "datasets" / "0" / "rows.jsonl").read_bytes() == content
