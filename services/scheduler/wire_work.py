@@ -169,7 +169,10 @@ def _report_body(proto: work_service_pb2.TaskReport, *, prefix: str) -> ReportBo
         case "checkpoint":
             files = proto.checkpoint.files
             check_files(files, prefix=prefix)
-            return CheckpointReported(step=max(proto.checkpoint.step, 0), files=pack_files(files))
+            storing = timedelta(milliseconds=min(max(proto.checkpoint.storing_millis, 0), 10**12))
+            return CheckpointReported(
+                step=max(proto.checkpoint.step, 0), files=pack_files(files), storing=storing
+            )
         case "clock_paused":
             paused = proto.clock_paused
             return PauseReported(paused=paused.paused, reason=clean(paused.reason))

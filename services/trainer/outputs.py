@@ -2,7 +2,9 @@
 
 import asyncio
 import shutil
+import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,10 +87,20 @@ class CheckpointUploader:
     being uploaded stays, however many the run writes meanwhile.
     """
 
-    def __init__(self, session: LeaseSession, *, keep_count: int) -> None:
+    def __init__(
+        self,
+        session: LeaseSession,
+        *,
+        keep_count: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._session = session
         self._keep_count = keep_count
+        self._clock = clock
         self._written: list[CheckpointWritten] = []
+        self._newest_seconds = 0.0
+        self._tried = asyncio.Event()
+        self._tried.set()
         self._merges: list[Path] = []
         self._stored_merges: list[work_pb2.OutputFile] = []
         self._uploading: CheckpointWritten | None = None
@@ -98,6 +110,8 @@ class CheckpointUploader:
     def add(self, written: CheckpointWritten) -> None:
         """A new checkpoint lies on the disk."""
         self._written.append(written)
+        self._newest_seconds = self._clock()
+        self._tried.clear()
         self._came.set()
         self._surplus_came.set()
 
@@ -115,10 +129,23 @@ class CheckpointUploader:
         """Upload the newest checkpoint; whether it is stored."""
         newest = self._uploading = self._written[-1]
         try:
-            return await self._upload(newest)
+            return await self._upload(newest, written_seconds=self._newest_seconds)
         finally:
             self._uploading = None
             self._surplus_came.set()
+            if newest is self._written[-1]:
+                self._tried.set()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the newest checkpoint is still to be stored."""
+        return not self._tried.is_set()
+
+    async def settle(self, *, seconds: float) -> None:
+        """Returns when the newest checkpoint is stored, or could not be, or after so long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._tried.wait()
 
     async def prune(self) -> int:
         """Delete all but the newest, as many before it as are kept, and the one that goes up.
@@ -137,7 +164,7 @@ class CheckpointUploader:
             await asyncio.to_thread(shutil.rmtree, one.folder, ignore_errors=True)
         return len(surplus)
 
-    async def _upload(self, written: CheckpointWritten) -> bool:
+    async def _upload(self, written: CheckpointWritten, *, written_seconds: float) -> bool:
         folder = Path(written.folder)
         fresh = self._merges[len(self._stored_merges) :]
         try:
@@ -152,7 +179,11 @@ class CheckpointUploader:
             cause = error.code.value if isinstance(error, Fault) else type(error).__name__
             log.warning("checkpoint_upload_failed", step=written.step, cause=cause, why=str(error))
             return False
-        checkpoint = work_service_pb2.CheckpointStored(step=written.step, files=files)
+        checkpoint = work_service_pb2.CheckpointStored(
+            step=written.step,
+            files=files,
+            storing_millis=round(1000 * (self._clock() - written_seconds)),
+        )
         self._session.report(work_service_pb2.TaskReport(checkpoint=checkpoint))
         return True
 

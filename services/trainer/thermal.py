@@ -6,6 +6,7 @@ from typing import assert_never
 
 from chassis.leasing import LeaseSession
 from lexicon.faults import Fault, FaultCode
+from trainer import wire
 from trainer.child import Child
 from trainer.domain.temperature import COOLING_TEXT, Action, Limits, Thermostat
 from trainer.pipe import Pause, Resume
@@ -89,8 +90,7 @@ class ThermalGuard:
         self._session.report(work_service_pb2.TaskReport(warning=warning))
 
     def _clock(self, *, paused: bool) -> None:
-        change = work_service_pb2.ClockPaused(paused=paused, reason=COOLING_TEXT)
-        self._session.report(work_service_pb2.TaskReport(clock_paused=change))
+        self._session.report(wire.clock_report(paused=paused, reason=COOLING_TEXT))
 
 
 def _or(given: float, default: float) -> float:

@@ -199,6 +199,12 @@ def stage_report(stage: str) -> work_service_pb2.TaskReport:
     return work_service_pb2.TaskReport(stage=_STAGES[stage])  # type: ignore[arg-type]
 
 
+def clock_report(*, paused: bool, reason: str) -> work_service_pb2.TaskReport:
+    """The report that the billable clock stops for a while, or goes on."""
+    change = work_service_pb2.ClockPaused(paused=paused, reason=reason)
+    return work_service_pb2.TaskReport(clock_paused=change)
+
+
 def warning(warned: Warned) -> run_pb2.RunWarning:
     """A warning; its time is given by the scheduler's clock."""
     return run_pb2.RunWarning(code=warned.code, message=warned.message)

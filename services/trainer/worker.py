@@ -49,6 +49,9 @@ from tunesmith.api.work.v1 import work_pb2, work_service_pb2
 
 log = telemetry.logger(__name__)
 COMPLETE_MARK = ".complete"
+# How long a failed attempt holds its node for the sake of a checkpoint that is on its way.
+SETTLE_SECONDS_MAX = 60.0
+SETTLE_TEXT = "The attempt has failed; its last checkpoint is being stored"
 # What is fetched of a model on the hub: weights as safetensors and what describes them; no pickle.
 MODEL_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt")
 
@@ -184,7 +187,12 @@ class Trainer:
                     guard.training_began()
         except Fault as fault:
             # The guard ends the child, which then looks like one that died by itself.
-            raise guard.fault or fault from fault
+            ended = guard.fault or fault
+            if ended.retryable and uploader.is_behind:
+                # The next attempt goes on from the last checkpoint, wherever it runs.
+                task.session.report(wire.clock_report(paused=True, reason=SETTLE_TEXT))
+                await uploader.settle(seconds=SETTLE_SECONDS_MAX)
+            raise ended from fault
         finally:
             for side_task in side_tasks:
                 side_task.cancel()

@@ -152,8 +152,9 @@ class Story:
     def warned(self, message: str) -> Self:
         return self.reported(WarningReported(code="MODEL_CHAT_TEMPLATE_MISSING", message=message))
 
-    def checkpoint(self, step: int) -> Self:
-        return self.reported(CheckpointReported(step=step, files=b""))
+    def checkpoint(self, step: int, *, storing_seconds: float = 0.0) -> Self:
+        storing = timedelta(seconds=storing_seconds)
+        return self.reported(CheckpointReported(step=step, files=b"", storing=storing))
 
     def sampled(self, samples: bytes) -> Self:
         return self.reported(SamplesReported(samples=samples))

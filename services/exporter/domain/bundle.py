@@ -68,9 +68,10 @@ def sampling_lines(generation: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, parameter, kind in _SAMPLING:
         value = generation.get(name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
         # JSON as Python reads it knows infinity, and a whole number too large for a float.
-        if is_number and abs(value) <= LARGEST_SETTING:
+        if abs(value) <= LARGEST_SETTING:
             lines.append(f"PARAMETER {parameter} {kind(value)}")
     return lines
 

@@ -221,7 +221,7 @@ def _shards(folder: Path) -> list[Path]:
     index = read_json(folder / "model.safetensors.index.json")
     if index:
         weight_map = index.get("weight_map")
-        listed = list(weight_map.values()) if isinstance(weight_map, Mapping) else [weight_map]
+        listed: list[Any] = list(weight_map.values()) if isinstance(weight_map, Mapping) else [None]
         if any(not isinstance(name, str) or "/" in name or "\\" in name for name in listed):
             raise Fault(
                 FaultCode.MODEL_WEIGHTS_INVALID,

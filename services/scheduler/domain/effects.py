@@ -363,8 +363,10 @@ def _tell_progress(draft: Draft, step: Step, row: Transition) -> None:
 def _commit_checkpoint(draft: Draft, step: Step, row: Transition) -> None:
     signal, run = step.signal, draft.run
     assert isinstance(signal, CheckpointReported)
+    # What was trained while it was on its way is done again after a loss, and must be free then.
+    reached = max(step.at - signal.storing, run.clock.started_time or step.at)
     point = Checkpoint(
-        step=signal.step, time=step.at, fencing_epoch=run.fencing_epoch, files=signal.files
+        step=signal.step, time=reached, fencing_epoch=run.fencing_epoch, files=signal.files
     )
     if run.checkpoint is not None:
         draft.superseded.append(run.checkpoint)

@@ -69,10 +69,11 @@ class WarningReported:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointReported:
-    """A checkpoint is safely stored."""
+    """A checkpoint is safely stored; training had come to its step so much earlier."""
 
     step: int
     files: Document
+    storing: timedelta = timedelta()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

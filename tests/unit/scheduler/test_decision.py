@@ -160,6 +160,14 @@ def test_a_lost_attempt_is_charged_up_to_its_last_checkpoint() -> None:
     assert story.run.clock.billable(story.now) == timedelta(minutes=3)
 
 
+def test_what_was_trained_while_a_checkpoint_was_stored_is_free_after_a_loss() -> None:
+    """A6: an upload of two minutes must not make the steps taken meanwhile be charged twice."""
+    story = Story().training().after(minutes=3).checkpoint(10, storing_seconds=120).lost()
+    assert story.run.clock.billable(story.now) == timedelta(minutes=1)
+    story = Story().training().after(minutes=3).checkpoint(10, storing_seconds=9999).lost()
+    assert story.run.clock.billable(story.now) == timedelta(0)
+
+
 def test_a_lease_that_is_given_back_does_not_count() -> None:
     story = Story()
     for _ in range(5):

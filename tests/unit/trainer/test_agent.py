@@ -25,6 +25,7 @@ from trainer.pipe import (
 from trainer.pipe import StageBegan as Began
 from trainer.thermal import ThermalGuard, limits
 from tunesmith.api.run.v1 import spec_pb2
+from tunesmith.api.work.v1 import work_service_pb2
 
 
 class FakeSession:
@@ -196,6 +197,49 @@ async def test_surplus_checkpoints_go_while_one_is_uploaded_but_not_that_one(
     assert not await upload
     assert await uploader.prune() == 1
     assert steps_in(tmp_path) == ["5", "6"]
+
+
+class SlowStore(FakeSession):
+    """A session whose files go to a store that takes them when it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let_go = asyncio.Event()
+        self.url = ""
+
+    async def sign_outputs(self, files: Any) -> list[Any]:
+        signed = work_service_pb2.SignedOutput(url=self.url, uri="object://runs/r/1/f")
+        return [signed] * len(files)
+
+    async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"state")
+        await self.let_go.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+
+async def test_a_stored_checkpoint_tells_how_long_it_was_on_its_way(tmp_path: Path) -> None:
+    """A6: what was trained meanwhile is not in it; and a failed attempt can wait for it."""
+    session, now = SlowStore(), [10.0]
+    uploader = CheckpointUploader(
+        session,  # type: ignore[arg-type]
+        keep_count=1,
+        clock=lambda: now[0],
+    )
+    async with await asyncio.start_server(session.take, "127.0.0.1", 0) as server:
+        session.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/objects/f"
+        uploader.add(a_checkpoint(tmp_path, 1))
+        running = asyncio.create_task(uploader.run())
+        await uploader.settle(seconds=0.01)
+        behind = [uploader.is_behind]
+        now[0] = 130.5
+        session.let_go.set()
+        await uploader.settle(seconds=10.0)
+        behind.append(uploader.is_behind)
+        running.cancel()
+    assert behind == [True, False]
+    (stored,) = session.of_kind("checkpoint")
+    assert (stored.step, stored.storing_millis) == (1, 120_500)
 
 
 async def test_a_checkpoint_that_is_gone_costs_its_upload_and_no_more(tmp_path: Path) -> None:

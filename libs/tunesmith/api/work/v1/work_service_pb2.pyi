@@ -89,12 +89,14 @@ class TrainingStarted(_message.Message):
     def __init__(self, from_step: _Optional[int] = ..., total_steps: _Optional[int] = ...) -> None: ...
 
 class CheckpointStored(_message.Message):
-    __slots__ = ("step", "files")
+    __slots__ = ("step", "files", "storing_millis")
     STEP_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
+    STORING_MILLIS_FIELD_NUMBER: _ClassVar[int]
     step: int
     files: _containers.RepeatedCompositeFieldContainer[_work_pb2.OutputFile]
-    def __init__(self, step: _Optional[int] = ..., files: _Optional[_Iterable[_Union[_work_pb2.OutputFile, _Mapping]]] = ...) -> None: ...
+    storing_millis: int
+    def __init__(self, step: _Optional[int] = ..., files: _Optional[_Iterable[_Union[_work_pb2.OutputFile, _Mapping]]] = ..., storing_millis: _Optional[int] = ...) -> None: ...
 
 class SamplesTaken(_message.Message):
     __slots__ = ("samples", "merges")
