@@ -31,10 +31,8 @@ def resolve_targets(names: Sequence[str], shape: ModelShape) -> tuple[str, ...]:
         Fault: CONFIG_TARGET_UNKNOWN if a target is not a module of this architecture.
     """
     modules = shape.linear_modules()
-    if ALL_LINEAR in names:
-        return tuple(modules)
     for name in names:
-        if name not in modules:
+        if name not in modules and name != ALL_LINEAR:
             near = difflib.get_close_matches(name, modules, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
             raise Fault(
@@ -44,7 +42,8 @@ def resolve_targets(names: Sequence[str], shape: ModelShape) -> tuple[str, ...]:
                 target=name[:60],
                 modules=", ".join(modules),
             )
-    return tuple(name for name in modules if name in names)
+    everything = ALL_LINEAR in names
+    return tuple(name for name in modules if everything or name in names)
 
 
 def adapter_parameter_count(lora: LoraSpec, shape: ModelShape) -> int:

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -57,6 +57,8 @@ RETRY_WAIT_MAX_SECONDS = 2.0
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
 _MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
+# How transformers names the weights of a model, whole or in shards.
+_WEIGHTS = re.compile(r"model(?:-[0-9]+-of-[0-9]+)?\.safetensors")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
@@ -190,11 +192,11 @@ class ModelHub:
 
     def _fetch(self, model_id: str, revision: str, patterns: tuple[str, ...]) -> Path:
         listing = self._listing(model_id, revision)
-        wanted = [
+        wanted = _without_copies(
             name
             for name in listing.files
             if _matches(name, patterns) and _matches(name, SAFE_PATTERNS)
-        ]
+        )
         if not wanted:
             raise Fault(
                 FaultCode.MODEL_WEIGHTS_INVALID,
@@ -329,6 +331,18 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
         fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(base, pattern)
         for pattern in patterns
     )
+
+
+def _without_copies(names: Iterable[str]) -> list[str]:
+    """The names without weights that are there a second time, in the layout of another program.
+
+    Publishers put `consolidated.safetensors`, or folders for other runtimes, beside the files that
+    transformers and llama.cpp read: as many gigabytes again.
+    """
+    given = list(names)
+    if not any(_WEIGHTS.fullmatch(name) for name in given):
+        return given
+    return [name for name in given if not name.endswith(".safetensors") or _WEIGHTS.fullmatch(name)]
 
 
 def _status(error: BaseException) -> int | None:

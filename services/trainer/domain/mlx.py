@@ -17,7 +17,7 @@ from trainer.domain.plan import Method, Optimizer, Precision, TrainPlan
 PEFT_PREFIX = "base_model.model."
 # Endings of a layer's two matrices, here and there.
 ENDINGS = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
-ALL_LINEAR = ("all-linear",)
+ALL_LINEAR = "all-linear"
 # PEFT's `all-linear` leaves the output layer out.
 OUTPUT_LAYER = "lm_head"
 
@@ -61,7 +61,7 @@ def chosen_layers(layers: Iterable[str], targets: Sequence[str]) -> tuple[str, .
     Raises:
         Fault: CONFIG_TARGET_UNKNOWN when there is none.
     """
-    everything = tuple(targets) == ALL_LINEAR
+    everything = ALL_LINEAR in targets
     chosen = tuple(
         name
         for name in sorted(layers)

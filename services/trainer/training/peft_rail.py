@@ -156,7 +156,7 @@ def detach(adapted: PeftModel) -> Any:
 def targets(plan: TrainPlan) -> str | list[str]:
     """The modules that get an adapter, as PEFT wants to be told."""
     wanted = plan.adapter.target_modules
-    return ALL_LINEAR if wanted == (ALL_LINEAR,) else list(wanted)
+    return ALL_LINEAR if ALL_LINEAR in wanted else list(wanted)
 
 
 def over_whole_base(

@@ -50,11 +50,13 @@ def test_adapter_of_a_known_model_has_the_known_size() -> None:
 def test_targets_come_in_the_order_of_the_model() -> None:
     assert resolve_targets(["v_proj", "q_proj"], LLAMA_8B) == ("q_proj", "v_proj")
     assert resolve_targets(["all-linear"], LLAMA_8B)[-1] == "down_proj"
+    assert resolve_targets(["q_proj", "all-linear"], LLAMA_8B)[-1] == "down_proj"
 
 
-def test_a_target_that_the_model_has_not_is_named_with_the_nearest() -> None:
+@pytest.mark.parametrize("names", [["q_porj"], ["all-linear", "q_porj"]])
+def test_a_target_that_the_model_has_not_is_named_with_the_nearest(names: list[str]) -> None:
     with pytest.raises(Fault) as caught:
-        resolve_targets(["q_porj"], LLAMA_8B)
+        resolve_targets(names, LLAMA_8B)
     assert caught.value.code is FaultCode.CONFIG_TARGET_UNKNOWN
     assert "did you mean 'q_proj'?" in caught.value.message
 

@@ -79,6 +79,27 @@ async def test_a_cached_commit_needs_no_hub(hub: ModelHub, server: ModelHubServe
     assert await hub.fetch(MODEL, found.revision_sha, patterns=["*.json"]) == folder
 
 
+@pytest.mark.parametrize(
+    ("files", "fetched"),
+    [
+        (("model.safetensors", "consolidated.safetensors"), {"model.safetensors"}),
+        (
+            ("model-00001-of-00001.safetensors", "original/a.safetensors", "config.json"),
+            {"model-00001-of-00001.safetensors", "config.json"},
+        ),
+        (("weights.safetensors", "config.json"), {"weights.safetensors", "config.json"}),
+    ],
+)
+async def test_weights_for_other_programs_are_not_fetched_a_second_time(
+    files: tuple[str, ...], fetched: set[str], server: ModelHubServer, hub: ModelHub
+) -> None:
+    """004-02: a model of 14 GB is not 28 GB on the node."""
+    server.repos["org/twice"] = Repo(files=dict.fromkeys(files, b"{}"))
+    folder = await hub.fetch("org/twice", "main", patterns=["*"])
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert found == fetched
+
+
 async def test_files_come_whole_and_never_pickled(hub: ModelHub) -> None:
     """Attack 1: what can be pickled is not fetched, whatever pattern asks for it."""
     folder = await hub.fetch(MODEL, "main", patterns=["*"])

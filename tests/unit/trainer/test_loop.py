@@ -119,6 +119,12 @@ def test_base_weights_do_not_move() -> None:
     assert same(before, {name: after[name].detach() for name in before})
 
 
+def test_all_linear_means_all_whatever_else_is_named() -> None:
+    """001-26: it is priced so, and a part of it must not be trained in its place."""
+    named = begin(a_plan(adapter_target_modules=("q_proj", "all-linear")))
+    assert named.trainable.keys() == begin(a_plan()).trainable.keys()
+
+
 def test_unknown_target_module_is_named() -> None:
     with pytest.raises(Fault) as caught:
         begin(a_plan(adapter_target_modules=("no_such_proj",)))

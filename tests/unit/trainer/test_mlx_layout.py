@@ -87,6 +87,7 @@ def test_a_name_that_peft_did_not_write_is_refused_on_the_way_back() -> None:
     ("targets", "chosen"),
     [
         (("all-linear",), LAYERS[1::-1]),
+        (("q_proj", "all-linear"), LAYERS[1::-1]),
         (("q_proj",), LAYERS[:1]),
         (("model.layers.0.mlp.up_proj", "lm_head"), ("lm_head", LAYERS[1])),
     ],
