@@ -7,6 +7,7 @@ digest that differs ends the transfer with a code, and nothing half-done ever be
 
 import asyncio
 import errno
+import fcntl
 import hashlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -32,6 +33,10 @@ READ_SECONDS: Final = 60.0
 CONNECT_SECONDS: Final = 10.0
 
 MAX_PATH_CHARACTERS: Final = 512
+
+# In a folder that several processes share: all of its files are there.
+COMPLETE_MARK: Final = ".complete"
+LOCK_SECONDS: Final = 0.2
 
 _PARTIAL: Final = ".partial"
 _RETRY_STATUS: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -100,6 +105,29 @@ async def download(
             [fetch(file, target) for file, target in zip(files, targets, strict=True)]
         )
     return targets
+
+
+async def download_shared(
+    files: Sequence[RemoteFile], folder: Path, *, client: httpx.AsyncClient | None = None
+) -> None:
+    """Fetches files into a folder that several processes of this machine use, once for all.
+
+    Who comes second waits: two that continue the same `.partial` would mix their bytes. A mark in
+    the folder says that it is whole, and spares the hashing of gigabytes before every use.
+
+    Raises:
+        Fault: as `download` does.
+    """
+    mark = folder / COMPLETE_MARK
+    if mark.exists():
+        return
+    with _disk_errors():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    async with _alone(folder.with_name(folder.name + ".lock")):
+        if not mark.exists():
+            await download(files, folder, client=client)
+            with _disk_errors():
+                mark.touch()
 
 
 async def upload(
@@ -353,6 +381,20 @@ def _settle(partial: Path, target: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@asynccontextmanager
+async def _alone(path: Path) -> AsyncIterator[None]:
+    """Holds a lock file; it goes with the process that holds it, however that ends."""
+    with path.open("ab") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                await asyncio.sleep(LOCK_SECONDS)
+            else:
+                break
+        yield
 
 
 @contextmanager

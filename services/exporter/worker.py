@@ -31,7 +31,6 @@ from tunesmith.api.work.v1 import work_pb2, work_service_pb2
 
 log = telemetry.logger(__name__)
 
-COMPLETE_MARK: Final = ".complete"
 ADAPTER_CONFIG: Final = "adapter_config.json"
 # What is fetched of a model on the hub: weights as safetensors and what describes them; no pickle.
 MODEL_PATTERNS: Final = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt")
@@ -233,7 +232,7 @@ class Exporter:
     ) -> "_Base":
         digest = _digest(files)
         folder = self._config.model_cache / "store" / digest
-        mark = folder / COMPLETE_MARK
+        mark = folder / transfer.COMPLETE_MARK
         self._held.enter_context(self._cache.using(folder))
         if is_doubted:
             mark.unlink(missing_ok=True)
@@ -241,8 +240,7 @@ class Exporter:
         if not mark.exists():
             size_bytes = sum(file.size_bytes for file in files)
             await evictions.make_room(self._cache, max(0, size_bytes - folder_bytes(folder)))
-            await transfer.download(files, folder)
-            mark.touch()
+            await transfer.download_shared(files, folder)
         return _Base(folder=folder, key=digest)
 
     async def _ready_child(self) -> Child:

@@ -48,7 +48,6 @@ from tunesmith.api.run.v1 import run_pb2
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2
 
 log = telemetry.logger(__name__)
-COMPLETE_MARK = ".complete"
 # How long a failed attempt holds its node for the sake of a checkpoint that is on its way.
 SETTLE_SECONDS_MAX = 60.0
 SETTLE_TEXT = "The attempt has failed; its last checkpoint is being stored"
@@ -307,11 +306,10 @@ class Trainer:
             folder = self._config.model_cache / "store" / digest
             self._held.enter_context(self._cache.using(folder))
             # The mark spares a warm node the hashing of gigabytes before every run.
-            if not (folder / COMPLETE_MARK).exists():
+            if not (folder / transfer.COMPLETE_MARK).exists():
                 size_bytes = sum(file.size_bytes for file in base.files)
                 await evictions.make_room(self._cache, max(0, size_bytes - folder_bytes(folder)))
-                await transfer.download(base.files, folder)
-                (folder / COMPLETE_MARK).touch()
+                await transfer.download_shared(base.files, folder)
         return Base(
             base_model=base.base_model,
             model_id=base.model_id,

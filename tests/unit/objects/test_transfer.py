@@ -1,5 +1,6 @@
 """Transfers over signed URLs: resumed, verified, retried, and never outside their folder."""
 
+import asyncio
 import errno
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -12,7 +13,14 @@ import stamina
 
 from lexicon.faults import Fault, FaultCode
 from objects import transfer
-from objects.transfer import MAX_ATTEMPTS, describe, download, safe_path, upload
+from objects.transfer import (
+    MAX_ATTEMPTS,
+    describe,
+    download,
+    download_shared,
+    safe_path,
+    upload,
+)
 
 URL = "http://store.test/objects/k"
 DATA = bytes(range(256)) * 5000
@@ -336,3 +344,22 @@ def test_describing_a_file_gives_size_and_digest(tmp_path: Path) -> None:
     path.write_bytes(b"")
     assert describe(path).sha256 == hashlib.sha256(b"").hexdigest()
     assert describe(path).size_bytes == 0
+
+
+async def test_a_folder_that_processes_share_is_fetched_once(tmp_path: Path) -> None:
+    """001-24: trainers of one machine begin on the same base, and neither mixes up its bytes."""
+    store, folder = Store(), tmp_path / "store" / "digest"
+    async with store.client() as http:
+        await asyncio.gather(*(download_shared([File()], folder, client=http) for _ in range(3)))
+        await download_shared([File()], folder, client=http)
+    assert len(store.requests) == 1
+    assert (folder / "model" / "weights.bin").read_bytes() == DATA
+
+
+async def test_a_folder_whose_fetch_failed_is_fetched_again(tmp_path: Path) -> None:
+    store, folder = Store(troubles=[status(404)]), tmp_path / "digest"
+    async with store.client() as http:
+        with pytest.raises(Fault):
+            await download_shared([File()], folder, client=http)
+        await download_shared([File()], folder, client=http)
+    assert (folder / "model" / "weights.bin").read_bytes() == DATA
