@@ -10,7 +10,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -168,11 +168,9 @@ class ModelHub:
         listing = self._listing(model_id, revision)
         here = self.folder_of(model_id) / "snapshots" / listing.sha
         return sum(
-            max(0, size)
-            for name, size in listing.files.items()
-            if _matches(name, patterns)
-            and _matches(name, SAFE_PATTERNS)
-            and not (here / name).exists()
+            max(0, listing.files[name])
+            for name in _wanted(listing, patterns)
+            if not (here / name).exists()
         )
 
     def _describe(self, model_id: str, revision: str) -> HubModel:
@@ -192,11 +190,7 @@ class ModelHub:
 
     def _fetch(self, model_id: str, revision: str, patterns: tuple[str, ...]) -> Path:
         listing = self._listing(model_id, revision)
-        wanted = _without_copies(
-            name
-            for name in listing.files
-            if _matches(name, patterns) and _matches(name, SAFE_PATTERNS)
-        )
+        wanted = _wanted(listing, patterns)
         if not wanted:
             raise Fault(
                 FaultCode.MODEL_WEIGHTS_INVALID,
@@ -333,16 +327,18 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     )
 
 
-def _without_copies(names: Iterable[str]) -> list[str]:
-    """The names without weights that are there a second time, in the layout of another program.
+def _wanted(listing: _Listing, patterns: Sequence[str]) -> list[str]:
+    """Files that match and are safe, without weights that are there for other programs as well.
 
     Publishers put `consolidated.safetensors`, or folders for other runtimes, beside the files that
     transformers and llama.cpp read: as many gigabytes again.
     """
-    given = list(names)
-    if not any(_WEIGHTS.fullmatch(name) for name in given):
-        return given
-    return [name for name in given if not name.endswith(".safetensors") or _WEIGHTS.fullmatch(name)]
+    names = [
+        name for name in listing.files if _matches(name, patterns) and _matches(name, SAFE_PATTERNS)
+    ]
+    if not any(_WEIGHTS.fullmatch(name) for name in names):
+        return names
+    return [name for name in names if not name.endswith(".safetensors") or _WEIGHTS.fullmatch(name)]
 
 
 def _status(error: BaseException) -> int | None:

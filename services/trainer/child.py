@@ -86,7 +86,7 @@ class Child:
         self.log_path = log_path
         self._memory_kills = _memory_kill_count()
         self._killed = False
-        # The latest of finish, pause and resume: a process that takes over must know it too.
+        # Finish, or the latest of pause and resume: a process that takes over must know it too.
         self._wish: Finish | Pause | Resume | None = None
         self.idle = True
         self.reusable = True
@@ -127,7 +127,7 @@ class Child:
 
     async def send(self, message: msgspec.Struct) -> None:
         """Send one message; a child that is gone is noticed by `receive`."""
-        if isinstance(message, Finish | Pause | Resume):
+        if isinstance(message, Finish | Pause | Resume) and not isinstance(self._wish, Finish):
             self._wish = message
         with suppress(ConnectionError):
             self._line.writer.write(encode(message))

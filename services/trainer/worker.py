@@ -48,6 +48,9 @@ from tunesmith.api.run.v1 import run_pb2
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2
 
 log = telemetry.logger(__name__)
+# Logs of attempts, as `_log_path` names them; for an operator who looks after something went wrong.
+LOG_PATTERN = "*.*.*.log"
+LOGS_KEPT_COUNT = 500
 # How long a failed attempt holds its node for the sake of a checkpoint that is on its way.
 SETTLE_SECONDS_MAX = 60.0
 SETTLE_TEXT = "The attempt has failed; its last checkpoint is being stored"
@@ -265,6 +268,7 @@ class Trainer:
         # The next lease should not wait for a child to load its libraries.
         self._preparing = asyncio.create_task(self._prepare())
         await asyncio.to_thread(shutil.rmtree, self._run_folder(session.lease), ignore_errors=True)
+        await asyncio.to_thread(forget_old_logs, self._config.work_dir / "logs")
 
     async def _fetch(self, task: work_pb2.TrainTask, folder: Path) -> Files:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -344,6 +348,14 @@ class _Task:
         """Tell the scheduler that a stage began."""
         self.stage = stage
         self.session.report(wire.stage_report(stage.value))
+
+
+def forget_old_logs(folder: Path) -> int:
+    """Delete the logs of runs but the latest; how many went."""
+    logs = sorted(folder.glob(LOG_PATTERN), key=lambda path: (path.stat().st_mtime, path.name))
+    for path in logs[:-LOGS_KEPT_COUNT]:
+        path.unlink(missing_ok=True)
+    return len(logs[:-LOGS_KEPT_COUNT])
 
 
 def unforeseen(error: Exception) -> Fault:

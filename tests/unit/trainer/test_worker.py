@@ -9,7 +9,7 @@ import pytest
 
 from lexicon.faults import TABLE, Fault, FaultCode
 from trainer.config import Config
-from trainer.worker import Trainer, unforeseen
+from trainer.worker import LOGS_KEPT_COUNT, Trainer, forget_old_logs, unforeseen
 from tunesmith.api.work.v1 import work_pb2
 
 
@@ -60,3 +60,14 @@ async def test_what_signed_urls_give_is_fetched_before_the_base(tmp_path: Path) 
             await Trainer(config)._fetch(task, tmp_path / "run")
     assert caught.value.code is FaultCode.STORAGE_KEY_INVALID
     assert (tmp_path / "run" / "datasets" / "0" / "rows.jsonl").read_bytes() == content
+
+
+def test_a_node_keeps_the_latest_logs_alone(tmp_path: Path) -> None:
+    """A node that trains for a year must not fill its disk with what nobody reads."""
+    for number in range(LOGS_KEPT_COUNT + 2):
+        (tmp_path / f"local.r-{number:04d}.1.log").touch()
+    (tmp_path / "child.log").touch()
+    assert forget_old_logs(tmp_path) == 2
+    assert forget_old_logs(tmp_path) == 0
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"child.log", f"local.r-{LOGS_KEPT_COUNT + 1:04d}.1.log"} <= names

@@ -162,15 +162,9 @@ class _Run:
 
     def _speak(self) -> tuple[tuple[Answer, ...], Path | None]:
         plan, desk = self._plan, self._desk
-        ends = SimpleNamespace(eos_token_id=list(model.end_ids_of(Path(plan.base.folder))))
-        speaker = MlxSpeaker(
-            adapted=self._state.adapted,
-            tokenizer=desk.tokenizer,
-            end_ids=desk.end_ids(SimpleNamespace(generation_config=ends)),
-            special_tokens=desk.special_tokens,
-        )
         samples: tuple[Answer, ...] = ()
         try:
+            speaker = self._speaker()
             samples, answers = speech.ask_both(speaker, desk.prompts, step=self._state.step)
             proof = Path(plan.work_folder) / speech.PROOF_NAME
             speech.write_proof(
@@ -181,6 +175,16 @@ class _Run:
             tell_failure(error, UNPROVEN_TEXT, warn=partial(warn, self._channel))
             return samples, None
         return samples, proof
+
+    def _speaker(self) -> MlxSpeaker:
+        desk = self._desk
+        ends = SimpleNamespace(eos_token_id=list(model.end_ids_of(Path(self._plan.base.folder))))
+        return MlxSpeaker(
+            adapted=self._state.adapted,
+            tokenizer=desk.tokenizer,
+            end_ids=desk.end_ids(SimpleNamespace(generation_config=ends)),
+            special_tokens=desk.special_tokens,
+        )
 
     def _resume(self) -> None:
         """Continue from the plan's checkpoint; one that is not whole costs its steps alone."""
