@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +16,8 @@ from google.protobuf import timestamp_pb2
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2, work_service_pb2_grpc
 
 HEARTBEAT_MILLIS = 100
+# Within it a child starts and trains its first steps, on a busy machine too.
+REPORT_SECONDS_MAX = 120
 
 
 class ObjectServer:
@@ -79,6 +81,7 @@ class FakeScheduler(work_service_pb2_grpc.WorkServiceServicer):
     directive: work_service_pb2.Directive = work_service_pb2.DIRECTIVE_CONTINUE
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     _acknowledged: dict[str, int] = field(default_factory=dict)
+    _came: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def RegisterNode(
         self, request: work_service_pb2.RegisterNodeRequest, context: Any
@@ -97,7 +100,7 @@ class FakeScheduler(work_service_pb2_grpc.WorkServiceServicer):
     async def HeartbeatTask(
         self, request: work_service_pb2.HeartbeatTaskRequest, context: Any
     ) -> work_service_pb2.HeartbeatTaskResponse:
-        self._keep(request.lease_id, request.reports)
+        await self._keep(request.lease_id, request.reports)
         return work_service_pb2.HeartbeatTaskResponse(
             directive=self.directive,
             expire_time=_soon(),
@@ -124,7 +127,7 @@ class FakeScheduler(work_service_pb2_grpc.WorkServiceServicer):
     async def CompleteTask(
         self, request: work_service_pb2.CompleteTaskRequest, context: Any
     ) -> work_service_pb2.CompleteTaskResponse:
-        self._keep(request.lease_id, request.reports)
+        await self._keep(request.lease_id, request.reports)
         self.completed.append(request)
         self.ended.set()
         return work_service_pb2.CompleteTaskResponse()
@@ -132,7 +135,7 @@ class FakeScheduler(work_service_pb2_grpc.WorkServiceServicer):
     async def FailTask(
         self, request: work_service_pb2.FailTaskRequest, context: Any
     ) -> work_service_pb2.FailTaskResponse:
-        self._keep(request.lease_id, request.reports)
+        await self._keep(request.lease_id, request.reports)
         self.failed.append(request)
         self.ended.set()
         return work_service_pb2.FailTaskResponse()
@@ -144,11 +147,22 @@ class FakeScheduler(work_service_pb2_grpc.WorkServiceServicer):
         self.ended.set()
         return work_service_pb2.ReleaseTaskResponse()
 
-    def _keep(self, lease_id: str, reports: Any) -> None:
-        for report in reports:
-            if report.report_number > self._acknowledged.get(lease_id, 0):
-                self._acknowledged[lease_id] = report.report_number
-                self.reports.append(report)
+    async def _keep(self, lease_id: str, reports: Any) -> None:
+        async with self._came:
+            for report in reports:
+                if report.report_number > self._acknowledged.get(lease_id, 0):
+                    self._acknowledged[lease_id] = report.report_number
+                    self.reports.append(report)
+            self._came.notify_all()
+
+    async def until(self, kind: str, holds: Callable[[list[Any]], object] = bool) -> None:
+        """Wait until `holds` is true of the reports of this kind: by default, until there is one.
+
+        Raises:
+            TimeoutError: it was never true.
+        """
+        async with asyncio.timeout(REPORT_SECONDS_MAX), self._came:
+            await self._came.wait_for(lambda: bool(holds(self.of_kind(kind))))
 
     def of_kind(self, kind: str) -> list[Any]:
         """Reports of one kind, in order."""

@@ -130,8 +130,7 @@ async def test_abort_on_mlx_frees_the_device_within_a_second(
     monkeypatch.setenv("TMPDIR", str(shared))
     scheduler.queue.append(lease_of("l-1", RUN, an_mlx_task(scheduler.objects, max_steps=100_000)))
     async with a_trainer(scheduler, tmp_path):
-        while not scheduler.of_kind("metrics"):
-            await asyncio.sleep(0.05)
+        await scheduler.until("metrics")
         child = training_child()
         scheduler.directive = work_service_pb2.DIRECTIVE_ABORT
         began = time.monotonic()
@@ -149,8 +148,7 @@ async def test_a_killed_child_on_mlx_resumes_and_a_finished_one_keeps_its_work(
     task = an_mlx_task(scheduler.objects, max_steps=100_000, checkpoint_every_steps=2)
     scheduler.queue.append(lease_of("l-1", RUN, task))
     async with a_trainer(scheduler, tmp_path):
-        while not scheduler.of_kind("checkpoint"):
-            await asyncio.sleep(0.05)
+        await scheduler.until("checkpoint")
         training_child().kill()
         await ended(scheduler)
         assert scheduler.failed[0].fault.code == "RUNTIME_WORKER_LOST"
@@ -161,8 +159,7 @@ async def test_a_killed_child_on_mlx_resumes_and_a_finished_one_keeps_its_work(
             path.write_bytes(scheduler.objects.files[f"/out/{file.path}"])
             task.checkpoint.append(scheduler.objects.add(path, file.path))
         scheduler.queue.append(lease_of("l-2", RUN, task, attempt=2))
-        while len(scheduler.of_kind("training_started")) < 2:
-            await asyncio.sleep(0.05)
+        await scheduler.until("training_started", lambda told: len(told) >= 2)
         scheduler.directive = work_service_pb2.DIRECTIVE_FINISH
         await ended(scheduler)
     assert [began.from_step for began in scheduler.of_kind("training_started")] == [0, stored.step]

@@ -1,6 +1,5 @@
 """A multi-run through agent and child: merges, history, and a kill in the middle of it."""
 
-import asyncio
 import io
 import json
 import zipfile
@@ -93,8 +92,9 @@ async def test_a_kill_in_any_run_changes_nothing(scheduler: FakeScheduler, tmp_p
 
     scheduler.queue.append(lease_of("l-2", RUN, task))
     async with a_trainer(scheduler, tmp_path / "b"):
-        while not any(c.step >= KILLED_STEPS for c in scheduler.of_kind("checkpoint")[seen:]):
-            await asyncio.sleep(0.02)
+        await scheduler.until(
+            "checkpoint", lambda told: any(each.step >= KILLED_STEPS for each in told[seen:])
+        )
         training_child().kill()
         await ended(scheduler)
     assert scheduler.failed[-1].fault.code == "RUNTIME_WORKER_LOST"
@@ -139,8 +139,7 @@ async def test_stop_folds_the_run_under_way_in(scheduler: FakeScheduler, tmp_pat
     task = a_multi_run(scheduler, steps=10_000)
     scheduler.queue.append(lease_of("l-1", RUN, task))
     async with a_trainer(scheduler, tmp_path):
-        while len(scheduler.of_kind("metrics")) < 3:
-            await asyncio.sleep(0.02)
+        await scheduler.until("metrics", lambda told: len(told) >= 3)
         scheduler.directive = work_service_pb2.DIRECTIVE_FINISH
         await ended(scheduler)
     (complete,) = scheduler.completed

@@ -190,8 +190,7 @@ async def test_abort_frees_the_device_within_a_second(
     task = a_task(scheduler.objects, max_steps=100_000)
     scheduler.queue.append(lease_of("l-1", RUN, task))
     async with a_trainer(scheduler, tmp_path):
-        while not scheduler.of_kind("metrics"):
-            await asyncio.sleep(0.05)
+        await scheduler.until("metrics")
         child = training_child()
         scheduler.directive = work_service_pb2.DIRECTIVE_ABORT
         began = time.monotonic()
@@ -205,8 +204,7 @@ async def test_finish_keeps_what_there_is(scheduler: FakeScheduler, tmp_path: Pa
     task = a_task(scheduler.objects, max_steps=100_000)
     scheduler.queue.append(lease_of("l-1", RUN, task))
     async with a_trainer(scheduler, tmp_path):
-        while len(scheduler.of_kind("metrics")) < 5:
-            await asyncio.sleep(0.05)
+        await scheduler.until("metrics", lambda told: len(told) >= 5)
         scheduler.directive = work_service_pb2.DIRECTIVE_FINISH
         await ended(scheduler)
     (complete,) = scheduler.completed
@@ -219,8 +217,7 @@ async def test_killed_child_fails_the_task_and_the_next_attempt_resumes(
     task = a_task(scheduler.objects, max_steps=100_000)
     scheduler.queue.append(lease_of("l-1", RUN, task))
     async with a_trainer(scheduler, tmp_path):
-        while not scheduler.of_kind("checkpoint"):
-            await asyncio.sleep(0.05)
+        await scheduler.until("checkpoint")
         training_child().kill()
         await ended(scheduler)
         assert scheduler.failed[0].fault.code == "RUNTIME_WORKER_LOST"
@@ -232,8 +229,7 @@ async def test_killed_child_fails_the_task_and_the_next_attempt_resumes(
             path.write_bytes(scheduler.objects.files[f"/out/{file.path}"])
             task.checkpoint.append(scheduler.objects.add(path, file.path))
         scheduler.queue.append(lease_of("l-2", RUN, task, attempt=2))
-        while len(scheduler.of_kind("training_started")) < 2:
-            await asyncio.sleep(0.05)
+        await scheduler.until("training_started", lambda told: len(told) >= 2)
         scheduler.directive = work_service_pb2.DIRECTIVE_FINISH
         await ended(scheduler)
     assert [began.from_step for began in scheduler.of_kind("training_started")] == [0, stored.step]
@@ -248,8 +244,7 @@ async def test_child_sees_no_secret(
         monkeypatch.setenv(name, "hf_secret")
     scheduler.queue.append(lease_of("l-1", RUN, a_task(scheduler.objects, max_steps=100_000)))
     async with a_trainer(scheduler, tmp_path):
-        while not scheduler.of_kind("metrics"):
-            await asyncio.sleep(0.05)
+        await scheduler.until("metrics")
         environment = training_child().environ()
         assert "hf_secret" not in environment.values()
         assert not [name for name in environment if name.startswith("TUNESMITH_")]
