@@ -8,7 +8,8 @@ and without it.
 Shapes: E examples of a pass over the rows, M micro-batches of it.
 """
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,9 +23,11 @@ from trainer.training.arithmetic import Arithmetic
 from trainer.training.batches import Example, longest_of, micro_batches, sequences_of
 from trainer.training.memory import is_out_of_memory
 
+log = logging.getLogger(__name__)
 # Passes that are looked through for the largest micro-batch. In a run of more, a larger one may
 # come by chance; the step that holds it then heals as any other.
 PASSES_MAX = 16
+Part = tuple[Sequence[Example], range]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +84,7 @@ def probe(
         extent = extent_of(examples, packing=plan.packing)
         if proven is not None and proven.covers(extent):
             return proven
+        log.info("trying the longest batch: %s", extent)
         try:
             _try(state, examples, plan, arithmetic)
         except (RuntimeError, MemoryError) as error:
@@ -93,6 +97,22 @@ def probe(
         loop.free_memory(state)
         state.ladder = state.ladder.after_out_of_memory(allowed=plan.oom_recovery)
         healed(state.ladder)
+
+
+def largest_first(parts: Iterable[Part], plan: TrainPlan, *, size: int) -> list[Part]:
+    """The parts of a course in the order in which to try them: what fits in one may prove others.
+
+    Args:
+        parts: rows and the steps that are left over them.
+        size: examples of a micro-batch.
+    """
+
+    def token_count(part: Part) -> int:
+        rows, steps = part
+        examples = largest_micro_batch(rows, plan, size=size, steps=steps)
+        return extent_of(examples, packing=plan.packing).token_count if examples else 0
+
+    return sorted(parts, key=token_count, reverse=True)
 
 
 def largest_micro_batch(

@@ -42,7 +42,7 @@ from trainer.training.delivery import deliver
 from trainer.training.isolation import is_proven, keeps_examples_apart, require_working
 from trainer.training.memory import forget_peak, peak_bytes
 from trainer.training.mlx_presence import require_available
-from trainer.training.probe import probe
+from trainer.training.probe import largest_first, probe
 from trainer.training.rails import Rails, loading
 from trainer.training.sampling import Sampler
 from trainer.training.validation import BEST_PREFIX, split
@@ -225,7 +225,8 @@ def _probe(
 ) -> None:
     """Try the largest micro-batch while the run is still free of charge."""
     conditions = conditions_of(course.plan)
-    for rows, steps in course.left(state.step):
+    size = state.ladder.micro_batch_size
+    for rows, steps in largest_first(course.left(state.step), course.plan, size=size):
         proven = probe(
             state,
             rows,

@@ -22,7 +22,13 @@ from trainer.domain.healing import Ladder
 from trainer.domain.plan import Method, TrainPlan
 from trainer.training import loop, peft_rail
 from trainer.training.batches import Example, micro_batches, sequences_of, step_indices
-from trainer.training.probe import Extent, largest_micro_batch, probe
+from trainer.training.probe import (
+    Extent,
+    extent_of,
+    largest_first,
+    largest_micro_batch,
+    probe,
+)
 
 ROWS = some_rows(21)
 STEPS = 5
@@ -216,3 +222,17 @@ def test_a_hundred_thousand_steps_are_looked_through_in_no_time() -> None:
     """The search is bounded by passes, not by steps."""
     plan = a_plan(max_steps=100_000)
     assert largest_micro_batch(ROWS, plan, size=4, steps=range(100_000))
+
+
+def test_of_several_runs_the_one_with_the_largest_batch_is_tried_first() -> None:
+    """Most others then need no trial of their own; a run that is over comes last."""
+    plan = a_plan()
+    over = (ROWS, range(0))
+    parts = [over, *((ROWS[begin : begin + 5], range(STEPS)) for begin in (0, 5, 10, 15))]
+    ordered = largest_first(parts, plan, size=4)
+    batches = [largest_micro_batch(rows, plan, size=4, steps=steps) for rows, steps in ordered]
+    assert ordered[-1] is over
+    assert batches.pop() == ()
+    counts = [extent_of(batch, packing=True).token_count for batch in batches]
+    assert counts == sorted(counts, reverse=True)
+    assert len(set(counts)) > 1
