@@ -19,7 +19,7 @@ from tunesmith.api.artifact.v1 import artifact_pb2
 from tunesmith.api.run.v1 import run_pb2, spec_pb2
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
 RUNS, STEPS = 3, 12
 # Of a run that is killed: long enough to be in it when a checkpoint after the first merge counts.

@@ -14,7 +14,7 @@ from trainer.child import Child
 from trainer.domain.plan import DatasetFile, Method, TrainPlan, ValidationPlan
 from trainer.pipe import Finished, FromChild, StepTaken, Warned
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
 STEPS = 12
 RESUMED_AT = 6
