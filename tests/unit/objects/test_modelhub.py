@@ -109,6 +109,18 @@ async def test_files_come_whole_and_never_pickled(hub: ModelHub) -> None:
         assert (folder / name).read_bytes() == FILES[name]
 
 
+async def test_what_is_missing_is_known_before_it_is_fetched(hub: ModelHub) -> None:
+    """The bytes that a disk must have room for: all of a model at first, nothing of it later."""
+    safe = sum(len(content) for name, content in FILES.items() if name != "pytorch_model.bin")
+    assert await hub.missing_bytes(MODEL, "main", patterns=["*"]) == safe
+    folder = await hub.fetch(MODEL, "main", patterns=["*.json"])
+    assert hub.folder_of(MODEL) in folder.parents
+    rest = sum(len(FILES[name]) for name in FILES if name.endswith(".json"))
+    assert await hub.missing_bytes(MODEL, "main", patterns=["*"]) == safe - rest
+    await hub.fetch(MODEL, "main", patterns=["*"])
+    assert await hub.missing_bytes(MODEL, "main", patterns=["*"]) == 0
+
+
 async def test_a_model_of_pickles_alone_has_no_weights(
     hub: ModelHub, server: ModelHubServer
 ) -> None:
