@@ -68,15 +68,20 @@ class FolderCache:
             os.utime(lock.fileno())
             yield
 
-    def forget(self, folder: Path) -> bool:
-        """Deletes an entry; False when it is in use or not there."""
+    def forget(self, folder: Path, *, in_use_too: bool = False) -> bool:
+        """Deletes an entry; False when it is in use or not there.
+
+        Args:
+            in_use_too: it is rotten; what others have open stays readable for them.
+        """
         if not folder.exists():
             return False
         grave = self._root / GRAVES_NAME / uuid.uuid4().hex
         grave.parent.mkdir(parents=True, exist_ok=True)
         with self._lock_path(folder).open("ab") as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not in_use_too:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 folder.rename(grave)
             except OSError:
                 # In use, gone already, or not ours to move.

@@ -14,6 +14,8 @@ from chassis import telemetry
 from exporter import wire
 from exporter.pipe import (
     LINE_BYTES_MAX,
+    BaseNeeded,
+    BaseNeededError,
     Evicted,
     Export,
     Exported,
@@ -137,6 +139,7 @@ class Child:
         """Give the child a job and wait for its end.
 
         Raises:
+            BaseNeededError: the job came without files of its base, and there is no conversion.
             Fault: what the export met; RUNTIME_GGUF_EXPORT_FAILED when the child died.
         """
         with suppress(ConnectionError):
@@ -150,6 +153,8 @@ class Child:
                     on_evicted(cache.Evicted(name=gone.name, size_bytes=gone.size_bytes))
                 case Exported() as exported:
                     return exported
+                case BaseNeeded():
+                    raise BaseNeededError
                 case Failed() as failed:
                     raise wire.fault_of(failed)
                 case Ready():

@@ -10,6 +10,10 @@ import msgspec
 LINE_BYTES_MAX = 1 << 20
 
 
+class BaseNeededError(Exception):
+    """A base has to be fetched: nobody has converted it yet."""
+
+
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A line; msgspec tells the kinds apart by the name of the class."""
 
@@ -17,9 +21,10 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 class Export(_Message, frozen=True, kw_only=True):
     """To the child: make this bundle.
 
-    `checkpoint` is the folder of the base as it came from the hub or the store, `base_key` its name
-    in the cache of converted bases. `target` is the archive to write; its folder is the child's to
-    use. `is_converted_anew` says that an earlier conversion must not be used.
+    `checkpoint` is the folder of the base as it came from the hub or the store, empty as long as
+    nobody has asked for it; `base_key` is its name in the cache of converted bases. `target` is the
+    archive to write; its folder is the child's to use. `is_converted_anew` says that an earlier
+    conversion must not be used.
     """
 
     checkpoint: str
@@ -37,6 +42,10 @@ class Ready(_Message, frozen=True, kw_only=True):
 
     llama_version: str
     fast_types: tuple[str, ...]
+
+
+class BaseNeeded(_Message, frozen=True, kw_only=True):
+    """From the child: there is no conversion of this base, and the job came without its files."""
 
 
 class Progress(_Message, frozen=True, kw_only=True):
@@ -81,7 +90,7 @@ class Failed(_Message, frozen=True, kw_only=True):
     metadata: dict[str, str]
 
 
-FromChild = Ready | Progress | Evicted | Exported | Failed
+FromChild = Ready | BaseNeeded | Progress | Evicted | Exported | Failed
 
 decode_for_child = msgspec.json.Decoder(Export).decode
 decode_from_child: "msgspec.json.Decoder[FromChild]" = msgspec.json.Decoder(FromChild)

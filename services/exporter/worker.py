@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +22,7 @@ from chassis.leasing import LeaseSession
 from exporter import wire
 from exporter.child import Child
 from exporter.config import Config
-from exporter.pipe import Export, Exported, Progress
+from exporter.pipe import BaseNeededError, Export, Exported, Progress
 from lexicon.faults import Fault, FaultCode, Stage
 from objects import transfer
 from objects.cache import FolderCache, folder_bytes
@@ -105,14 +106,14 @@ class Exporter:
         await session.flush()
         task, folder = session.lease.export, self._folder(session)
         adapter = await self._fetch_adapter(task, folder / "adapter")
-        base = await self._fetch_base(task.base)
+        base = await self._identify(task.base)
         outputs: list[work_pb2.OutputFile] = []
         proofs: list[run_pb2.ExportProof] = []
         for quantization in task.quantizations:
             target = folder / "out" / f"gguf-{quantization}.zip"
             target.parent.mkdir(parents=True, exist_ok=True)
             job = Export(
-                checkpoint=str(base.folder),
+                checkpoint="",
                 base_key=base.key,
                 base_model=task.base.base_model or task.base.model_id,
                 adapter=str(adapter),
@@ -120,20 +121,20 @@ class Exporter:
                 target=str(target),
                 run=session.lease.run,
             )
-            exported = await self._run_checked(job, task.base)
+            exported = await self._run_checked(job, base)
             outputs.append(await self._store(session, target, quantization, exported))
             proofs.append(wire.export_proof(quantization, exported.proof))
             target.unlink()
         await session.complete(outputs, export=work_service_pb2.ExportResult(proofs=proofs))
 
-    async def _run_checked(self, job: Export, base: work_pb2.BaseModelInput) -> Exported:
+    async def _run_checked(self, job: Export, base: "_Base") -> Exported:
         """Runs a job; no verdict falls over a base whose files were not just checked.
 
         Files and their conversion stay for months, and disks rot. When a verdict may be their fault
         they are compared with their digests and converted anew, once.
         """
         try:
-            return await self._run(job)
+            return await self._run_with_base(job, base)
         except Fault as fault:
             if fault.code is FaultCode.EXPORT_QUANTIZATION_BROKEN:
                 # This machine computed wrongly: the next child proves its kernel before any work.
@@ -142,12 +143,20 @@ class Exporter:
                 raise
             log.warning("base_doubted", code=fault.code, base=job.base_model)
             try:
-                checked = await self._fetch_base(base, is_doubted=True)
+                folder = await self._fetch_base(base, is_doubted=True)
             except Fault as unchecked:
                 log.warning("base_not_checked", code=unchecked.code)
                 raise fault from unchecked
-        anew = msgspec.structs.replace(job, checkpoint=str(checked.folder), is_converted_anew=True)
+        anew = msgspec.structs.replace(job, checkpoint=str(folder), is_converted_anew=True)
         return await self._run(anew)
+
+    async def _run_with_base(self, job: Export, base: "_Base") -> Exported:
+        """Runs a job, with the base's files only where there is no conversion of them."""
+        try:
+            return await self._run(job)
+        except BaseNeededError:
+            folder = await self._fetch_base(base)
+        return await self._run(msgspec.structs.replace(job, checkpoint=str(folder)))
 
     async def _end_child(self) -> None:
         if self._child is not None:
@@ -199,49 +208,50 @@ class Exporter:
         paths = await transfer.download(task.adapter, folder)
         return next(path.parent for path in paths if path.name == ADAPTER_CONFIG)
 
-    async def _fetch_base(
-        self, base: work_pb2.BaseModelInput, *, is_doubted: bool = False
-    ) -> "_Base":
-        """The base's files on this disk, held until the lease ends.
+    async def _identify(self, base: work_pb2.BaseModelInput) -> "_Base":
+        """What the base is called in the cache; of a model on the hub, asked there each time."""
+        if base.files:
+            return _Base(key=_digest(base.files), source=base)
+        found = await self._hub(base).describe(base.model_id, base.revision or "main")
+        identity = f"{base.model_id}@{found.revision_sha}"
+        key = hashlib.sha256(identity.encode()).hexdigest()[:32]
+        return _Base(key=key, source=base, revision=found.revision_sha)
+
+    async def _fetch_base(self, base: "_Base", *, is_doubted: bool = False) -> Path:
+        """Folder of the base's files on this disk, held until the lease ends.
 
         Args:
             is_doubted: what lies there is compared with its digests again.
         """
-        if base.files:
-            return await self._fetch_from_store(base.files, is_doubted=is_doubted)
-        hub = ModelHub(
-            self._config.model_hub_url,
-            self._config.model_cache,
-            base.hub_token or self._config.model_hub_token,
-        )
+        if base.source.files:
+            return await self._fetch_from_store(base, is_doubted=is_doubted)
+        hub, model_id = self._hub(base.source), base.source.model_id
         if is_doubted:
             self._held.close()
-            await asyncio.to_thread(self._cache.forget, hub.folder_of(base.model_id))
-        self._held.enter_context(self._cache.using(hub.folder_of(base.model_id)))
-        found = await hub.describe(base.model_id, base.revision or "main")
-        missing = await hub.missing_bytes(
-            base.model_id, found.revision_sha, patterns=MODEL_PATTERNS
-        )
+            forget = partial(self._cache.forget, hub.folder_of(model_id), in_use_too=True)
+            await asyncio.to_thread(forget)
+        self._held.enter_context(self._cache.using(hub.folder_of(model_id)))
+        missing = await hub.missing_bytes(model_id, base.revision, patterns=MODEL_PATTERNS)
         await evictions.make_room(self._cache, missing)
-        folder = await hub.fetch(base.model_id, found.revision_sha, patterns=MODEL_PATTERNS)
-        identity = f"{base.model_id}@{found.revision_sha}"
-        return _Base(folder=folder, key=hashlib.sha256(identity.encode()).hexdigest()[:32])
+        return await hub.fetch(model_id, base.revision, patterns=MODEL_PATTERNS)
 
-    async def _fetch_from_store(
-        self, files: Sequence[work_pb2.InputFile], *, is_doubted: bool
-    ) -> "_Base":
-        digest = _digest(files)
-        folder = self._config.model_cache / "store" / digest
+    async def _fetch_from_store(self, base: "_Base", *, is_doubted: bool) -> Path:
+        folder = self._config.model_cache / "store" / base.key
         mark = folder / transfer.COMPLETE_MARK
         self._held.enter_context(self._cache.using(folder))
         if is_doubted:
             mark.unlink(missing_ok=True)
-        # The mark spares a warm node the hashing of gigabytes before every export.
+        # The mark spares a warm node the hashing of gigabytes.
         if not mark.exists():
+            files = base.source.files
             size_bytes = sum(file.size_bytes for file in files)
             await evictions.make_room(self._cache, max(0, size_bytes - folder_bytes(folder)))
             await transfer.download_shared(files, folder)
-        return _Base(folder=folder, key=digest)
+        return folder
+
+    def _hub(self, base: work_pb2.BaseModelInput) -> ModelHub:
+        token = base.hub_token or self._config.model_hub_token
+        return ModelHub(self._config.model_hub_url, self._config.model_cache, token)
 
     async def _ready_child(self) -> Child:
         async with self._child_lock:
@@ -270,10 +280,15 @@ class Exporter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Base:
-    """A base model's files, and the name of its conversion in the cache."""
+    """A base model: the name of its conversion in the cache, and where its files come from.
 
-    folder: Path
+    Attributes:
+        revision: commit of a model on the hub.
+    """
+
     key: str
+    source: work_pb2.BaseModelInput
+    revision: str = ""
 
 
 def unforeseen(error: Exception) -> Fault:

@@ -22,7 +22,17 @@ from exporter.engine import selftest
 from exporter.engine.disk import PARTIAL, forget_leftovers
 from exporter.engine.export import Engine, export
 from exporter.engine.kernel.kernel import Kernel
-from exporter.pipe import Evicted, Export, Failed, Progress, Ready, decode_for_child, encode
+from exporter.pipe import (
+    BaseNeeded,
+    BaseNeededError,
+    Evicted,
+    Export,
+    Failed,
+    Progress,
+    Ready,
+    decode_for_child,
+    encode,
+)
 from lexicon.faults import Fault, FaultCode
 from objects import cache
 
@@ -99,6 +109,8 @@ def main() -> int:
 def _work(engine: Engine, channel: Channel, job: Export) -> None:
     try:
         channel.send(export(engine, job, channel.progress, channel.evicted))
+    except BaseNeededError:
+        channel.send(BaseNeeded())
     except Fault as fault:
         channel.send(_failed(fault))
     except Exception as error:  # noqa: BLE001 (the edge of the child: whatever it was, the agent must hear)

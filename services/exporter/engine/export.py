@@ -28,7 +28,7 @@ from exporter.engine.merge_plan import merge_plan
 from exporter.engine.reuse import EncodedStore
 from exporter.engine.weights import GgufFile, SafetensorsFile, read_json
 from exporter.engine.writer import FilePlan
-from exporter.pipe import Export, Exported, ProofFigures
+from exporter.pipe import BaseNeededError, Export, Exported, ProofFigures
 from lexicon.faults import Fault, FaultCode
 from objects.cache import Evicted, FolderCache
 
@@ -87,6 +87,7 @@ def export(
     """Makes a bundle at `job.target`.
 
     Raises:
+        BaseNeededError: the job names no files of its base, and there is no conversion of it.
         Fault: EXPORT_ADAPTER_MISSING, EXPORT_ADAPTER_UNTRAINED, EXPORT_DISK_FULL,
             EXPORT_NOOP_MERGE, EXPORT_WRONG_BASE, EXPORT_QUANTIZATION_BROKEN,
             EXPORT_TEMPLATE_MISMATCH, EXPORT_TENSOR_UNMAPPED, EXPORT_VERIFY_MISMATCH,
@@ -96,12 +97,14 @@ def export(
     require_adapter(Path(job.adapter))
     key = cache_key(job.base_key, llama_version=engine.llama_version)
     if job.is_converted_anew:
-        engine.models.forget(engine.cache / key)
+        engine.models.forget(engine.cache / key, in_use_too=True)
     work = _Work(engine=engine, job=job, on_progress=on_progress, on_evicted=on_evicted)
     with engine.models.using(engine.cache / key):
         with work.clock.step("base"):
             on_progress("base", 0.0)
             if cached_base(engine.cache, key) is None:
+                if not job.checkpoint:
+                    raise BaseNeededError
                 work.make_room(conversion_bytes(Path(job.checkpoint)))
             base = prepare_base(Path(job.checkpoint), engine.cache, key, vendor=engine.vendor)
         return _export(work, base)

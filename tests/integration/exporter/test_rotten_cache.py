@@ -99,6 +99,18 @@ async def test_the_verdict_stands_when_the_base_cannot_be_checked(
     assert await outcome(exporter, objects, lease) == "EXPORT_WRONG_BASE"
 
 
+async def test_a_base_that_is_converted_is_not_fetched_again(
+    exporter: Exporter, objects: ObjectServer, models: Path, anvil_adapter: Path
+) -> None:
+    """Its files may go from the cache, and a store that has lost them harms no export."""
+    assert await outcome(exporter, objects, a_lease(objects, anvil_adapter)) == ""
+    shutil.rmtree(models / "store")
+    lease = a_lease(objects, anvil_adapter, lease_id="lease-2")
+    del objects.files["/in/model.safetensors"]
+    assert await outcome(exporter, objects, lease) == ""
+    assert not (models / "store").exists()
+
+
 def test_a_broken_encoder_leaves_nothing_to_later_exports(
     engine: Engine, anvil_adapter: Path, tmp_path: Path
 ) -> None:

@@ -73,7 +73,12 @@ def test_what_is_in_use_stays_whatever_is_wanted(
         held.enter_context(cache.using(used))
         assert [evicted.name for evicted in cache.make_room(1 << 60)] == [name_of(2)]
         assert not cache.forget(used)
+        assert used.exists()
+        with (used / "model").open("rb") as file:
+            assert cache.forget(used, in_use_too=True)
+            assert len(file.read()) == KIB // 2
     assert not idle.exists()
+    an_entry(cache, used, last_use=1)
     assert cache.forget(used)
     assert not cache.forget(used)
 
