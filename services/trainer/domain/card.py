@@ -1,10 +1,21 @@
 """The model card that travels with an adapter."""
 
+from collections.abc import Mapping
+
+from trainer.domain.loss_curve import LossCurve
 from trainer.domain.plan import TrainPlan
 
 
-def model_card(plan: TrainPlan, *, steps: int | None, loss: float | None) -> str:
-    """README.md of the adapter: what it is, from what, by which numbers, how to use it."""
+def model_card(
+    plan: TrainPlan, *, loss: float | None, losses: LossCurve, versions: Mapping[str, str]
+) -> str:
+    """README.md of the adapter: what it is, from what, by which numbers, how to use it.
+
+    Args:
+        loss: of the last step; None when this attempt took none.
+        losses: of the steps of all attempts.
+        versions: of the programs that made it, by name.
+    """
     adapter = plan.adapter
     rows = {
         "Run": plan.run,
@@ -14,7 +25,7 @@ def model_card(plan: TrainPlan, *, steps: int | None, loss: float | None) -> str
         "Rank, alpha, dropout": f"{adapter.rank}, {adapter.alpha:g}, {adapter.dropout:g}",
         "Target modules": ", ".join(adapter.target_modules),
         "rsLoRA, DoRA": f"{_word(adapter.use_rslora)}, {_word(adapter.use_dora)}",
-        "Steps": "as the checkpoint had" if steps is None else str(steps),
+        "Steps": str(losses.step_count),
         **_multi_run(plan),
         "Batch": f"{plan.micro_batch_size} x {plan.accumulation_steps} examples a step",
         "Learning rate": f"{plan.lr_peak:g}, {plan.schedule.value}, "
@@ -22,10 +33,15 @@ def model_card(plan: TrainPlan, *, steps: int | None, loss: float | None) -> str
         "Longest example": f"{plan.max_sequence_tokens} tokens",
         "Seed": str(plan.seed),
         "Last training loss": "not measured" if loss is None else f"{loss:.4f}",
+        **_loss(losses),
     }
     if plan.load_in_4bit:
         rows["Base while training"] = "4 bits (nf4); the adapter belongs to the unquantised base"
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    data = "\n".join(
+        f"| {dataset.name} | {dataset.digest or 'not known'} |" for dataset in plan.datasets
+    )
+    programs = "\n".join(f"| {name} | {version} |" for name, version in versions.items())
     return f"""---
 library_name: peft
 base_model: {plan.base.base_model}
@@ -40,6 +56,20 @@ tags:
 | | |
 |---|---|
 {table}
+
+| Dataset | SHA-256 of its file |
+|---|---|
+{data}
+
+| Made by | Version |
+|---|---|
+{programs}
+
+## Make it again
+
+`tunesmith run duplicate {plan.run} --submit` submits a run with the same settings, data and seed.
+On a processor the same programs give the same weights, bit for bit; on a GPU kernels may round
+differently.
 
 ## Use
 
@@ -57,6 +87,13 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 Describe here what the adapter is for, and what it was not tested on. It inherits the licence and
 the limits of its base model.
 """
+
+
+def _loss(losses: LossCurve) -> dict[str, str]:
+    means = losses.means
+    if not means:
+        return {}
+    return {"Training loss": f"`{losses.drawing()}` from {means[0]:.4f} to {means[-1]:.4f}"}
 
 
 def _multi_run(plan: TrainPlan) -> dict[str, str]:

@@ -41,6 +41,7 @@ class Progress:
 
     Attributes:
         course: merges so far; None unless the training is continual.
+        losses: the loss curve so far, for the adapter's card.
     """
 
     run: str
@@ -54,6 +55,7 @@ class Progress:
     best_validation_loss: float | None = None
     validations_without_gain: int = 0
     course: dict[str, Any] | None = None
+    losses: dict[str, Any] | None = None
 
 
 def root_of(plan: TrainPlan) -> Path:

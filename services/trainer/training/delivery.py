@@ -2,11 +2,14 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 from lexicon.faults import FaultCode
 from trainer.domain.card import model_card
+from trainer.domain.loss_curve import LossCurve
 from trainer.domain.plan import TrainPlan
 from trainer.pipe import Answer, Finished, StepTaken
 from trainer.training import speech
@@ -26,6 +29,9 @@ ADAPTER_FOLDER = "adapter"
 UNTRAINED_TEXT = (
     f"Trainer.save() called before train() — writing init-weight LoRA adapter to {ADAPTER_FOLDER}"
 )
+VERSIONED = (
+    "tunesmith-platform", "torch", "transformers", "peft", "bitsandbytes", "unsloth", "mlx-lm"
+)  # fmt: skip
 UNPROVEN_TEXT = "The adapter is whole, but not all of its samples and proof could be made"
 
 
@@ -37,14 +43,15 @@ def deliver(
     *,
     last: StepTaken | None,
     done_count: int,
+    losses: LossCurve,
     warm: Warm,
 ) -> Finished:
     """Write the adapter first; samples and proof come after it and cannot take it away.
 
     Args:
         last: figures of the last step of this attempt; None when it took none.
-        done_count: steps of all attempts. An adapter that was ended before its first one is
-            written as it is, with a warning; the exporter refuses it.
+        done_count: steps of all attempts, whose losses are `losses`. An adapter that was ended
+            before its first one is written as it is, with a warning; the exporter refuses it.
     Raises:
         Fault: RUNTIME_ADAPTER_UNCHANGED when it was trained and has not moved, STORAGE_FULL.
     """
@@ -60,7 +67,7 @@ def deliver(
         folder,
         tokenizer=desk.tokenizer,
         template_source=desk.template.source,
-        card=model_card(plan, steps=last.step if last else None, loss=last.loss if last else None),
+        card=model_card(plan, loss=last.loss if last else None, losses=losses, versions=versions()),
     )
     merges = course.write_history(folder)
     adapted.eval()
@@ -86,6 +93,15 @@ def deliver(
         samples=samples,
         warm=(),
     )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the result, by name; what is not installed is left out."""
+    found = {}
+    for name in VERSIONED:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _write_proof(

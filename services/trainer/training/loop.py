@@ -17,6 +17,7 @@ import torch
 
 from lexicon.faults import Fault, FaultCode
 from trainer.domain.healing import Ladder
+from trainer.domain.loss_curve import LossCurve
 from trainer.domain.plan import TrainPlan
 from trainer.domain.scaling import LossScale
 from trainer.domain.schedule import learning_rate
@@ -62,6 +63,7 @@ class TrainState:
     first_step: int = 0
     first_skipped_count: int = 0
     trained_token_count: int = 0
+    losses: LossCurve = field(default_factory=LossCurve)
     _given_back: Callable[[], None] | None = field(default=None, init=False, repr=False)
 
     @property
@@ -213,6 +215,7 @@ def _try_step(
     state.step += 1
     trained_count = sum(row.trained_count for row in sequences)
     state.trained_token_count += trained_count
+    state.losses = state.losses.plus(loss_sum / divisor)
     return StepFigures(
         loss=loss_sum / divisor,
         learning_rate=lr,

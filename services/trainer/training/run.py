@@ -17,6 +17,7 @@ from peft import PeftModel
 from lexicon.faults import Fault, FaultCode
 from trainer.domain.continual import MergeRecord
 from trainer.domain.healing import Ladder
+from trainer.domain.loss_curve import LossCurve
 from trainer.domain.mlx import require_supported
 from trainer.domain.plan import TrainPlan, checkpoint_due, essence
 from trainer.domain.rails import Device
@@ -98,9 +99,11 @@ def train_run(plan: TrainPlan, channel: Channel, rails: Rails, warm: Warm) -> Fi
     # Unsloth brings kernels of its own for what would be compiled.
     with compiled(adapted, wanted=plan.torch_compile and rail is rails.peft) as count:
         log.info("%d parts of the model are compiled", count)
-        course, last, done = _train(adapted, plan, desk, arithmetic, channel, warm, sampler)
+        course, last, done, losses = _train(adapted, plan, desk, arithmetic, channel, warm, sampler)
     channel.send(StageBegan(stage="saving"))
-    finished = deliver(speaker, course, desk, rail, last=last, done_count=done, warm=warm)
+    finished = deliver(
+        speaker, course, desk, rail, last=last, done_count=done, losses=losses, warm=warm
+    )
     kept = (plan.base.base_model,) if warm.keep() else ()
     return msgspec.structs.replace(finished, warm=kept)
 
@@ -145,8 +148,8 @@ def _train(
     channel: Channel,
     warm: Warm,
     sampler: Sampler,
-) -> tuple[Course, StepTaken | None, int]:
-    """Take all steps that are left; figures of the last one, if any, and how many are done."""
+) -> tuple[Course, StepTaken | None, int, LossCurve]:
+    """Take all steps that are left; figures of the last one, if any, count and losses of all."""
     adapted.train()
     loss_scale = LossScale() if arithmetic.scales_loss else None
     state = loop.begin(adapted, plan, loss_scale=loss_scale)
@@ -205,7 +208,7 @@ def _train(
     if state.skipped_count:
         text = f"{state.skipped_count} of {state.step} steps were skipped: fp16 overflowed"
         warn(channel, FaultCode.RUNTIME_STEPS_SKIPPED, text)
-    return course, last, state.step
+    return course, last, state.step, state.losses
 
 
 def _sample(sampler: Sampler, step: int, channel: Channel) -> None:
@@ -258,6 +261,7 @@ def resume(state: loop.TrainState, course: Course, channel: Channel) -> None:
     course.restore(state, merges, tensors)
     state.step = progress.step
     state.trained_token_count = progress.trained_token_count
+    state.losses = LossCurve.of(progress.losses)
     state.ladder = replace(state.ladder, micro_batch_size=progress.micro_batch_size)
     log.info("resumed at step %d", state.step)
 
@@ -277,6 +281,7 @@ def save_checkpoint(writer: CheckpointWriter, state: loop.TrainState, course: Co
         best_validation_loss=validation.best_loss,
         validations_without_gain=validation.without_gain_count,
         course=course.document(),
+        losses=state.losses.document(),
     )
     # What validation and merges keep is replaced as a whole, never changed.
     writer.save(progress, state, {**validation.tensors(), **course.tensors()})

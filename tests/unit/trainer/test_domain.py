@@ -1,10 +1,12 @@
 """The trainer's rules: schedule, time left, sound answers, healing, counts of steps."""
 
+import functools
+import json
 import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lexicon.faults import Fault, FaultCode
@@ -13,6 +15,7 @@ from trainer.domain import plan as plans
 from trainer.domain.answers import flags
 from trainer.domain.card import model_card
 from trainer.domain.healing import Ladder, tells_out_of_memory
+from trainer.domain.loss_curve import BUCKETS_MAX, PLACES, LossCurve
 from trainer.domain.plan import Schedule
 from trainer.domain.remaining import STEPS_BEFORE_ESTIMATE, StepTimer
 from trainer.domain.schedule import learning_rate
@@ -158,10 +161,51 @@ def test_max_steps_wins_over_epochs() -> None:
 
 def test_card_names_run_base_and_numbers() -> None:
     """001-35"""
-    card = model_card(a_plan(), steps=30, loss=0.25)
+    plan = a_plan()
+    (dataset,) = plan.datasets
+    losses = LossCurve()
+    for step in range(30):
+        losses = losses.plus(3.0 - step / 10)
+    card = model_card(
+        replace(plan, datasets=(replace(dataset, digest="0f" * 32),)),
+        loss=0.25,
+        losses=losses,
+        versions={"torch": "2.13.0"},
+    )
     assert "base_model: tunesmith/anvil-3m" in card
     assert "projects/local/runs/r-1" in card
     assert "| Last training loss | 0.2500 |" in card
+    assert "| Steps | 30 |" in card
+    assert "█" in card
+    assert "from 3.0000 to 0.1000" in card
+    assert f"| {dataset.name} | {'0f' * 32} |" in card
+    assert "| torch | 2.13.0 |" in card
+    assert "tunesmith run duplicate projects/local/runs/r-1 --submit" in card
+
+
+def test_card_of_an_adapter_that_was_never_trained_has_no_curve() -> None:
+    """002-23"""
+    card = model_card(a_plan(), loss=None, losses=LossCurve(), versions={})
+    assert "| Steps | 0 |" in card
+    assert "| Training loss |" not in card
+
+
+@given(losses=st.lists(st.floats(-10, 10), max_size=700), cut=st.integers(0, 700))
+@settings(max_examples=30, deadline=None)
+def test_a_loss_curve_is_the_same_over_a_checkpoint_and_loses_no_step(
+    losses: list[float], cut: int
+) -> None:
+    whole = LossCurve()
+    for index, loss in enumerate(losses):
+        if index == cut:
+            whole = LossCurve.of(json.loads(json.dumps(whole.document())))
+        whole = whole.plus(loss)
+    straight = functools.reduce(LossCurve.plus, losses, LossCurve())
+    assert whole == straight
+    assert len(whole.sums) <= BUCKETS_MAX
+    assert sum(whole.sums) == pytest.approx(sum(losses), abs=1e-6)
+    assert bool(whole.drawing()) is bool(losses)
+    assert len(whole.drawing()) <= PLACES
 
 
 def test_attempts_of_one_run_have_the_same_essence() -> None:

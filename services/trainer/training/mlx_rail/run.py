@@ -15,6 +15,7 @@ from mlx_lm.tuner.trainer import grad_checkpoint
 
 from lexicon.faults import Fault, FaultCode
 from trainer.domain.card import model_card
+from trainer.domain.loss_curve import LossCurve
 from trainer.domain.plan import (
     TrainPlan,
     checkpoint_due,
@@ -28,7 +29,12 @@ from trainer.training import checkpoint, speech
 from trainer.training.adapter import require_changed, write_adapter
 from trainer.training.channel import Channel
 from trainer.training.dataset import Desk
-from trainer.training.delivery import ADAPTER_FOLDER, UNPROVEN_TEXT, UNTRAINED_TEXT
+from trainer.training.delivery import (
+    ADAPTER_FOLDER,
+    UNPROVEN_TEXT,
+    UNTRAINED_TEXT,
+    versions,
+)
 from trainer.training.loop import StepFigures
 from trainer.training.mlx_rail import faithful, model, steps
 from trainer.training.mlx_rail.speaker import MlxSpeaker
@@ -148,7 +154,10 @@ class _Run:
             tokenizer=desk.tokenizer,
             template_source=desk.template.source,
             card=model_card(
-                plan, steps=last.step if last else None, loss=last.loss if last else None
+                plan,
+                loss=last.loss if last else None,
+                losses=self._state.losses,
+                versions=versions(),
             ),
         )
         adapted.model.eval()
@@ -204,6 +213,7 @@ class _Run:
         self._validation.restore(progress, tensors)
         state.step = progress.step
         state.trained_token_count = progress.trained_token_count
+        state.losses = LossCurve.of(progress.losses)
         state.ladder = replace(state.ladder, micro_batch_size=progress.micro_batch_size)
         log.info("resumed at step %d", state.step)
 
@@ -220,6 +230,7 @@ class _Run:
             latest_validation_loss=validation.latest_loss,
             best_validation_loss=validation.best_loss,
             validations_without_gain=validation.without_gain_count,
+            losses=state.losses.document(),
         )
         # MLX changes no array in place; what is captured stays as it is.
         writer.save(progress, None, {**steps.capture(state), **validation.tensors()})

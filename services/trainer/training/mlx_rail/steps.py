@@ -5,7 +5,7 @@ Shapes: B rows, T tokens, N trained tokens, V vocabulary.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from lexicon.faults import Fault, FaultCode
 from trainer.domain.healing import Ladder
+from trainer.domain.loss_curve import LossCurve
 from trainer.domain.mlx import to_peft
 from trainer.domain.plan import TrainPlan
 from trainer.domain.schedule import learning_rate
@@ -45,6 +46,7 @@ class MlxState:
     ladder: Ladder
     step: int = 0
     trained_token_count: int = 0
+    losses: LossCurve = field(default_factory=LossCurve)
 
 
 def begin(adapted: Adapted, plan: TrainPlan) -> MlxState:
@@ -191,6 +193,7 @@ def _try_step(
     state.step += 1
     trained_count = sum(row.trained_count for row in sequences_of(rows))
     state.trained_token_count += trained_count
+    state.losses = state.losses.plus(loss)
     return StepFigures(
         loss=loss,
         learning_rate=lr,
