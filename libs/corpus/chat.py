@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from corpus.samples import Message, Role
-from corpus.sandbox import Program, TemplateError, compile_template
+from corpus.sandbox import Program, TemplateError, TemplateRefusal, compile_template
 from lexicon.faults import Fault, FaultCode
 
 # The format OpenAI published in 2023 and most open models understand.
@@ -28,6 +28,8 @@ CHATML_END = "<|im_end|>"
 TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 MAX_CONFIG_BYTES = 16 << 20
+# Metadata of a fault that is about one conversation, and not about the template.
+REFUSED_KEY = "refused"
 # Reasoning models keep what follows the thought of earlier turns and drop the thought.
 _THOUGHT_END = "</think>"
 _TOKEN_FIELDS = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -248,6 +250,17 @@ def fallback_warning(model: str) -> str:
     return f"Chat template missing for model {model}; falling back to ChatML"
 
 
+def is_refusal(fault: Fault) -> bool:
+    """Whether the template has refused one conversation; it may well take others."""
+    return REFUSED_KEY in fault.metadata
+
+
+def about_row(fault: Fault, dataset: str, number: int) -> Fault:
+    """The fault with the row that it is about."""
+    said = fault.message[:1].lower() + fault.message[1:]
+    return Fault(fault.code, f"Row {number} of {dataset}: {said}", dataset=dataset, row=number)
+
+
 def trained_spans(segments: Sequence[Segment]) -> Iterator[tuple[int, int]]:
     """Character spans of the joined segments that are trained on, neighbours joined."""
     position = 0
@@ -402,4 +415,7 @@ def _covers(spans: Sequence[tuple[int, int]], position: int) -> bool:
 
 def _invalid(error: TemplateError) -> Fault:
     message = str(error)
-    return Fault(FaultCode.MODEL_CHAT_TEMPLATE_INVALID, message[:1].upper() + message[1:])
+    fault = Fault(FaultCode.MODEL_CHAT_TEMPLATE_INVALID, message[:1].upper() + message[1:])
+    if isinstance(error, TemplateRefusal):
+        fault.metadata[REFUSED_KEY] = "conversation"
+    return fault

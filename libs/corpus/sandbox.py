@@ -26,6 +26,7 @@ MAX_SOURCE_CHARACTERS = 1 << 19
 MAX_STEPS = 200_000
 MAX_PRODUCED_CHARACTERS = 32 << 20
 MAX_OUTPUT_CHARACTERS = 16 << 20
+# Of the processor: a busy machine must not refuse what an idle one takes.
 MAX_SECONDS = 2.0
 # Looking at one element of a structure costs as much time as making this much text.
 ELEMENT_CHARACTERS = 32
@@ -124,6 +125,10 @@ class TemplateError(Exception):
     """A template that cannot be compiled, or that a render has to stop."""
 
 
+class TemplateRefusal(TemplateError):
+    """What a template itself says of a conversation that it does not take."""
+
+
 @dataclass(slots=True, kw_only=True)
 class _Budget:
     """What one render may still spend."""
@@ -136,7 +141,7 @@ class _Budget:
         self.steps -= 1
         if self.steps < 0:
             raise TemplateError(f"the chat template takes more than {MAX_STEPS} steps")
-        if time.monotonic() > self.deadline:
+        if time.thread_time() > self.deadline:
             raise TemplateError(f"the chat template takes longer than {MAX_SECONDS:g} s")
         return ""
 
@@ -174,7 +179,7 @@ class Program:
         Raises:
             TemplateError: The template refuses its input, fails, or spends too much.
         """
-        token = _budget.set(_Budget(deadline=time.monotonic() + MAX_SECONDS))
+        token = _budget.set(_Budget(deadline=time.thread_time() + MAX_SECONDS))
         pieces: list[str] = []
         length = 0
         try:
@@ -476,4 +481,4 @@ def _fixed_date(pattern: str) -> str:
 
 
 def _raise_exception(message: object) -> NoReturn:
-    raise TemplateError(f"the chat template refuses the conversation: {message!s:.300}")
+    raise TemplateRefusal(f"the chat template refuses the conversation: {message!s:.300}")

@@ -205,15 +205,34 @@ def _key(plan: TrainPlan, datasets: tuple[DatasetFile, ...]) -> Hashable:
 
 
 def _encoded(plan: TrainPlan, datasets: Sequence[DatasetFile], reader: Reader) -> EncodedRows:
-    """All datasets one after another; rows without a trained token are left out and counted."""
+    """All datasets one after another.
+
+    Rows without a trained token are left out and counted, and so are rows that the chat template
+    refuses, as many do whose turns do not alternate: one such row in ten thousand is no reason to
+    throw away the others. Where it refuses most of them, the data is not for this model.
+
+    Raises:
+        Fault: MODEL_CHAT_TEMPLATE_INVALID with the first row that is refused, when most are;
+            DATASET_NO_TRAINED_TOKENS.
+    """
     template, tokenizer = reader.template, reader.tokenizer
     warnings: list[tuple[FaultCode, str]] = []
     rows: list[Example] = []
     truncated: list[int] = []
     silent: list[int] = []
+    refused: list[int] = []
+    first_refusal: Fault | None = None
     for dataset in datasets:
         for number, sample in iterate_samples(Path(dataset.path), Format(dataset.format)):
-            row, parts = _example(sample, plan, template, tokenizer)
+            try:
+                row, parts = _example(sample, plan, template, tokenizer)
+            except Fault as fault:
+                # Not what a busy machine may cause: every attempt must see the same rows.
+                if not chat.is_refusal(fault):
+                    raise
+                first_refusal = first_refusal or chat.about_row(fault, dataset.name, number)
+                refused.append(number)
+                continue
             if any(part.truncated for part in parts):
                 truncated.append(number)
             if all(part.trained_token_count for part in parts):
@@ -229,6 +248,11 @@ def _encoded(plan: TrainPlan, datasets: Sequence[DatasetFile], reader: Reader) -
     if silent:
         text = f"{len(silent)} rows hold nothing to learn and were left out: {_named(silent)}"
         warnings.append((FaultCode.DATASET_NO_TRAINED_TOKENS, text))
+    if first_refusal is not None:
+        if len(refused) >= len(rows):
+            raise first_refusal
+        text = f"{len(refused)} rows were left out: {_named(refused)}. {first_refusal.message}"
+        warnings.append((FaultCode.MODEL_CHAT_TEMPLATE_INVALID, text))
     if not rows:
         raise Fault(FaultCode.DATASET_NO_TRAINED_TOKENS)
     return EncodedRows(examples=tuple(rows), warnings=tuple(warnings))

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, assert_never
 
-from corpus.chat import ChatTemplate, Segment, trained_spans
+from corpus.chat import ChatTemplate, Segment, about_row, is_refusal, trained_spans
 from corpus.labels import Encoded, Tokenizer, TrainOn, encode, encode_kto, encode_preference
 from corpus.samples import ChatSample, KtoSample, PreferenceSample, Sample, TextSample, to_sample
 from corpus.shapes import Format
+from lexicon.faults import Fault
 from validator.domain.facts import LabelFacts
 
 
@@ -56,7 +57,14 @@ def see_rows(
         sample = to_sample(row.values, row.data_format, row.number)
         if sample is None:
             continue
-        encoded = _encoded(sample, template, tokenizer, max_tokens=max_tokens, train_on=train_on)
+        try:
+            encoded = _encoded(
+                sample, template, tokenizer, max_tokens=max_tokens, train_on=train_on
+            )
+        except Fault as fault:
+            if not is_refusal(fault):
+                raise
+            raise about_row(fault, row.dataset, row.number) from fault
         segments = _segments(sample, template, train_on=train_on)
         seen.append(
             SeenRow(

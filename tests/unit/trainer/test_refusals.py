@@ -62,3 +62,57 @@ def test_a_model_without_a_template_is_trained_with_chatml_and_told(plan: TrainP
     assert told == [expected]
     assert desk.template.source == CHATML
     assert desk.rows
+
+
+ALTERNATING = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def with_rows(plan: TrainPlan, folder: Path, *, good_count: int, odd_count: int) -> TrainPlan:
+    """The plan over conversations that alternate, and others that begin with the assistant."""
+    asked = {"role": "user", "content": "Hi"}
+    answered = {"role": "assistant", "content": "Ho"}
+    rows = [[asked, answered]] * good_count + [[answered, asked, answered]] * odd_count
+    path = folder / "rows.jsonl"
+    path.write_text("".join(f"{json.dumps({'messages': row})}\n" for row in rows))
+    (Path(plan.base.folder) / "chat_template.jinja").write_text(ALTERNATING)
+    (dataset,) = plan.datasets
+    return replace(plan, datasets=(replace(dataset, path=str(path)),))
+
+
+def test_a_few_rows_that_the_template_refuses_are_left_out_and_named(
+    plan: TrainPlan, tmp_path: Path
+) -> None:
+    """001-25: one conversation that begins with the assistant does not end a run of thousands."""
+    told: list[tuple[FaultCode, str]] = []
+    odd = with_rows(plan, tmp_path, good_count=9, odd_count=2)
+    desk = Desk.prepare(odd, warn=lambda code, text: told.append((code, text)))
+    assert len(desk.rows) == 9
+    ((code, text),) = told
+    assert code is FaultCode.MODEL_CHAT_TEMPLATE_INVALID
+    assert text.startswith("2 rows were left out: row 10, 11. Row 10 of projects/")
+    assert text.endswith("the chat template refuses the conversation: roles must alternate")
+
+
+def test_a_template_that_refuses_most_rows_ends_the_run_and_names_the_first(
+    plan: TrainPlan, tmp_path: Path
+) -> None:
+    odd = with_rows(plan, tmp_path, good_count=2, odd_count=2)
+    with pytest.raises(Fault) as caught:
+        Desk.prepare(odd, warn=lambda *_: None)
+    assert caught.value.code is FaultCode.MODEL_CHAT_TEMPLATE_INVALID
+    assert caught.value.metadata["row"] == "3"
+
+
+def test_a_template_that_fails_is_no_matter_of_single_rows(plan: TrainPlan, tmp_path: Path) -> None:
+    """A render that took too long on a busy machine must not change what an attempt trains on."""
+    odd = with_rows(plan, tmp_path, good_count=9, odd_count=1)
+    failing = ALTERNATING.replace("raise_exception('roles must alternate')", "1 / 0")
+    (Path(plan.base.folder) / "chat_template.jinja").write_text(failing)
+    with pytest.raises(Fault) as caught:
+        Desk.prepare(odd, warn=lambda *_: None)
+    assert caught.value.code is FaultCode.MODEL_CHAT_TEMPLATE_INVALID
