@@ -66,10 +66,6 @@ class Updater:
                 # A layer that the step did not run through, such as an idle expert.
                 if parameter.grad is not None:
                     self._update_one(group_index, index, parameter, self.spares, updates_before)
-        if torch.cuda.is_available():
-            # Paged moments lie in the host's memory, where a checkpoint would read them half
-            # written: nothing there waits for the device's queue.
-            torch.cuda.synchronize()
 
     def _update_one(
         self,
