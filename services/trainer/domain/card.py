@@ -16,27 +16,7 @@ def model_card(
         losses: of the steps of all attempts.
         versions: of the programs that made it, by name.
     """
-    adapter = plan.adapter
-    rows = {
-        "Run": plan.run,
-        "Base model": f"{plan.base.base_model} (revision {plan.base.revision or 'not given'})",
-        "Datasets": ", ".join(dataset.name for dataset in plan.datasets),
-        "Method": plan.method.value,
-        "Rank, alpha, dropout": f"{adapter.rank}, {adapter.alpha:g}, {adapter.dropout:g}",
-        "Target modules": ", ".join(adapter.target_modules),
-        "rsLoRA, DoRA": f"{_word(adapter.use_rslora)}, {_word(adapter.use_dora)}",
-        "Steps": str(losses.step_count),
-        **_multi_run(plan),
-        "Batch": f"{plan.micro_batch_size} x {plan.accumulation_steps} examples a step",
-        "Learning rate": f"{plan.lr_peak:g}, {plan.schedule.value}, "
-        f"{plan.warmup_ratio:.0%} warm-up",
-        "Longest example": f"{plan.max_sequence_tokens} tokens",
-        "Seed": str(plan.seed),
-        "Last training loss": "not measured" if loss is None else f"{loss:.4f}",
-        **_loss(losses),
-    }
-    if plan.load_in_4bit:
-        rows["Base while training"] = "4 bits (nf4); the adapter belongs to the unquantised base"
+    rows = _figures(plan, loss=loss, losses=losses)
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     data = "\n".join(
         f"| {dataset.name} | {dataset.digest or 'not known'} |" for dataset in plan.datasets
@@ -87,6 +67,32 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 Describe here what the adapter is for, and what it was not tested on. It inherits the licence and
 the limits of its base model.
 """
+
+
+def _figures(plan: TrainPlan, *, loss: float | None, losses: LossCurve) -> dict[str, str]:
+    """The rows of the card's first table."""
+    adapter = plan.adapter
+    rows = {
+        "Run": plan.run,
+        "Base model": f"{plan.base.base_model} (revision {plan.base.revision or 'not given'})",
+        "Datasets": ", ".join(dataset.name for dataset in plan.datasets),
+        "Method": plan.method.value,
+        "Rank, alpha, dropout": f"{adapter.rank}, {adapter.alpha:g}, {adapter.dropout:g}",
+        "Target modules": ", ".join(adapter.target_modules),
+        "rsLoRA, DoRA": f"{_word(adapter.use_rslora)}, {_word(adapter.use_dora)}",
+        "Steps": str(losses.step_count),
+        **_multi_run(plan),
+        "Batch": f"{plan.micro_batch_size} x {plan.accumulation_steps} examples a step",
+        "Learning rate": f"{plan.lr_peak:g}, {plan.schedule.value}, "
+        f"{plan.warmup_ratio:.0%} warm-up",
+        "Longest example": f"{plan.max_sequence_tokens} tokens",
+        "Seed": str(plan.seed),
+        "Last training loss": "not measured" if loss is None else f"{loss:.4f}",
+        **_loss(losses),
+    }
+    if plan.load_in_4bit:
+        rows["Base while training"] = "4 bits (nf4); the adapter belongs to the unquantised base"
+    return rows
 
 
 def _loss(losses: LossCurve) -> dict[str, str]:
