@@ -14,6 +14,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 pytestmark = pytest.mark.integration
@@ -97,16 +98,33 @@ async def test_one_trace_joins_caller_and_server(receiver: Receiver) -> None:
     assert any(attribute.key == "tunesmith.run" for attribute in server.attributes)
 
 
-async def test_calls_are_counted(receiver: Receiver) -> None:
-    await run_traced({"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url})
-    names = {
-        metric.name
+def metrics_of(receiver: Receiver) -> dict[str, Metric]:
+    """Received metrics by name, the newest of each."""
+    return {
+        metric.name: metric
         for body in receiver.bodies["/v1/metrics"]
         for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics
         for scope in resource.scope_metrics
         for metric in scope.metrics
     }
-    assert "rpc.server.duration" in names
+
+
+async def test_calls_are_counted(receiver: Receiver) -> None:
+    await run_traced({"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url})
+    assert "rpc.server.duration" in metrics_of(receiver)
+
+
+async def test_what_goes_from_a_cache_is_told_and_counted(receiver: Receiver) -> None:
+    output = await run_traced({"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url})
+    (point,) = metrics_of(receiver)["tunesmith.cache.evicted"].sum.data_points
+    assert point.as_int == 340
+    told = [json.loads(line) for line in output.splitlines()]
+    evicted = [line for line in told if line["event"] == "cache_evicted"]
+    assert [(line["entry"], line["size_bytes"]) for line in evicted] == [
+        ("gguf/old", 300),
+        ("gguf/old", 40),
+    ]
+    assert not [line for line in told if line["level"] == "warning"]
 
 
 async def test_without_variables_nothing_is_exported_but_logs_carry_the_trace(

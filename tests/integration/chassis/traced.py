@@ -1,8 +1,9 @@
-"""A process of its own for the telemetry test: a server, and a call to it within a span."""
+"""A process of its own for the telemetry test: a server, a call to it in a span, two evictions."""
 
 import grpc.aio
 
-from chassis import client, identity, server, telemetry
+from chassis import client, evictions, identity, server, telemetry
+from objects.cache import Evicted
 from tests.support.chassis import KEY, serving
 from tests.unit.chassis.test_server import asking, register
 from tunesmith.api.event.v1 import event_service_pb2_grpc
@@ -20,6 +21,8 @@ async def run() -> None:
             with telemetry.span("outer", run="projects/acme/runs/run-1"):
                 await stub.ListEvents(asking())
                 telemetry.logger(__name__).info("called")
+    for size_bytes in (300, 40):
+        evictions.tell(Evicted(name="gguf/old", size_bytes=size_bytes))
 
 
 if __name__ == "__main__":
