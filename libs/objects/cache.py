@@ -9,8 +9,9 @@ import fcntl
 import os
 import re
 import shutil
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +26,12 @@ GRAVES_NAME: Final = ".deleted"
 
 # Where entries lie, and how their names look: files from the store, models of the hub, conversions.
 # Everything else under the root is no entry and stays: kernels, listings, work under way.
+Places = Sequence[tuple[str, re.Pattern[str]]]
 _DIGEST: Final = re.compile(r"[0-9a-f]{32}")
-_PLACES: Final = (
-    ("store", _DIGEST),
-    ("", re.compile(r"models--.+")),
-    ("gguf", _DIGEST),
-)
+_HUB_MODEL: Final = re.compile(r"models--.+")
+NODE_PLACES: Final[Places] = (("store", _DIGEST), ("", _HUB_MODEL), ("gguf", _DIGEST))
+# What the validator keeps: configs and tokenizers.
+DESK_PLACES: Final[Places] = (("stored", _DIGEST), ("hub", _HUB_MODEL))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,14 +52,24 @@ class _Entry:
 class FolderCache:
     """The entries below one root, and the bound that all of them share."""
 
-    def __init__(self, root: Path, *, bound_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        bound_bytes: int = 0,
+        places: Places = NODE_PLACES,
+        idle_seconds: float = 0.0,
+    ) -> None:
         """A cache; nothing is made or deleted yet.
 
         Args:
             bound_bytes: all entries together, 0 for half of the volume.
+            idle_seconds: an entry used so short a time ago is taken to be in use.
         """
         self._root = root
         self._bound_bytes = bound_bytes
+        self._places = places
+        self._idle_seconds = idle_seconds
 
     @contextmanager
     def using(self, folder: Path) -> Iterator[None]:
@@ -107,6 +118,7 @@ class FolderCache:
             return []
         entries = sorted(self._entries(), key=lambda entry: entry.last_use)
         used_bytes = sum(entry.size_bytes for entry in entries)
+        newest_use = time.time() - self._idle_seconds
         added_bytes = needed_bytes if goes_into_cache else 0
         wanted_bytes = needed_bytes + RESERVE_BYTES
         can_help = shutil.disk_usage(self._root).free + used_bytes >= wanted_bytes
@@ -117,7 +129,7 @@ class FolderCache:
             is_free = disk.free >= wanted_bytes or not can_help
             if is_free and used_bytes + added_bytes <= bound_bytes:
                 break
-            if self.forget(entry.folder):
+            if entry.last_use <= newest_use and self.forget(entry.folder):
                 used_bytes -= entry.size_bytes
                 name = entry.folder.relative_to(self._root).as_posix()
                 evicted.append(Evicted(name=name, size_bytes=entry.size_bytes))
@@ -130,7 +142,7 @@ class FolderCache:
                 shutil.rmtree(grave.path, ignore_errors=True)
 
     def _entries(self) -> Iterator[_Entry]:
-        for place, pattern in _PLACES:
+        for place, pattern in self._places:
             with suppress(FileNotFoundError):
                 for found in os.scandir(self._root / place):
                     if pattern.fullmatch(found.name) and found.is_dir(follow_symlinks=False):

@@ -36,7 +36,9 @@ async def run() -> None:
     gatherer = Gatherer(
         hub=hub,
         billing=billing,
-        library=Library(hub, model_hub, cache=settings.model_cache),
+        library=Library(
+            hub, model_hub, cache=settings.model_cache, cache_bytes=settings.model_cache_bytes
+        ),
         encoder=Encoder(),
         catalog=catalog,
     )

@@ -46,3 +46,9 @@ class Config:
     model_cache: Path = env(
         "TUNESMITH_MODEL_CACHE", doc="folder for configs and tokenizers of base models"
     )
+    model_cache_bytes: int = env(
+        "TUNESMITH_MODEL_CACHE_BYTES",
+        default=0,
+        doc="bytes that those may take, 0 for half of the volume; what was not used for longest "
+        "goes first",
+    )

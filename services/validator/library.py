@@ -10,9 +10,11 @@ from typing import Any
 
 import grpc.aio
 
+from chassis.evictions import make_room
 from corpus.chat import TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, find_source, read_tokenizer_config
 from lexicon.faults import Fault, FaultCode
 from modelspec.shape import ModelShape
+from objects.cache import DESK_PLACES, FolderCache, folder_bytes
 from objects.modelhub import CONFIG_FILE, MAX_JSON_BYTES, TOKENIZER_FILES, ModelHub
 from objects.transfer import download
 from tunesmith.api.artifact.v1 import object_service_pb2, object_service_pb2_grpc
@@ -27,6 +29,8 @@ MAX_TOKENIZER_BYTES = 64 << 20
 CHECKED_FILES = (CONFIG_FILE, TOKENIZER_CONFIG_FILE, TEMPLATE_FILE, FAST_TOKENIZER_FILE)
 CALL_SECONDS = 8.0
 FETCH_SECONDS = 20.0
+# No check takes as long; what one of them reads is not deleted meanwhile.
+IDLE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +71,16 @@ class _Contents:
 class Library:
     """Finds base models by what a user typed."""
 
-    def __init__(self, hub: grpc.aio.Channel, model_hub: ModelHub, *, cache: Path) -> None:
+    def __init__(
+        self, hub: grpc.aio.Channel, model_hub: ModelHub, *, cache: Path, cache_bytes: int = 0
+    ) -> None:
         self._models = model_service_pb2_grpc.ModelServiceStub(hub)
         self._objects = object_service_pb2_grpc.ObjectServiceStub(hub)
         self._model_hub = model_hub
         self._cache = cache
+        self._kept = FolderCache(
+            cache, bound_bytes=cache_bytes, places=DESK_PLACES, idle_seconds=IDLE_SECONDS
+        )
 
     async def find(self, parent: str, text: str, *, hub_token: str = "") -> Found:
         """The model, with configs and tokenizer on the local disk.
@@ -93,7 +102,7 @@ class Library:
                     contents = await self._stored(model)
                 else:
                     hub = self._model_hub.with_token(hub_token) if hub_token else self._model_hub
-                    contents = await _hosted(hub, model)
+                    contents = await self._hosted(hub, model)
         except TimeoutError as error:
             raise Fault(
                 FaultCode.DEP_MODEL_LOAD_FAILED,
@@ -120,6 +129,9 @@ class Library:
         ]
         digest = hashlib.sha256("".join(file.sha256 for file in wanted).encode()).hexdigest()
         folder = self._cache / "stored" / digest[:32]
+        self._note_use(folder)
+        missing = sum(file.size_bytes for file in wanted) - folder_bytes(folder)
+        await make_room(self._kept, max(0, missing))
         await download(await self._signed(wanted), folder)
         template = folder / TEMPLATE_FILE
         return _Contents(
@@ -130,6 +142,30 @@ class Library:
             template_source=template.read_text("utf-8", "replace") if template.is_file() else None,
             folder=folder,
         )
+
+    async def _hosted(self, hub: ModelHub, model: model_pb2.Model) -> _Contents:
+        """A model that is fetched from the model hub."""
+        self._note_use(hub.folder_of(model.model_id))
+        described = await hub.describe(model.model_id, model.revision or "main")
+        folder: Path | None = None
+        if described.files.get(FAST_TOKENIZER_FILE, MAX_TOKENIZER_BYTES + 1) <= MAX_TOKENIZER_BYTES:
+            revision = described.revision_sha
+            missing = await hub.missing_bytes(model.model_id, revision, patterns=CHECKED_FILES)
+            await make_room(self._kept, missing)
+            folder = await hub.fetch(model.model_id, revision, patterns=CHECKED_FILES)
+        return _Contents(
+            revision=described.revision_sha,
+            files=described.files,
+            config=described.config,
+            tokenizer_config=described.tokenizer_config,
+            template_source=described.template_source,
+            folder=folder,
+            redirected_to=described.redirected_to,
+        )
+
+    def _note_use(self, folder: Path) -> None:
+        with self._kept.using(folder):
+            pass
 
     async def _signed(self, files: Sequence[model_pb2.ModelFile]) -> list[_File]:
         if not files:
@@ -149,23 +185,6 @@ class Library:
             _File(path=file.path, url=signed.url, size_bytes=file.size_bytes, sha256=file.sha256)
             for file, signed in zip(files, response.objects, strict=True)
         ]
-
-
-async def _hosted(hub: ModelHub, model: model_pb2.Model) -> _Contents:
-    """A model that is fetched from the model hub."""
-    described = await hub.describe(model.model_id, model.revision or "main")
-    folder: Path | None = None
-    if described.files.get(FAST_TOKENIZER_FILE, MAX_TOKENIZER_BYTES + 1) <= MAX_TOKENIZER_BYTES:
-        folder = await hub.fetch(model.model_id, described.revision_sha, patterns=CHECKED_FILES)
-    return _Contents(
-        revision=described.revision_sha,
-        files=described.files,
-        config=described.config,
-        tokenizer_config=described.tokenizer_config,
-        template_source=described.template_source,
-        folder=folder,
-        redirected_to=described.redirected_to,
-    )
 
 
 def _facts(model: model_pb2.Model, contents: _Contents) -> ModelFacts:

@@ -4,13 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from objects.cache import GRAVES_NAME, Evicted, FolderCache, folder_bytes
+from objects.cache import DESK_PLACES, GRAVES_NAME, Evicted, FolderCache, folder_bytes
 from tests.support import ptrace
 
 KIB = 1 << 10
@@ -108,6 +109,19 @@ def test_only_entries_go(tmp_path: Path, bounded: Callable[[int], FolderCache]) 
     (tmp_path / name_of(2)).symlink_to(tmp_path / "elsewhere")
     assert cache.make_room(KIB) == []
     assert all((tmp_path / name / "file").exists() for name in others)
+
+
+def test_what_was_just_used_is_taken_to_be_in_use_where_nobody_holds_it(tmp_path: Path) -> None:
+    """The validator's entries: read within a check, which no lock spans."""
+    cache = FolderCache(tmp_path, bound_bytes=1, places=DESK_PLACES, idle_seconds=3600)
+    old = an_entry(cache, tmp_path / name_of(1, "stored"), last_use=1)
+    other = an_entry(cache, tmp_path / "hub" / "models--a--b", last_use=2)
+    fresh = an_entry(cache, tmp_path / name_of(2, "stored"), last_use=time.time())
+    nodes = an_entry(cache, tmp_path / name_of(3, "store"), last_use=1)
+    names = [evicted.name for evicted in cache.make_room(KIB)]
+    assert names == [path.relative_to(tmp_path).as_posix() for path in (old, other)]
+    assert fresh.exists()
+    assert nodes.exists()
 
 
 def test_without_a_bound_half_of_the_volume_is_it(tmp_path: Path) -> None:
