@@ -169,3 +169,40 @@ def test_kept_rows_have_a_bound() -> None:
         for _ in range(2)
     ]
     assert rows[0][0] is not rows[1][0]
+
+
+def test_the_width_of_a_warm_base_is_known_without_its_files(tmp_path: Path) -> None:
+    """A second run waits for no file of the base."""
+    shutil.copytree(HOME / "weights", tmp_path / "base")
+    base = replace(a_plan().base, folder=str(tmp_path / "base"))
+    warm, plan = Warm(), a_plan(base=base)
+    width = warm.width_of(base)
+    warm.adapted_for(plan, peft_rail, FP32)
+    shutil.rmtree(tmp_path / "base")
+    assert warm.width_of(base) == width == peft_rail.width_of(a_plan().base)
+    with pytest.raises(Fault) as caught:
+        warm.width_of(replace(base, digest="another"))
+    assert caught.value.code is FaultCode.MODEL_ARCHITECTURE_UNSUPPORTED
+
+
+def test_renewing_takes_one_thread_and_gives_the_others_back() -> None:
+    """Threads that wait for each other at hundreds of small tensors are slower than one."""
+    threads = list[int]()
+
+    class Watched(torch.overrides.TorchFunctionMode):
+        def __torch_function__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if function.__name__ in {"uniform_", "copy_", "zero_"}:
+                threads.append(torch.get_num_threads())
+            return function(*args, **(kwargs or {}))
+
+    adapted = peft_rail.attach(a_tiny_model(), a_plan())
+    torch.set_num_threads(2)
+    try:
+        with Watched():
+            renew(adapted, seed=1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert set(threads) == {1}
