@@ -88,6 +88,7 @@ class Failed(_Message, frozen=True, kw_only=True):
     code: str
     message: str
     metadata: dict[str, str]
+    remedy: str = ""
 
 
 FromChild = Ready | BaseNeeded | Progress | Evicted | Exported | Failed

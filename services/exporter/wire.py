@@ -44,4 +44,10 @@ def bundle_output(
 
 def fault_of(failed: Failed) -> Fault:
     """The fault that the child met."""
-    return Fault(FaultCode(failed.code), failed.message, stage=Stage.EXPORTING, **failed.metadata)
+    return Fault(
+        FaultCode(failed.code),
+        failed.message,
+        stage=Stage.EXPORTING,
+        remedy=failed.remedy or None,
+        **failed.metadata,
+    )

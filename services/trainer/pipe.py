@@ -158,6 +158,7 @@ class Failed(_Message, frozen=True, kw_only=True):
     message: str
     stage: str
     metadata: dict[str, str]
+    remedy: str = ""
 
 
 ToChild = Train | Finish | Pause | Resume

@@ -14,6 +14,8 @@ from tunesmith.api.run.v1 import run_pb2, spec_pb2
 from tunesmith.api.work.v1 import work_service_pb2
 
 READ_EVERY_SECONDS = 5.0
+# Five minutes: a sensor that is away for so long says that the GPU is.
+UNREADABLE_MAX = 60
 Reading = Callable[[], float | None]
 
 
@@ -37,6 +39,7 @@ class ThermalGuard:
         self._child = child
         self._thermostat = thermostat
         self._read = read
+        self._unreadable_count = 0
         self.fault: Fault | None = None
 
     async def run(self) -> None:
@@ -50,7 +53,8 @@ class ThermalGuard:
         celsius = await asyncio.to_thread(self._read)
         self._session.temperature_celsius = celsius
         if celsius is None:
-            return Action.NONE
+            return await self._unreadable()
+        self._unreadable_count = 0
         self._thermostat, action = self._thermostat.after_reading(celsius)
         match action:
             case Action.NONE:
@@ -65,15 +69,26 @@ class ThermalGuard:
                 await self._child.send(Resume())
                 self._clock(paused=False)
             case Action.ABORT:
-                self.fault = Fault(
-                    FaultCode.RUNTIME_GPU_TEMPERATURE_CRITICAL,
-                    f"The GPU has {celsius:.0f} °C; training was ended to protect it",
-                    celsius=celsius,
+                text = f"The GPU has {celsius:.0f} °C; training was ended to protect it"
+                await self._end(
+                    Fault(FaultCode.RUNTIME_GPU_TEMPERATURE_CRITICAL, text, celsius=celsius)
                 )
-                await self._child.kill()
             case _:
                 assert_never(action)
         return action
+
+    async def _unreadable(self) -> Action:
+        """What to do without a reading: a run that waits for one must not wait for ever."""
+        self._unreadable_count += 1
+        if not self._thermostat.paused or self._unreadable_count < UNREADABLE_MAX:
+            return Action.NONE
+        text = "The GPU was too hot, and its temperature cannot be read any more"
+        await self._end(Fault(FaultCode.RUNTIME_GPU_TEMPERATURE_CRITICAL, text))
+        return Action.ABORT
+
+    async def _end(self, fault: Fault) -> None:
+        self.fault = fault
+        await self._child.kill()
 
     def training_began(self) -> None:
         """Pause the clock, which the first step has just started, if training waits for the GPU.

@@ -232,7 +232,10 @@ class Trainer:
                 task.samples = [wire.sample(answer) for answer in message.samples]
                 task.session.report(wire.samples_report(task.samples, task.merges))
             case Failed():
-                raise Fault(FaultCode(message.code), message.message, **message.metadata)
+                remedy = message.remedy or None
+                raise Fault(
+                    FaultCode(message.code), message.message, remedy=remedy, **message.metadata
+                )
             case Ready() | UnslothFailed() | Finished():
                 raise Fault(FaultCode.INTERNAL_UNEXPECTED, kind=type(message).__name__)
             case _:

@@ -126,6 +126,7 @@ def _failed(fault: Fault) -> Failed:
         code=fault.code,
         message=fault.message,
         metadata={key: str(value) for key, value in fault.metadata.items()},
+        remedy=fault.remedy,
     )
 
 

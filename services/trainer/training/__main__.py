@@ -123,6 +123,7 @@ def _failed(fault: Fault) -> Failed:
         message=fault.message,
         stage=fault.stage.value if fault.stage else "",
         metadata=dict(fault.metadata),
+        remedy=fault.remedy,
     )
 
 

@@ -74,3 +74,10 @@ def test_the_proof_goes_onto_the_wire_whole() -> None:
     assert sent.quantization == "Q8_0"
     for name in proof.__struct_fields__:
         assert getattr(sent, name) == getattr(proof, name)
+
+
+def test_what_to_do_about_a_fault_comes_along() -> None:
+    failed = Failed(code="EXPORT_DISK_FULL", message="m", metadata={}, remedy="Free 3 GB.")
+    assert wire.fault_of(failed).remedy == "Free 3 GB."
+    without = Failed(code="EXPORT_DISK_FULL", message="m", metadata={})
+    assert wire.fault_of(without).remedy == Fault(FaultCode.EXPORT_DISK_FULL).remedy

@@ -23,7 +23,7 @@ from trainer.pipe import (
     encode,
 )
 from trainer.pipe import StageBegan as Began
-from trainer.thermal import ThermalGuard, limits
+from trainer.thermal import UNREADABLE_MAX, ThermalGuard, limits
 from tunesmith.api.run.v1 import spec_pb2
 from tunesmith.api.work.v1 import work_service_pb2
 
@@ -102,6 +102,17 @@ async def test_heartbeats_carry_the_temperature() -> None:
     guard, session, _ = a_guard(55.5)
     await guard.run_once()
     assert session.temperature_celsius == 55.5
+
+
+async def test_run_that_waits_for_a_sensor_that_is_gone_ends() -> None:
+    """002-15: a GPU that fell off its bus while it cooled never tells that it has cooled."""
+    guard, _, child = a_guard(91.0, *[None] * (UNREADABLE_MAX - 1), 85.0, *[None] * UNREADABLE_MAX)
+    for _ in range(2 * UNREADABLE_MAX):
+        assert await guard.run_once() is not Action.ABORT
+    assert await guard.run_once() is Action.ABORT
+    assert child.killed
+    assert guard.fault is not None
+    assert guard.fault.retryable
 
 
 async def test_machine_without_a_reading_is_left_alone() -> None:
