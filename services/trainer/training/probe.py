@@ -61,7 +61,7 @@ def probe(
     *,
     steps: range,
     healed: Callable[[Ladder], None],
-    proven: Extent | None = None,
+    proven: Sequence[Extent] = (),
 ) -> Extent | None:
     """Take the largest micro-batch of what is left forward and backward; how large it was.
 
@@ -69,10 +69,10 @@ def probe(
 
     Args:
         steps: optimizer steps that are left.
-        proven: what a trial under the same conditions has shown to fit; no larger micro-batch is
-            tried, and it is given back.
+        proven: what trials under the same conditions have shown to fit; a micro-batch that is no
+            larger than one of them is not tried.
     Returns:
-        None when nothing is left to train.
+        None when nothing had to be tried.
     Raises:
         Fault: RUNTIME_GPU_OOM when healing is exhausted or switched off.
         RuntimeError: what torch says of tensors that do not fit each other.
@@ -82,8 +82,8 @@ def probe(
         if not examples:
             return None
         extent = extent_of(examples, packing=plan.packing)
-        if proven is not None and proven.covers(extent):
-            return proven
+        if any(each.covers(extent) for each in proven):
+            return None
         log.info("trying the longest batch: %s", extent)
         try:
             _try(state, examples, plan, arithmetic)

@@ -230,17 +230,17 @@ def _probe(
     conditions = conditions_of(course.plan)
     size = state.ladder.micro_batch_size
     for rows, steps in largest_first(course.left(state.step), course.plan, size=size):
-        proven = probe(
+        tried = probe(
             state,
             rows,
             course.plan,
             arithmetic,
             steps=steps,
             healed=lambda ladder: tell_healed(channel, ladder, what="the longest batch"),
-            proven=warm.proven.get(conditions),
+            proven=warm.proven.get(conditions, ()),
         )
-        if proven is not None:
-            warm.proven[conditions] = proven
+        if tried is not None:
+            warm.prove(conditions, tried)
 
 
 def resume(state: loop.TrainState, course: Course, channel: Channel) -> None:

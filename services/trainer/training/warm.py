@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 # What nn.Linear passes to its own initialisation, and PEFT to that of A.
 KAIMING_SLOPE = math.sqrt(5)
+# Datasets whose largest micro-batches are remembered at once, none of them larger in every way.
+EXTENTS_MAX = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,14 +66,14 @@ class Warm:
         base: None before the first run, and after one that failed.
         adapted: `base.model` as it was adapted by `build`; None when it carries no adapter.
         shelf: tokenizer, template and datasets as they were read.
-        proven: the largest micro-batches that were tried on this base.
+        proven: the largest micro-batches that were tried on this base, the latest first.
     """
 
     base: Loaded | None = None
     adapted: PeftModel | None = None
     build: Build | None = None
     shelf: Shelf = field(default_factory=Shelf)
-    proven: dict[Conditions, Extent] = field(default_factory=dict)
+    proven: dict[Conditions, tuple[Extent, ...]] = field(default_factory=dict)
 
     def width_of(self, base: Base) -> int:
         """Size of the model's hidden state; the files of a base that is warm are not read again.
@@ -107,6 +109,11 @@ class Warm:
         adapted: PeftModel = rail.attach(base.model, plan)
         self.adapted, self.build = adapted, build
         return adapted
+
+    def prove(self, conditions: Conditions, extent: Extent) -> None:
+        """Remember a micro-batch that was tried and fits; smaller ones are forgotten for it."""
+        larger = [e for e in self.proven.get(conditions, ()) if not extent.covers(e)]
+        self.proven[conditions] = (extent, *larger)[:EXTENTS_MAX]
 
     def keep(self) -> bool:
         """Make what is in memory ready for the next run; whether a base stays."""

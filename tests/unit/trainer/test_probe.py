@@ -43,7 +43,7 @@ def probed(
     state: loop.TrainState,
     plan: TrainPlan,
     rows: tuple[Example, ...] = ROWS,
-    proven: Extent | None = None,
+    proven: tuple[Extent, ...] = (),
 ) -> tuple[Extent | None, list[Ladder]]:
     rungs: list[Ladder] = []
     extent = probe(
@@ -204,10 +204,11 @@ def test_what_was_proven_is_not_tried_again_and_what_is_larger_is() -> None:
     extent, _ = probed(state, plan)
     assert extent is not None
     seen = out_of_memory_beyond(state, tokens=10**9)
-    assert probed(state, plan, proven=extent) == (extent, [])
+    other = Extent(token_count=10**6, longest_count=1, label_count=1)
+    assert probed(state, plan, proven=(other, extent)) == (None, [])
     assert not seen
     smaller = replace(extent, label_count=extent.label_count - 1)
-    assert probed(state, plan, proven=smaller)[0] == extent
+    assert probed(state, plan, proven=(other, smaller))[0] == extent
     assert seen == [extent.token_count]
 
 

@@ -16,7 +16,8 @@ from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
 from trainer.domain.plan import TrainPlan
 from trainer.training import loop, peft_rail
 from trainer.training.dataset import Desk, Shelf
-from trainer.training.warm import Warm, is_renewable, renew
+from trainer.training.probe import Extent
+from trainer.training.warm import EXTENTS_MAX, Warm, conditions_of, is_renewable, renew
 
 ROWS = some_rows(12)
 HABIT = HOME / "habit.jsonl"
@@ -206,3 +207,20 @@ def test_renewing_takes_one_thread_and_gives_the_others_back() -> None:
     finally:
         torch.set_num_threads(1)
     assert set(threads) == {1}
+
+
+def test_runs_on_two_datasets_in_turn_try_each_ones_longest_batch_once() -> None:
+    """One has more tokens, the other a longer row: neither proves the other."""
+    warm, conditions = Warm(), conditions_of(a_plan())
+    many = Extent(token_count=300, longest_count=40, label_count=100)
+    long = Extent(token_count=250, longest_count=80, label_count=90)
+    warm.prove(conditions, many)
+    warm.prove(conditions, long)
+    assert warm.proven[conditions] == (long, many)
+    both = Extent(token_count=300, longest_count=80, label_count=100)
+    warm.prove(conditions, both)
+    assert warm.proven[conditions] == (both,)
+    for count in range(EXTENTS_MAX + 5):
+        other = Extent(token_count=1000 + count, longest_count=70 - count, label_count=1)
+        warm.prove(conditions, other)
+    assert len(warm.proven[conditions]) == EXTENTS_MAX
