@@ -28,6 +28,7 @@ from trainer.pipe import (
     Terms,
     Train,
     UnslothFailed,
+    Warned,
     decode_from_child,
     encode,
 )
@@ -54,6 +55,10 @@ OFFLINE = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONUNBUFFERED": "1",
 }
+# Ends that nobody has foreseen, and behind which a device or a library may be broken.
+SPOILING_CODES = frozenset(
+    {FaultCode.RUNTIME_TRAINING_FAILED.value, FaultCode.INTERNAL_UNEXPECTED.value}
+)
 # Counts the processes that the kernel has killed for want of memory.
 KERNEL_COUNTERS = Path("/proc/vmstat")
 
@@ -178,6 +183,8 @@ class Child:
                 await self._begin_anew(plan, cause=message.cause)
                 repeated, told = told, []
                 continue
+            if _spoils(message):
+                self.reusable = False
             if isinstance(message, Finished | Failed):
                 self.idle = True
                 self.warm = message.warm if isinstance(message, Finished) else ()
@@ -217,6 +224,21 @@ class Child:
             async with asyncio.timeout(END_SECONDS_MAX):
                 await self._line.process.wait()
         self._line.writer.close()
+
+
+def _spoils(message: FromChild) -> bool:
+    """Whether the process may be unfit for another run.
+
+    After an assertion or a wrong address on a GPU every further call of the process fails, so that
+    one bad run would take those after it along.
+    """
+    match message:
+        case Failed():
+            return message.code in SPOILING_CODES
+        case Warned():
+            return message.code == FaultCode.RUNTIME_SAMPLES_FAILED.value
+        case _:
+            return False
 
 
 async def _spawn(log_path: Path, terms: Terms) -> _Line:

@@ -86,7 +86,10 @@ def _ended(
         if fault.code is FaultCode.RUNTIME_UNSLOTH_FAILED and plan.unsloth_fallback:
             return UnslothFailed(cause=str(fault.metadata["cause"]))
         return _failed(fault)
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        # Libraries in Rust panic by a class that is no Exception.
         log.exception("run %s ended unexpectedly", plan.run)
         return _failed(_as_fault(error))
 
@@ -105,7 +108,7 @@ def _log_to(path: str) -> None:
         os.dup2(file.fileno(), sys.stderr.fileno())
 
 
-def _as_fault(error: Exception) -> Fault:
+def _as_fault(error: BaseException) -> Fault:
     # Python's own MemoryError says nothing beside its name.
     first = next(iter(str(error).splitlines()), type(error).__name__)
     if is_out_of_memory(error):

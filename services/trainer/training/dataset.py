@@ -176,7 +176,10 @@ def load_tokenizer(base: Base) -> Tokenizer:
             folder, trust_remote_code=False, local_files_only=True
         )
         tokenizer: Tokenizer = converted.backend_tokenizer
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        # A tokenizer's file that the library did not foresee makes it panic, which is no Exception.
         raise Fault(
             FaultCode.MODEL_TOKENIZER_NOT_FOUND,
             f"Tokenizer not found for model {base.model_id}",
@@ -184,6 +187,28 @@ def load_tokenizer(base: Base) -> Tokenizer:
         ) from error
     else:
         return tokenizer
+
+
+def require_known_tokens(desk: Desk, model: Any) -> None:
+    """Checks that the model has an embedding for every token that it is to read.
+
+    A GPU that looks one up beyond the end fails for good, and the process with it.
+
+    Raises:
+        Fault: MODEL_CONFIG_INVALID.
+    """
+    rows = (row for each in (*desk.rows, *desk.validation_rows) for row in each.sequences)
+    asked = (max(prompt.ids, default=0) for prompt in desk.prompts)
+    largest = max(*(int(row.ids.max()) for row in rows), *asked, 0)
+    count = model.get_input_embeddings().weight.shape[0]
+    if largest >= count:
+        raise Fault(
+            FaultCode.MODEL_CONFIG_INVALID,
+            f"The tokenizer has a token {largest}, but the model only knows {count}: "
+            "they do not belong together",
+            token=largest,
+            vocabulary_size=count,
+        )
 
 
 def _told(

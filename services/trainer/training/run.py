@@ -38,7 +38,7 @@ from trainer.training.arithmetic import Arithmetic, arithmetic_for, threads_for
 from trainer.training.channel import Channel
 from trainer.training.compiling import compiled
 from trainer.training.continual import MERGED_PREFIX, TUNED_PREFIX, Course
-from trainer.training.dataset import Desk
+from trainer.training.dataset import Desk, require_known_tokens
 from trainer.training.delivery import deliver
 from trainer.training.isolation import is_proven, keeps_examples_apart, require_working
 from trainer.training.memory import forget_peak, peak_bytes
@@ -85,6 +85,7 @@ def train_run(plan: TrainPlan, channel: Channel, rails: Rails, warm: Warm) -> Fi
         adapted = warm.adapted_for(plan, rail, arithmetic)
         if rail is rails.unsloth:
             require_working(adapted, arithmetic, packing=plan.packing)
+    require_known_tokens(desk, adapted)
     if plan.packing and not is_proven(adapted) and not keeps_examples_apart(adapted, arithmetic):
         tell(FaultCode.MODEL_PACKING_UNSAFE, "Examples that share a row would see each other")
         plan = replace(plan, packing=False)

@@ -4,20 +4,25 @@ import asyncio
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from lexicon.faults import Fault, FaultCode
+from tests.support.training import a_plan
 from trainer.bundle import write_zip
-from trainer.child import child_environment
+from trainer.child import Child, child_environment
 from trainer.domain.temperature import COOLING_TEXT, Action, Limits, Thermostat
 from trainer.node import alone_in
 from trainer.outputs import CheckpointUploader
 from trainer.pipe import (
     CheckpointWritten,
+    Failed,
+    Finished,
     Pause,
     Resume,
+    Terms,
+    Warned,
     decode_from_child,
     decode_to_child,
     encode,
@@ -127,6 +132,50 @@ def test_limits_of_a_run_win_over_the_defaults() -> None:
     training = spec_pb2.TrainingConfig()
     training.temperature.pause_celsius = 70
     assert limits(training) == Limits(pause_celsius=70)
+
+
+class Line:
+    """A process that is there, and says what it was told to say."""
+
+    returncode = None
+
+    def __init__(self, *said: Any) -> None:
+        self.reader = asyncio.StreamReader()
+        self.reader.feed_data(b"".join(map(encode, said)))
+        self.process = self.writer = self
+
+    def write(self, _: bytes) -> None:
+        pass
+
+    async def drain(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("said", "reusable"),
+    [
+        ([Failed(code="DATASET_EMPTY", message="", stage="", metadata={})], True),
+        ([Failed(code="RUNTIME_GPU_OOM", message="", stage="", metadata={})], True),
+        ([Failed(code="RUNTIME_TRAINING_FAILED", message="", stage="", metadata={})], False),
+        ([Failed(code="INTERNAL_UNEXPECTED", message="", stage="", metadata={})], False),
+        ([Finished(adapter_folder="a", proof_path=None, samples=(), warm=("m",))], True),
+        (
+            [
+                Warned(code="RUNTIME_SAMPLES_FAILED", message=""),
+                Finished(adapter_folder="a", proof_path=None, samples=(), warm=()),
+            ],
+            False,
+        ),
+    ],
+)
+async def test_a_process_whose_device_may_be_broken_gets_no_other_run(
+    said: list[Any], reusable: bool
+) -> None:
+    """An assertion on a GPU makes every later call of the process fail, in whoever's run."""
+    child = Child(cast(Any, Line(*said)), Path("log"), Terms())
+    assert [message async for message in child.train(a_plan())] == said
+    assert child.idle
+    assert child.reusable is reusable
 
 
 def test_same_files_give_the_same_archive(tmp_path: Path) -> None:

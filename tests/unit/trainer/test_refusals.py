@@ -13,7 +13,7 @@ from lexicon.faults import Fault, FaultCode
 from tests.support.training import FP32, a_plan
 from trainer.domain.plan import TrainPlan
 from trainer.training import peft_rail
-from trainer.training.dataset import Desk
+from trainer.training.dataset import Desk, require_known_tokens
 
 
 @pytest.fixture
@@ -116,3 +116,27 @@ def test_a_template_that_fails_is_no_matter_of_single_rows(plan: TrainPlan, tmp_
     with pytest.raises(Fault) as caught:
         Desk.prepare(odd, warn=lambda *_: None)
     assert caught.value.code is FaultCode.MODEL_CHAT_TEMPLATE_INVALID
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(plan: TrainPlan) -> None:
+    """004-09: on a GPU the look-up beyond the end would take the process along."""
+    desk = Desk.prepare(plan, warn=lambda *_: None)
+    model = peft_rail.load_base(plan.base, FP32)
+    require_known_tokens(desk, model)
+    model.resize_token_embeddings(8)
+    with pytest.raises(Fault) as caught:
+        require_known_tokens(desk, model)
+    assert caught.value.code is FaultCode.MODEL_CONFIG_INVALID
+
+
+def test_a_tokenizer_at_which_its_library_panics_is_none(plan: TrainPlan) -> None:
+    """000-24: a panic is no Exception, and would end the process in place of the run."""
+    model = {
+        "type": "BPE", "vocab": {"ab": 0, "a": 1, "b": 2}, "merges": ["a b"],
+        "continuing_subword_prefix": "a prefix longer than any token",
+    }  # fmt: skip
+    path = Path(plan.base.folder) / "tokenizer.json"
+    path.write_text(json.dumps({"version": "1.0", "model": model}))
+    with pytest.raises(Fault) as caught:
+        Desk.prepare(plan, warn=lambda *_: None)
+    assert caught.value.code is FaultCode.MODEL_TOKENIZER_NOT_FOUND
