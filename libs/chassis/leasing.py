@@ -238,7 +238,10 @@ class LeaseSession:
         self._acknowledge(response.acknowledged_report_number)
         match response.directive:
             case work_service_pb2.DIRECTIVE_ABORT:
-                self._abort(response.reason)
+                # While the last call is under way, its own answer says whether it counted; this may
+                # be what it has just brought about.
+                if self._closing is None or self._closing.done():
+                    self._abort(response.reason)
             case work_service_pb2.DIRECTIVE_FINISH:
                 self.reason = response.reason
                 self.finish_requested.set()

@@ -42,6 +42,7 @@ class Scheduler(work_service_pb2_grpc.WorkServiceServicer):
     failures: list[FaultCode] = field(default_factory=list)
     faults: list[fault_pb2.Fault] = field(default_factory=list)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    beats_before_failing: asyncio.Semaphore | None = None
 
     async def RegisterNode(self, request: Any, context: Any) -> Any:
         identity.current_caller().require_node(request.node.name)
@@ -59,6 +60,8 @@ class Scheduler(work_service_pb2_grpc.WorkServiceServicer):
         self._trouble()
         assert request.fencing_epoch == 7
         self._hear(request.reports)
+        if self.beats_before_failing is not None and self.faults:
+            self.beats_before_failing.release()
         return work_service_pb2.HeartbeatTaskResponse(
             directive=self.directive,
             acknowledged_report_number=max(self.reports, default=0),
@@ -79,6 +82,11 @@ class Scheduler(work_service_pb2_grpc.WorkServiceServicer):
 
     async def FailTask(self, request: Any, context: Any) -> Any:
         self.faults.append(request.fault)
+        if self.beats_before_failing is not None:
+            # Whoever asks meanwhile is told that the lease has ended.
+            self.directive = work_service_pb2.DIRECTIVE_ABORT
+            await self.beats_before_failing.acquire()
+            await self.beats_before_failing.acquire()
         self._end("fail")
         return work_service_pb2.FailTaskResponse()
 
@@ -199,6 +207,22 @@ async def test_a_lost_lease_aborts_and_is_not_failed(
     async with working(handle), asyncio.timeout(5):
         await seen.wait()
     assert scheduler.heard == ["register"]
+
+
+async def test_a_failure_that_crosses_with_a_heartbeat_aborts_nothing(
+    scheduler: Scheduler, working: Working
+) -> None:
+    """The heartbeat is told of the end that the failure has brought about; a warm child stays."""
+    scheduler.beats_before_failing = asyncio.Semaphore(0)
+    aborted: asyncio.Queue[bool] = asyncio.Queue()
+
+    async def handle(session: LeaseSession) -> None:
+        await session.fail(Fault(FaultCode.EXPORT_NOOP_MERGE))
+        aborted.put_nowait(session.aborted.is_set())
+
+    async with working(handle), asyncio.timeout(5):
+        assert not await aborted.get()
+    assert scheduler.heard == ["register", "fail"]
 
 
 @pytest.mark.parametrize(
