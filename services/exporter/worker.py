@@ -57,6 +57,7 @@ class Exporter:
         self._held = ExitStack()
         self._child: Child | None = None
         self._child_lock = asyncio.Lock()
+        self._preparing: asyncio.Task[None] | None = None
 
     async def ready(self) -> None:
         """Start the child ahead of the first lease, and wait until its self-test has passed.
@@ -69,6 +70,8 @@ class Exporter:
 
     async def close(self) -> None:
         """End the child."""
+        if self._preparing is not None:
+            self._preparing.cancel()
         await self._end_child()
 
     async def handle(self, session: LeaseSession) -> None:
@@ -88,7 +91,14 @@ class Exporter:
             self._held.close()
             if was_busy and self._child is not None:
                 await self._child.kill()
+            # The next lease should not wait for a child that loads and proves its libraries.
+            self._preparing = asyncio.create_task(self._prepare())
             await asyncio.to_thread(shutil.rmtree, self._folder(session), ignore_errors=True)
+
+    async def _prepare(self) -> None:
+        # A child that does not start is told to the lease that needs it, not to nobody.
+        with suppress(Fault):
+            await self._ready_child()
 
     async def _work(self, session: LeaseSession) -> None:
         try:
