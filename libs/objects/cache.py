@@ -116,17 +116,20 @@ class FolderCache:
         goes_into_cache = at is None
         if at is not None and at.stat().st_dev != self._root.stat().st_dev:
             return []
+        added_bytes = needed_bytes if goes_into_cache else 0
+        wanted_bytes = needed_bytes + RESERVE_BYTES
+        disk = shutil.disk_usage(self._root)
+        bound_bytes = self._bound_bytes or int(disk.total * SHARE_OF_VOLUME)
+        if disk.free >= wanted_bytes and disk.used + added_bytes <= bound_bytes:
+            # Everything on the disk together is under the bound: the entries need no counting.
+            return []
         entries = sorted(self._entries(), key=lambda entry: entry.last_use)
         used_bytes = sum(entry.size_bytes for entry in entries)
         newest_use = time.time() - self._idle_seconds
-        added_bytes = needed_bytes if goes_into_cache else 0
-        wanted_bytes = needed_bytes + RESERVE_BYTES
-        can_help = shutil.disk_usage(self._root).free + used_bytes >= wanted_bytes
+        can_help = disk.free + used_bytes >= wanted_bytes
         evicted: list[Evicted] = []
         for entry in entries:
-            disk = shutil.disk_usage(self._root)
-            bound_bytes = self._bound_bytes or int(disk.total * SHARE_OF_VOLUME)
-            is_free = disk.free >= wanted_bytes or not can_help
+            is_free = shutil.disk_usage(self._root).free >= wanted_bytes or not can_help
             if is_free and used_bytes + added_bytes <= bound_bytes:
                 break
             if entry.last_use <= newest_use and self.forget(entry.folder):
