@@ -204,6 +204,12 @@ def test_child_gets_a_short_list_of_harmless_names() -> None:
     assert environment["HF_HUB_OFFLINE"] == "1"
 
 
+def test_threads_of_the_child_sleep_while_they_wait_unless_the_operator_says_otherwise() -> None:
+    """On cores that are shared, threads that spin keep each other from running."""
+    assert child_environment({})["OMP_WAIT_POLICY"] == "passive"
+    assert child_environment({"OMP_WAIT_POLICY": "active"})["OMP_WAIT_POLICY"] == "active"
+
+
 @pytest.mark.parametrize("message", [Pause(), Resume()])
 def test_what_the_agent_says_is_one_line_and_read_back(message: Any) -> None:
     line = encode(message)
