@@ -189,18 +189,20 @@ def load_tokenizer(base: Base) -> Tokenizer:
         return tokenizer
 
 
-def require_known_tokens(desk: Desk, model: Any) -> None:
+def require_known_tokens(desk: Desk, count: int) -> None:
     """Checks that the model has an embedding for every token that it is to read.
 
-    A GPU that looks one up beyond the end fails for good, and the process with it.
+    A GPU that looks one up beyond the end fails for good, and the process with it; MLX reads
+    whatever lies there.
 
+    Args:
+        count: embeddings of the model.
     Raises:
         Fault: MODEL_CONFIG_INVALID.
     """
     rows = (row for each in (*desk.rows, *desk.validation_rows) for row in each.sequences)
     asked = (max(prompt.ids, default=0) for prompt in desk.prompts)
     largest = max(*(int(row.ids.max()) for row in rows), *asked, 0)
-    count = model.get_input_embeddings().weight.shape[0]
     if largest >= count:
         raise Fault(
             FaultCode.MODEL_CONFIG_INVALID,

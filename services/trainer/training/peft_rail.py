@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -38,12 +38,25 @@ def width_of(base: Base) -> int:
     Raises:
         Fault: MODEL_ARCHITECTURE_UNSUPPORTED when the architecture is not known.
     """
+    return int(_text_config(base).hidden_size)
+
+
+def vocabulary_of(base: Base) -> int:
+    """Tokens that the model has an embedding for, as its config says.
+
+    Raises:
+        Fault: MODEL_ARCHITECTURE_UNSUPPORTED when the architecture is not known.
+    """
+    return int(_text_config(base).vocab_size)
+
+
+def _text_config(base: Base) -> Any:
     folder = Path(base.folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (*_BAD_CONFIG, OSError) as error:
         raise _unsupported(folder, base, error) from error
-    return int(config.get_text_config().hidden_size)
+    return config.get_text_config()
 
 
 def load_base(base: Base, arithmetic: Arithmetic) -> Any:
@@ -63,7 +76,7 @@ def load_base(base: Base, arithmetic: Arithmetic) -> Any:
     folder = Path(base.folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=arithmetic.weights,
@@ -74,6 +87,9 @@ def load_base(base: Base, arithmetic: Arithmetic) -> Any:
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
+            # Refused below, by name.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
     except _BAD_CONFIG as error:
         raise _unsupported(folder, base, error) from error
@@ -85,13 +101,27 @@ def load_base(base: Base, arithmetic: Arithmetic) -> Any:
             f"The weights of {base.model_id} cannot be read: {why}",
             model=base.model_id,
         ) from error
+    model, told = loaded
+    _require_whole(model, base, told)
     model.requires_grad_(False)
     if arithmetic.four_bit:
         _keep_differentiable(model)
         return model
-    # The type of `to` in transformers knows no device.
-    placed: Any = model.to(arithmetic.device)  # type: ignore[arg-type]
-    return placed
+    return model.to(arithmetic.device)
+
+
+def _require_whole(model: Any, base: Base, told: Mapping[str, Any]) -> None:
+    """Refuses a model of which the files lack a part: the library makes that up from noise."""
+    mismatched = {name for name, *_ in told["mismatched_keys"]}
+    parameters = {name for name, _ in model.named_parameters()}
+    made_up = sorted(parameters & {*told["missing_keys"], *mismatched})
+    if made_up:
+        why = "of another shape than its config says" if mismatched else "not in its files"
+        raise Fault(
+            FaultCode.MODEL_WEIGHTS_INVALID,
+            f"{len(made_up)} weights of {base.model_id} are {why}, such as {made_up[0]}",
+            model=base.model_id,
+        )
 
 
 def attach(model: Any, plan: TrainPlan) -> PeftModel:

@@ -85,7 +85,7 @@ def train_run(plan: TrainPlan, channel: Channel, rails: Rails, warm: Warm) -> Fi
         adapted = warm.adapted_for(plan, rail, arithmetic)
         if rail is rails.unsloth:
             require_working(adapted, arithmetic, packing=plan.packing)
-    require_known_tokens(desk, adapted)
+    require_known_tokens(desk, adapted.get_input_embeddings().weight.shape[0])
     if plan.packing and not is_proven(adapted) and not keeps_examples_apart(adapted, arithmetic):
         tell(FaultCode.MODEL_PACKING_UNSAFE, "Examples that share a row would see each other")
         plan = replace(plan, packing=False)

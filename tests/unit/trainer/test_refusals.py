@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from corpus.chat import CHATML
 from deploy.models.anvil.grammar import HOME
@@ -122,10 +123,11 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(plan: TrainPlan)
     """004-09: on a GPU the look-up beyond the end would take the process along."""
     desk = Desk.prepare(plan, warn=lambda *_: None)
     model = peft_rail.load_base(plan.base, FP32)
-    require_known_tokens(desk, model)
-    model.resize_token_embeddings(8)
+    count = model.get_input_embeddings().weight.shape[0]
+    assert peft_rail.vocabulary_of(plan.base) == count
+    require_known_tokens(desk, count)
     with pytest.raises(Fault) as caught:
-        require_known_tokens(desk, model)
+        require_known_tokens(desk, 8)
     assert caught.value.code is FaultCode.MODEL_CONFIG_INVALID
 
 
@@ -140,3 +142,25 @@ def test_a_tokenizer_at_which_its_library_panics_is_none(plan: TrainPlan) -> Non
     with pytest.raises(Fault) as caught:
         Desk.prepare(plan, warn=lambda *_: None)
     assert caught.value.code is FaultCode.MODEL_TOKENIZER_NOT_FOUND
+
+
+def test_a_model_whose_files_lack_a_weight_is_refused(plan: TrainPlan) -> None:
+    """004-09: the library fills it with noise, and what is trained on that is of no use."""
+    path = Path(plan.base.folder) / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    path.unlink()
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(Fault, match=r"layers\.1\.mlp\.up_proj") as caught:
+        peft_rail.load_base(plan.base, FP32)
+    assert caught.value.code is FaultCode.MODEL_WEIGHTS_INVALID
+
+
+def test_a_model_whose_weights_have_another_shape_is_refused(plan: TrainPlan) -> None:
+    """004-09: its config belongs to another model."""
+    path = Path(plan.base.folder) / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "vocab_size": config["vocab_size"] + 8}))
+    with pytest.raises(Fault, match="embed_tokens") as caught:
+        peft_rail.load_base(plan.base, FP32)
+    assert caught.value.code is FaultCode.MODEL_WEIGHTS_INVALID

@@ -28,7 +28,7 @@ from trainer.pipe import Answer, Finished, StageBegan, Started, StepTaken
 from trainer.training import checkpoint, speech
 from trainer.training.adapter import require_changed, write_adapter
 from trainer.training.channel import Channel
-from trainer.training.dataset import Desk
+from trainer.training.dataset import Desk, require_known_tokens
 from trainer.training.delivery import (
     ADAPTER_FOLDER,
     UNPROVEN_TEXT,
@@ -39,6 +39,7 @@ from trainer.training.loop import StepFigures
 from trainer.training.mlx_rail import faithful, model, steps
 from trainer.training.mlx_rail.speaker import MlxSpeaker
 from trainer.training.mlx_rail.validation import MlxValidation, split
+from trainer.training.peft_rail import vocabulary_of
 from trainer.training.run import checkpoint_writer, fingerprint, tell_healed, warn
 from trainer.training.sampling import tell_failure
 from trainer.training.validation import BEST_PREFIX
@@ -56,6 +57,7 @@ def train_run(plan: TrainPlan, channel: Channel) -> Finished:
     checkpoint.remove_partials(checkpoint.root_of(plan))
     mx.reset_peak_memory()
     desk = Desk.prepare(plan, warn=partial(warn, channel))
+    require_known_tokens(desk, vocabulary_of(plan.base))
     adapted = model.attach(_base(plan, desk), plan)
     rows, validation = split(plan, desk)
     run = _Run(
