@@ -110,6 +110,25 @@ def load_base(base: Base, arithmetic: Arithmetic) -> Any:
     return model.to(arithmetic.device)
 
 
+def require_whole(base: Base) -> None:
+    """Checks that the files hold all weights of the model, without memory for one.
+
+    Raises:
+        Fault: MODEL_WEIGHTS_INVALID.
+    """
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        Path(base.folder),
+        device_map={"": "meta"},
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    model, told = loaded
+    _require_whole(model, base, told)
+
+
 def _require_whole(model: Any, base: Base, told: Mapping[str, Any]) -> None:
     """Refuses a model of which the files lack a part: the library makes that up from noise."""
     mismatched = {name for name, *_ in told["mismatched_keys"]}

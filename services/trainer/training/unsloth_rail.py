@@ -12,6 +12,7 @@ from unsloth import FastLanguageModel
 # isort: on
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +20,12 @@ from typing import Any
 
 import torch
 
+from lexicon.faults import Fault
 from trainer.domain.plan import Base, TrainPlan
 from trainer.training import peft_rail
 from trainer.training.arithmetic import Arithmetic
+
+log = logging.getLogger(__name__)
 
 NAME = "unsloth"
 # What Unsloth calls the lengths of the examples in a packed row, and the type that it wants.
@@ -32,6 +36,7 @@ NUMPY_SEEDS = 1 << 32
 
 def load_base(base: Base, arithmetic: Arithmetic) -> Any:
     """The base with Unsloth's kernels; anything that is raised is a reason for the other rail."""
+    _require_whole(base)
     model, _ = FastLanguageModel.from_pretrained(
         model_name=base.folder,
         max_seq_length=_context_tokens(base),
@@ -47,6 +52,16 @@ def load_base(base: Base, arithmetic: Arithmetic) -> Any:
         use_gradient_checkpointing=GRADIENT_CHECKPOINTING,
     )
     return model.requires_grad_(False)
+
+
+def _require_whole(base: Base) -> None:
+    """Unsloth looks for a sentence in the log that transformers no longer writes."""
+    try:
+        peft_rail.require_whole(base)
+    except Fault:
+        raise
+    except Exception:
+        log.warning("It is not known whether the weights are whole", exc_info=True)
 
 
 def attach(model: Any, plan: TrainPlan) -> Any:

@@ -146,14 +146,16 @@ def test_a_tokenizer_at_which_its_library_panics_is_none(plan: TrainPlan) -> Non
 
 def test_a_model_whose_files_lack_a_weight_is_refused(plan: TrainPlan) -> None:
     """004-09: the library fills it with noise, and what is trained on that is of no use."""
+    peft_rail.require_whole(plan.base)
     path = Path(plan.base.folder) / "model.safetensors"
     tensors = load_file(path)
     del tensors["model.layers.1.mlp.up_proj.weight"]
     path.unlink()
     save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(Fault, match=r"layers\.1\.mlp\.up_proj") as caught:
-        peft_rail.load_base(plan.base, FP32)
-    assert caught.value.code is FaultCode.MODEL_WEIGHTS_INVALID
+    for look in (peft_rail.require_whole, lambda base: peft_rail.load_base(base, FP32)):
+        with pytest.raises(Fault, match=r"layers\.1\.mlp\.up_proj") as caught:
+            look(plan.base)
+        assert caught.value.code is FaultCode.MODEL_WEIGHTS_INVALID
 
 
 def test_a_model_whose_weights_have_another_shape_is_refused(plan: TrainPlan) -> None:
