@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGUFReader
 
 from deploy.local import llama_build
 from tests.integration.exporter.making import ANVIL, make_adapter
@@ -61,7 +60,7 @@ def registered(ollama: Ollama, folder: Path, tmp_path: Path) -> Path:
 
 def deltas(path: Path) -> dict[str, np.ndarray]:
     """Scale times B times A of each matrix, with the scale that llama.cpp computes."""
-    reader = GGUFReader(path)
+    reader = read_gguf(path)
     alpha_field = reader.get_field("adapter.lora.alpha")
     assert alpha_field is not None
     alpha = float(alpha_field.contents())
@@ -76,6 +75,17 @@ def deltas(path: Path) -> dict[str, np.ndarray]:
             scale = alpha / b.shape[1] if alpha else 1.0
             found[name.removesuffix(".lora_a")] = scale * (b @ a)
     return found
+
+
+def read_gguf(path: Path) -> Any:
+    """A file as the gguf package reads it.
+
+    It is loaded when it is needed: llama.cpp's own newer one, of the same name, must not find this
+    one loaded already where tests run its converter in their process.
+    """
+    from gguf import GGUFReader
+
+    return GGUFReader(path)
 
 
 def converted_by_llama(adapter: Path, target: Path) -> Path:
@@ -101,8 +111,8 @@ def test_the_adapter_is_llama_cpps_own(ollama: Ollama, tmp_path: Path, dtype: st
 
     adapter = tmp_path.parent / f"{tmp_path.name}-adapter"
     make_adapter(ANVIL, adapter, dtype=getattr(torch, dtype))
-    theirs = GGUFReader(converted_by_llama(adapter, tmp_path.parent / f"{tmp_path.name}.gguf"))
-    ours = GGUFReader(registered(ollama, adapter, tmp_path))
+    theirs = read_gguf(converted_by_llama(adapter, tmp_path.parent / f"{tmp_path.name}.gguf"))
+    ours = read_gguf(registered(ollama, adapter, tmp_path))
     mine = {tensor.name: tensor for tensor in ours.tensors}
     assert set(mine) == {tensor.name for tensor in theirs.tensors}
     for tensor in theirs.tensors:
