@@ -1,6 +1,6 @@
 """What a durable checkpoint after every step costs, against transformers.Trainer saving every step.
 
-    python -m tests.bench.checkpoint [--pairs 48] [--saves 400] [--peer-steps 24]
+    python -m tests.bench.checkpoint [--pairs 48] [--saves 200] [--peer-steps 24]
 
 The model, adapter and rows of `tests.bench.packing`: a Qwen2 shape of 35 million parameters, whose
 checkpoint holds 16 MB of weights and moments. Each step of ours is taken twice in a row, once while
@@ -142,7 +142,7 @@ def main() -> None:
     """Measure ours step by step, then theirs, and print one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=48)
-    parser.add_argument("--saves", type=int, default=400)
+    parser.add_argument("--saves", type=int, default=200)
     parser.add_argument("--peer-steps", type=int, default=24)
     options = parser.parse_args()
     torch.set_num_threads(threads_for(512, available=os.cpu_count() or 1))
