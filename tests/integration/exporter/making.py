@@ -1,8 +1,11 @@
 """Small real models and adapters with their proof reference, made by transformers and PEFT."""
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -61,7 +64,42 @@ def merge_classically(base: Path, adapter: Path, folder: Path, *, dtype: torch.d
 
 def convert_classically(folder: Path, target: Path, *, vendor: Path, outtype: str) -> None:
     """Writes the GGUF of a checkpoint with every tensor through llama.cpp's converter."""
-    conversion_tool.convert(folder, target, vendor=vendor, outtype=outtype, whole_tensors=True)
+    convert_here(folder, target, vendor=vendor, outtype=outtype, whole_tensors=True)
+
+
+def convert_here(
+    folder: Path, target: Path, *, vendor: Path, outtype: str, whole_tensors: bool
+) -> None:
+    """Runs the conversion tool in this process, which has torch loaded already."""
+    with _converter_modules():
+        conversion_tool.convert(
+            folder, target, vendor=vendor, outtype=outtype, whole_tensors=whole_tensors
+        )
+
+
+_CONVERTER: dict[str, ModuleType] = {}
+
+
+@contextmanager
+def _converter_modules() -> Iterator[None]:
+    """llama.cpp's own `gguf` for a while: other tests read files with the published package."""
+
+    def loaded() -> dict[str, ModuleType]:
+        roots = {"gguf", "conversion"}
+        return {name: one for name, one in sys.modules.items() if name.partition(".")[0] in roots}
+
+    kept, path = loaded(), list(sys.path)
+    for name in kept:
+        del sys.modules[name]
+    sys.modules.update(_CONVERTER)
+    try:
+        yield
+    finally:
+        _CONVERTER.update(loaded())
+        for name in loaded():
+            del sys.modules[name]
+        sys.modules.update(kept)
+        sys.path[:] = path
 
 
 @torch.inference_mode()

@@ -9,10 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from exporter.engine.conversion_tool import convert
 from exporter.engine.streamed_base import ELEMENTS_AT_ONCE, Shadow
 from tests.integration.exporter.families import FAMILIES, make_base
-from tests.integration.exporter.making import ANVIL, convert_classically
+from tests.integration.exporter.making import ANVIL, convert_classically, convert_here
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -26,7 +25,7 @@ def require_equal(
     def require(folder: Path, outtype: str) -> str:
         streamed, whole = tmp_path / "streamed.gguf", tmp_path / "whole.gguf"
         with caplog.at_level("INFO", logger="exporter"):
-            convert(folder, streamed, vendor=vendor, outtype=outtype, whole_tensors=False)
+            convert_here(folder, streamed, vendor=vendor, outtype=outtype, whole_tensors=False)
         convert_classically(folder, whole, vendor=vendor, outtype=outtype)
         assert streamed.read_bytes() == whole.read_bytes()
         return next(line for line in caplog.messages if "streamed" in line)
