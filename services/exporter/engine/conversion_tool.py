@@ -54,9 +54,8 @@ def convert(
     Raises:
         Exception: whatever the converter raises.
     """
-    for path in map(str, (vendor / "gguf-py", vendor)):
-        if path not in sys.path:
-            sys.path.insert(0, path)
+    # First, before any published `gguf`.
+    sys.path[:0] = [str(vendor), str(vendor / "gguf-py")]
     # Both are llama.cpp's own, found on the path set above.
     conversion, gguf = (importlib.import_module(name) for name in ("conversion", "gguf"))
     hparams = conversion.ModelBase.load_hparams(folder, False)
