@@ -1,14 +1,17 @@
 """What the exporter's integration tests share: the converted base and adapters made once."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from deploy.local import llama_build
+from exporter.config import Config
 from exporter.engine.export import Engine
 from exporter.engine.kernel.kernel import Kernel
+from exporter.worker import Exporter
 from tests.integration.exporter.making import ANVIL, make_adapter, write_reference
+from tests.support.work import ObjectServer
 
 
 @pytest.fixture(scope="session")
@@ -49,3 +52,33 @@ def adapter_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[key]
 
     return make
+
+
+@pytest.fixture
+def objects() -> Iterator[ObjectServer]:
+    server = ObjectServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def exporter_cache(model_cache: Path) -> Path:
+    """The cache of the exporter under test; a test that damages one gives its own."""
+    return model_cache
+
+
+@pytest.fixture
+async def exporter(tmp_path: Path, exporter_cache: Path, vendor: Path) -> AsyncIterator[Exporter]:
+    made = Exporter(
+        Config(
+            scheduler_addr="unused",
+            node_token="unused",
+            node_name="exporter-1",
+            work_dir=tmp_path / "work",
+            model_cache=exporter_cache,
+            llama_vendor=vendor,
+        )
+    )
+    await made.ready()
+    yield made
+    await made.close()

@@ -1,13 +1,12 @@
 """A cache that rotted, or that an erring machine filled, spoils no export; a full one yields."""
 
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from exporter.config import Config
 from exporter.engine.base import cache_key
 from exporter.engine.export import Engine
 from exporter.worker import Exporter
@@ -24,13 +23,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
 
 @pytest.fixture
-def objects() -> Iterator[ObjectServer]:
-    server = ObjectServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture
 def models(model_cache: Path, tmp_path: Path, engine: Engine, anvil_adapter: Path) -> Path:
     """A copy of a cache that holds a converted base, to damage."""
     export_bundle(engine, anvil_adapter, tmp_path)
@@ -44,20 +36,8 @@ def anvil_adapter(adapter_of: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-async def exporter(tmp_path: Path, models: Path, vendor: Path) -> AsyncIterator[Exporter]:
-    made = Exporter(
-        Config(
-            scheduler_addr="unused",
-            node_token="unused",
-            node_name="exporter-1",
-            work_dir=tmp_path / "work",
-            model_cache=models,
-            llama_vendor=vendor,
-        )
-    )
-    await made.ready()
-    yield made
-    await made.close()
+def exporter_cache(models: Path) -> Path:
+    return models
 
 
 async def outcome(exporter: Exporter, objects: ObjectServer, lease: work_pb2.Lease) -> str:

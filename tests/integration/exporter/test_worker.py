@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import zipfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,6 @@ import pytest
 from chassis.client import connect
 from chassis.leasing import Worker
 from exporter import node
-from exporter.config import Config
 from exporter.domain.bundle import ENTRIES
 from exporter.engine.weights import GgufFile
 from exporter.worker import Exporter
@@ -27,30 +26,6 @@ from tunesmith.api.work.v1 import work_pb2, work_service_pb2
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 RUN = "projects/local/runs/run-01abcdef"
 END_SECONDS = 90.0
-
-
-@pytest.fixture
-def objects() -> Iterator[ObjectServer]:
-    server = ObjectServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-async def exporter(tmp_path: Path, model_cache: Path, vendor: Path) -> AsyncIterator[Exporter]:
-    made = Exporter(
-        Config(
-            scheduler_addr="unused",
-            node_token="unused",
-            node_name="exporter-1",
-            work_dir=tmp_path / "work",
-            model_cache=model_cache,
-            llama_vendor=vendor,
-        )
-    )
-    await made.ready()
-    yield made
-    await made.close()
 
 
 def a_lease(
