@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 
 from lexicon.faults import Fault, FaultCode
 from tests.support.forked import in_fork
@@ -142,9 +143,12 @@ def trial(
 ) -> dict[str, int]:
     """Kill at every boundary of the merges that end at these steps; resume; compare.
 
+    To be called in a process that has no other threads, for it forks.
+
     Args:
         stride: of so many boundaries one is tried.
     """
+    torch.set_num_threads(1)
     whole = in_fork(partial(train, folder / "whole", until=MERGE_STEPS[-1]))
     points, different, lost_max = 0, 0, 0
     for step in merge_steps:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lexicon.faults import Fault, FaultCode
+from tests.support.fresh import in_fresh_process
 from tests.support.ptrace import CAN_FAIL_CALLS, fail_call
 from tests.unit.trainer.test_checkpoint import PROGRESS
 from trainer.training import checkpoint
@@ -42,9 +43,15 @@ def test_every_refused_call_leaves_the_good_checkpoint_and_nothing_half(
     tmp_path: Path, error: int, words: str
 ) -> None:
     """002-11, 002-12: ENOSPC and EIO at every call; the next write goes well."""
+    calls = in_fresh_process(refuse_each_call, tmp_path, error, words)
+    assert CALLS_MIN < calls < CALLS_MAX - 1
+
+
+def refuse_each_call(folder: Path, error: int, words: str) -> int:
+    """How many calls a checkpoint's writing has; each is refused, and what is left looked at."""
     # The first call makes the folder of all checkpoints, which is there already.
     for number in range(2, CALLS_MAX):
-        root = tmp_path / str(number)
+        root = folder / str(number)
         good = checkpoint.write(root, at(1), TENSORS)
         try:
             fail_call(partial(refused, root, words), number, error)
@@ -58,7 +65,7 @@ def test_every_refused_call_leaves_the_good_checkpoint_and_nothing_half(
         for name in left:
             checkpoint.read(root / name, run=PROGRESS.run, fingerprint="f")
         checkpoint.write(root, at(3), TENSORS)
-    assert CALLS_MIN < number < CALLS_MAX - 1
+    return number
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounts a small disk")

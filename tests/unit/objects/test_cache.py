@@ -13,6 +13,7 @@ import pytest
 
 from objects.cache import DESK_PLACES, GRAVES_NAME, Evicted, FolderCache, folder_bytes
 from tests.support import ptrace
+from tests.support.fresh import in_fresh_process
 
 KIB = 1 << 10
 OTHER_VOLUME = Path("/proc")
@@ -155,12 +156,16 @@ def test_a_file_for_another_volume_costs_no_entry(
 
 
 @pytest.mark.skipif(not ptrace.CAN_FAIL_CALLS, reason="system calls are counted on Linux")
-def test_an_eviction_that_is_killed_leaves_an_entry_whole_or_none(
-    tmp_path: Path, bounded: Callable[[int], FolderCache]
-) -> None:
+def test_an_eviction_that_is_killed_leaves_an_entry_whole_or_none(tmp_path: Path) -> None:
     """At every system call; what is left of it goes with the next eviction."""
-    cache = bounded(1)
-    folder = tmp_path / name_of(1)
+    assert in_fresh_process(_evict_and_kill, tmp_path) == {True, False}
+    FolderCache(tmp_path, bound_bytes=1).make_room(0)
+    assert not list((tmp_path / GRAVES_NAME).iterdir())
+
+
+def _evict_and_kill(root: Path) -> set[bool]:
+    """Whether the entry was found whole, after each of the kills."""
+    cache, folder = FolderCache(root, bound_bytes=1), root / name_of(1)
     boundary = 0
     was_killed = True
     seen = set()
@@ -174,9 +179,7 @@ def test_an_eviction_that_is_killed_leaves_an_entry_whole_or_none(
         # Nobody holds it any more, so that it is found or made anew, and deleted again.
         with cache.using(folder):
             pass
-    assert seen == {True, False}
-    cache.make_room(0)
-    assert not list((tmp_path / GRAVES_NAME).iterdir())
+    return seen
 
 
 def _forget(cache: FolderCache, folder: Path) -> None:
