@@ -1,5 +1,6 @@
 """The course of a run's loss in a few figures, for whoever reads the card of an adapter later."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -64,11 +65,19 @@ class LossCurve:
 
     @classmethod
     def of(cls, document: Mapping[str, Any] | None) -> Self:
-        """The opposite of `document`; without one, a curve that begins."""
+        """The opposite of `document`; without one, a curve that begins.
+
+        Raises:
+            ValueError: the document is not that of a curve.
+        """
         if document is None:
             return cls()
-        return cls(
-            steps_per_bucket=document["steps_per_bucket"],
-            step_count=document["step_count"],
-            sums=tuple(document["sums"]),
-        )
+        width, count = document.get("steps_per_bucket"), document.get("step_count")
+        sums = document.get("sums")
+        if type(width) is not int or type(count) is not int or not isinstance(sums, list):
+            raise ValueError("a loss curve has steps_per_bucket, step_count and sums")
+        if not all(type(each) in (int, float) and math.isfinite(each) for each in sums):
+            raise ValueError("the sums of a loss curve are finite numbers")
+        if width < 1 or count < 0 or len(sums) != -(-count // width) or len(sums) > BUCKETS_MAX:
+            raise ValueError(f"{len(sums)} buckets of {width} do not hold {count} steps")
+        return cls(steps_per_bucket=width, step_count=count, sums=tuple(map(float, sums)))

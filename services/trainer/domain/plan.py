@@ -146,7 +146,12 @@ class MultiRunPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainPlan:
-    """Everything the training child needs; paths are local, and nothing in it is secret."""
+    """Everything the training child needs; paths are local, and nothing in it is secret.
+
+    Attributes:
+        checkpoint_folder: the newest checkpoint of an earlier attempt; None to begin anew.
+        earlier_checkpoint_folders: what to go on from where that one cannot be used, newest first.
+    """
 
     run: str
     attempt: int
@@ -185,6 +190,7 @@ class TrainPlan:
     work_folder: str
     log_path: str
     checkpoint_folder: str | None
+    earlier_checkpoint_folders: tuple[str, ...] = ()
 
     @property
     def effective_batch_size(self) -> int:
@@ -264,6 +270,7 @@ def essence(plan: TrainPlan) -> TrainPlan:
         work_folder="",
         log_path="",
         checkpoint_folder=None,
+        earlier_checkpoint_folders=(),
     )
 
 

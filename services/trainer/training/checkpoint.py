@@ -12,15 +12,17 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 
 from lexicon.faults import Fault, FaultCode
+from trainer.domain.loss_curve import LossCurve
 from trainer.domain.plan import TrainPlan
 from trainer.training.snapshot import Snapshot, Tensors
 
@@ -33,6 +35,11 @@ PARTIAL_SUFFIX = ".partial"
 MANIFEST_BYTES_MAX = 256 * 1024
 # Small enough for the cache of a core, large enough that a system call costs nothing beside it.
 PIECE_BYTES = 1 << 20
+# No run is as long; a larger number is not one that we have written.
+COUNT_MAX = 1 << 48
+Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
+# What safetensors and torch raise over a header that is none.
+UNREADABLE = (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,15 +52,15 @@ class Progress:
     """
 
     run: str
-    attempt: int
-    fencing_epoch: int
-    step: int
+    attempt: Count
+    fencing_epoch: Count
+    step: Count
     fingerprint: str
-    micro_batch_size: int
-    trained_token_count: int
+    micro_batch_size: Annotated[int, msgspec.Meta(ge=1, le=COUNT_MAX)]
+    trained_token_count: Count
     latest_validation_loss: float | None = None
     best_validation_loss: float | None = None
-    validations_without_gain: int = 0
+    validations_without_gain: Count = 0
     course: dict[str, Any] | None = None
     losses: dict[str, Any] | None = None
 
@@ -117,23 +124,33 @@ def read(folder: Path, *, run: str, fingerprint: str) -> tuple[Progress, dict[st
     """A whole checkpoint of this run, every byte checked against its manifest.
 
     Raises:
-        Fault: STATE_CHECKPOINT_INVALID for anything but a whole checkpoint of the same run.
+        Fault: STATE_CHECKPOINT_INVALID for anything but a whole checkpoint of the same run, in
+            words that say what is wrong with it.
     """
-    names = sorted(path.name for path in folder.iterdir())
-    if names != sorted(FILE_NAMES):
-        raise _invalid(folder, f"it must hold {' and '.join(FILE_NAMES)}, but holds {names}")
-    manifest = _manifest(folder)
-    state = (folder / STATE_NAME).read_bytes()
-    entry = manifest["files"][STATE_NAME]
-    if hashlib.sha256(state).hexdigest() != entry["sha256"]:
-        raise _invalid(folder, f"{STATE_NAME} does not match its hash")
     try:
-        progress = Progress(**manifest["progress"])
-        tensors = load_tensors(state)
-    except (TypeError, SafetensorError) as error:
-        raise _invalid(folder, str(error)) from error
+        names = sorted(path.name for path in folder.iterdir())
+        if names != sorted(FILE_NAMES):
+            raise _invalid(folder, f"it must hold {' and '.join(FILE_NAMES)}, but holds {names}")
+        manifest = _manifest(folder)
+        entry = manifest.files[STATE_NAME]
+        size_bytes = (folder / STATE_NAME).stat().st_size
+        if size_bytes != entry.size_bytes:
+            why = f"{STATE_NAME} has {size_bytes} bytes, and not {entry.size_bytes}"
+            raise _invalid(folder, why)
+        state = (folder / STATE_NAME).read_bytes()
+    except OSError as error:
+        raise _invalid(folder, f"it cannot be read: {error.strerror}") from error
+    if hashlib.sha256(state).hexdigest() != entry.sha256:
+        raise _invalid(folder, f"{STATE_NAME} does not match its hash")
+    progress = manifest.progress
     if progress.run != run or progress.fingerprint != fingerprint:
         raise _invalid(folder, "it belongs to another run or configuration")
+    try:
+        tensors = load_tensors(state)
+    except UNREADABLE as error:
+        first = next(iter(str(error).splitlines()), "")
+        why = f"{STATE_NAME} holds no tensors: {type(error).__name__} {first:.200}"
+        raise _invalid(folder, why) from error
     return progress, tensors
 
 
@@ -145,17 +162,44 @@ def remove_partials(root: Path) -> int:
     return len(partials)
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+class _Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A file as the manifest knows it."""
+
+    sha256: str
+    size_bytes: Count
+
+
+class _Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The manifest, every field of its kind."""
+
+    format_version: int
+    progress: Progress
+    files: dict[str, _Entry]
+
+
+def _manifest(folder: Path) -> _Manifest:
+    path = folder / MANIFEST_NAME
+    if path.stat().st_size > MANIFEST_BYTES_MAX:
+        raise _invalid(folder, "the manifest is too long")
     try:
-        path = folder / MANIFEST_NAME
-        if path.stat().st_size > MANIFEST_BYTES_MAX:
-            raise _invalid(folder, "the manifest is too long")
-        manifest = json.loads(path.read_bytes())
-        if manifest["format_version"] != FORMAT_VERSION or STATE_NAME not in manifest["files"]:
-            raise _invalid(folder, "its format is not known")
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise _invalid(folder, f"the manifest cannot be read: {error}") from error
-    return dict(manifest)
+        document = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise _invalid(folder, f"the manifest is no JSON: {error}") from error
+    # Another version may name and nest its fields in another way: this comes before all else.
+    if not isinstance(document, dict) or document.get("format_version") != FORMAT_VERSION:
+        raise _invalid(folder, "its format is not known")
+    try:
+        manifest = msgspec.convert(document, _Manifest)
+        LossCurve.of(manifest.progress.losses)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise _invalid(folder, f"the manifest is not sound: {error}") from error
+    unknown = document["progress"].keys() - {field.name for field in fields(Progress)}
+    if unknown:
+        # It stands for something that training would have to continue with.
+        raise _invalid(folder, f"the manifest holds what nobody knows: {sorted(unknown)}")
+    if manifest.files.keys() != {STATE_NAME}:
+        raise _invalid(folder, f"the manifest names {sorted(manifest.files)}, not {STATE_NAME}")
+    return manifest
 
 
 def _write_durably(path: Path, parts: Sequence[memoryview]) -> str:

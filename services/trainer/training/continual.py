@@ -190,15 +190,19 @@ class Course:
                 FaultCode.STATE_CHECKPOINT_INVALID, "The checkpoint holds no merge history"
             ) from error
 
-    def restore(self, state: loop.TrainState, progress: CourseProgress, tensors: Weights) -> None:
-        """Continue where a checkpoint stood."""
+    def restore(
+        self, state: loop.TrainState, progress: CourseProgress, tensors: Weights, *, folder: Path
+    ) -> None:
+        """Continue where the checkpoint in `folder` stood."""
         if not self.slices:
             return
         self.tuned = _under(TUNED_PREFIX, tensors)
         self.merged = _under(MERGED_PREFIX, tensors)
         state.first_step = progress.history[-1].step if progress.history else 0
         state.first_skipped_count = progress.skipped_count
-        kept = history.bring_over(self.plan, progress.history, warn=self.warn)
+        kept = history.bring_over(
+            self.plan, progress.history, checkpoint_folder=folder, warn=self.warn
+        )
         self.progress = replace(progress, history=kept)
         for record in kept:
             self.told(record, history.file_of(self.plan, record))

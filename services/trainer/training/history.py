@@ -79,14 +79,13 @@ def keep(plan: TrainPlan, record: MergeRecord, model: Any, *, warn: Warn) -> Mer
 
 
 def bring_over(
-    plan: TrainPlan, records: tuple[MergeRecord, ...], *, warn: Warn
+    plan: TrainPlan, records: tuple[MergeRecord, ...], *, checkpoint_folder: Path, warn: Warn
 ) -> tuple[MergeRecord, ...]:
     """The records of a checkpoint, with the adapters beside it copied into the run's own folder.
 
     An adapter that is not there, or is not what it was, costs the way back to its run.
     """
-    assert plan.checkpoint_folder is not None
-    source = Path(plan.checkpoint_folder).parent / FOLDER_NAME
+    source = checkpoint_folder.parent / FOLDER_NAME
     brought = []
     for record in records:
         target = file_of(plan, record)

@@ -33,11 +33,11 @@ from trainer.pipe import (
     StepTaken,
     Warned,
 )
-from trainer.training import checkpoint, loop, speech
+from trainer.training import checkpoint, loop, resumption, speech
 from trainer.training.arithmetic import Arithmetic, arithmetic_for, threads_for
 from trainer.training.channel import Channel
 from trainer.training.compiling import compiled
-from trainer.training.continual import MERGED_PREFIX, TUNED_PREFIX, Course
+from trainer.training.continual import Course
 from trainer.training.dataset import Desk, require_known_tokens
 from trainer.training.delivery import deliver
 from trainer.training.isolation import is_proven, keeps_examples_apart, require_working
@@ -46,13 +46,11 @@ from trainer.training.mlx_presence import require_available
 from trainer.training.probe import largest_first, probe
 from trainer.training.rails import Rails, loading
 from trainer.training.sampling import Sampler
-from trainer.training.validation import BEST_PREFIX, split
+from trainer.training.validation import split
 from trainer.training.warm import Warm, conditions_of
 from trainer.training.writer import CheckpointWriter
 
 log = logging.getLogger(__name__)
-# What a checkpoint holds beside the weights and moments of the model under training.
-SIDE_PREFIXES = (BEST_PREFIX, TUNED_PREFIX, MERGED_PREFIX)
 
 
 def train_run(plan: TrainPlan, channel: Channel, rails: Rails, warm: Warm) -> Finished:
@@ -249,26 +247,14 @@ def _probe(
 
 
 def resume(state: loop.TrainState, course: Course, channel: Channel) -> None:
-    """Continue from the plan's checkpoint; one that is not whole costs its steps, not the run."""
-    plan = course.plan
-    if plan.checkpoint_folder is None:
-        return
-    try:
-        progress, tensors = checkpoint.read(
-            Path(plan.checkpoint_folder), run=plan.run, fingerprint=fingerprint(plan)
-        )
-        merges = course.read(progress.course)
-        loop.restore(state, {k: v for k, v in tensors.items() if not k.startswith(SIDE_PREFIXES)})
-    except Fault as fault:
-        warn(channel, fault.code, f"{fault.message}; training begins anew")
-        return
-    course.validation.restore(progress, tensors)
-    course.restore(state, merges, tensors)
-    state.step = progress.step
-    state.trained_token_count = progress.trained_token_count
-    state.losses = LossCurve.of(progress.losses)
-    state.ladder = replace(state.ladder, micro_batch_size=progress.micro_batch_size)
-    log.info("resumed at step %d", state.step)
+    """Continue from the newest of the plan's checkpoints that is sound, if there is one."""
+    resumption.from_newest(
+        course.plan,
+        lambda folder: resumption.resume_from(
+            folder, state, course, fingerprint=fingerprint(course.plan)
+        ),
+        partial(warn, channel),
+    )
 
 
 def save_checkpoint(writer: CheckpointWriter, state: loop.TrainState, course: Course) -> None:

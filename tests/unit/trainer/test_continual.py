@@ -446,5 +446,5 @@ def resume(trial: Trial, folder: Path) -> None:
     merges = trial.course.read(progress.course)
     sides = (BEST_PREFIX, TUNED_PREFIX, MERGED_PREFIX)
     loop.restore(trial.state, {k: v for k, v in tensors.items() if not k.startswith(sides)})
-    trial.course.restore(trial.state, merges, tensors)
+    trial.course.restore(trial.state, merges, tensors, folder=folder)
     trial.state.step = progress.step

@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.tuner.trainer import grad_checkpoint
 
-from lexicon.faults import Fault, FaultCode
+from lexicon.faults import FaultCode
 from trainer.domain.card import model_card
 from trainer.domain.loss_curve import LossCurve
 from trainer.domain.plan import (
@@ -40,6 +40,7 @@ from trainer.training.mlx_rail import faithful, model, steps
 from trainer.training.mlx_rail.speaker import MlxSpeaker
 from trainer.training.mlx_rail.validation import MlxValidation, split
 from trainer.training.peft_rail import vocabulary_of
+from trainer.training.resumption import from_newest, require_possible
 from trainer.training.run import checkpoint_writer, fingerprint, tell_healed, warn
 from trainer.training.sampling import tell_failure
 from trainer.training.validation import BEST_PREFIX
@@ -198,20 +199,14 @@ class _Run:
         )
 
     def _resume(self) -> None:
-        """Continue from the plan's checkpoint; one that is not whole costs its steps alone."""
+        """Continue from the newest of the plan's checkpoints that is sound, if there is one."""
+        from_newest(self._plan, self._resume_from, partial(warn, self._channel))
+
+    def _resume_from(self, folder: Path) -> None:
         plan, state = self._plan, self._state
-        if plan.checkpoint_folder is None:
-            return
-        try:
-            progress, tensors = checkpoint.read(
-                Path(plan.checkpoint_folder), run=plan.run, fingerprint=fingerprint(plan)
-            )
-            steps.restore(
-                state, {k: v for k, v in tensors.items() if not k.startswith(BEST_PREFIX)}
-            )
-        except Fault as fault:
-            warn(self._channel, fault.code, f"{fault.message}; training begins anew")
-            return
+        progress, tensors = checkpoint.read(folder, run=plan.run, fingerprint=fingerprint(plan))
+        require_possible(progress, plan, steps=self._steps)
+        steps.restore(state, {k: v for k, v in tensors.items() if not k.startswith(BEST_PREFIX)})
         self._validation.restore(progress, tensors)
         state.step = progress.step
         state.trained_token_count = progress.trained_token_count
