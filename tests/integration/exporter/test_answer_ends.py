@@ -12,7 +12,7 @@ from exporter.engine.templates import prove_end
 from lexicon.faults import Fault, FaultCode
 from tests.integration.exporter.making import ANVIL
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 # The demo's model ends a turn with token 2.
 END, WORD = 2, 40

@@ -14,7 +14,7 @@ from exporter.engine.weights import Checkpoint, GgufFile
 from lexicon.faults import Fault, FaultCode
 from tests.integration.exporter.making import ANVIL
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from exporter.engine.export import Engine
 from lexicon.faults import Fault, FaultCode
 from tests.integration.exporter.making import export_bundle
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 

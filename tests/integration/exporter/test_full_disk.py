@@ -15,7 +15,7 @@ from lexicon.faults import Fault, FaultCode
 from objects.cache import RESERVE_BYTES, Evicted
 from tests.integration.exporter.making import export_bundle
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 MIB = 1 << 20
 DISK_BYTES = 192 * MIB

@@ -18,7 +18,7 @@ from exporter.engine.kernel.kernel import Kernel
 from lexicon.faults import Fault, FaultCode
 from tests.integration.exporter.making import ANVIL, export_bundle
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 
 class Damaged:

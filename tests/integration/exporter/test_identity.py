@@ -17,7 +17,7 @@ from exporter.engine.merge_plan import merge_plan
 from exporter.engine.weights import GgufFile, SafetensorsFile, read_json
 from tests.integration.exporter.making import ANVIL, convert_classically, merge_classically
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 KEY = "identity"
 
 

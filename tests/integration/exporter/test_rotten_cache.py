@@ -19,7 +19,7 @@ from tests.support.own_caches import damage_conversions, damage_weights
 from tests.support.work import FakeScheduler, ObjectServer
 from tunesmith.api.work.v1 import work_pb2
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from exporter.engine.kernel.kernel import Kernel
 from exporter.pipe import Export
 from tests.integration.exporter.making import ANVIL, export_bundle
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 
 class Counting:

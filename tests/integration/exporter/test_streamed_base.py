@@ -13,7 +13,7 @@ from exporter.engine.streamed_base import ELEMENTS_AT_ONCE, Shadow
 from tests.integration.exporter.families import FAMILIES, make_base
 from tests.integration.exporter.making import ANVIL, convert_classically, convert_here
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 
 @pytest.fixture

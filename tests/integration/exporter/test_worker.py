@@ -23,7 +23,7 @@ from tunesmith.api.artifact.v1 import artifact_pb2
 from tunesmith.api.fault.v1 import fault_pb2
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 RUN = "projects/local/runs/run-01abcdef"
 END_SECONDS = 90.0
 
