@@ -129,6 +129,7 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
             "RegisterNode": _NODES,
             "LeaseTask": _NODES,
             "HeartbeatTask": _NODES,
+            "SignInputs": _NODES,
             "SignOutputs": _NODES,
             "CompleteTask": _NODES,
             "FailTask": _NODES,

@@ -126,6 +126,14 @@ class LeaseSession:
         loop.call_later(FLUSH_SECONDS, _resolve, done)
         return done
 
+    async def sign_inputs(self) -> list[work_pb2.InputFile]:
+        """Every file that the task reads, with a URL signed just now."""
+        request = work_service_pb2.SignInputsRequest(
+            lease_id=self.lease.lease_id, fencing_epoch=self.lease.fencing_epoch
+        )
+        response = await self._insist(self._stub.SignInputs, request, CALL_SECONDS)
+        return list(response.files)
+
     async def sign_outputs(
         self, files: Sequence[work_pb2.OutputFile]
     ) -> list[work_service_pb2.SignedOutput]:

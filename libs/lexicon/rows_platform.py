@@ -163,4 +163,13 @@ ROWS: Mapping[FaultCode, FaultRow] = {
         remedy="Use the URL exactly as it was given, with the method it was given for.",
         symptoms=("HTTP 403 on a download link",),
     ),
+    FaultCode.STORAGE_URL_NOT_RENEWED: _storage(
+        retry=Retry.SAME,
+        grpc_status="UNAVAILABLE",
+        meaning="The signed URL of an input ended while a worker fetched it, and no working one "
+        "could be had in its place.",
+        remedy="The run is tried again by itself. If it persists: the clocks of hub and gateway "
+        "must agree, both need the same keys of signed URLs, and the scheduler must be no older "
+        "than its workers.",
+    ),
 }

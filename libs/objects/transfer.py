@@ -28,6 +28,10 @@ PARALLEL_FILES: Final = 4
 
 # Patience of one file: about three minutes of a store that is away, then the worker reports it.
 MAX_ATTEMPTS: Final = 12
+# Attempts that brought so much have shown that the store is there: patience begins anew.
+PROGRESS_BYTES: Final = CHUNK_BYTES
+# A URL may have been renewed for another file long ago, and be refused as well; the next is new.
+MAX_RENEWALS: Final = 3
 MAX_WAIT_SECONDS: Final = 20.0
 READ_SECONDS: Final = 60.0
 CONNECT_SECONDS: Final = 10.0
@@ -39,6 +43,8 @@ COMPLETE_MARK: Final = ".complete"
 LOCK_SECONDS: Final = 0.2
 
 _PARTIAL: Final = ".partial"
+# With a fresh URL these may pass: its time was over, or the key that had signed it was withdrawn.
+_ENDED: Final = frozenset({FaultCode.STORAGE_URL_EXPIRED, FaultCode.STORAGE_URL_INVALID})
 _RETRY_STATUS: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 OnBytes = Callable[[int], None]
@@ -57,7 +63,8 @@ class RemoteFile(Protocol):
     def sha256(self) -> str: ...
 
 
-Refresh = Callable[[RemoteFile], Awaitable[str]]
+# A URL in the place of one that the store no longer takes.
+Refresh = Callable[[RemoteFile, str], Awaitable[str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,11 +94,13 @@ async def download(
 
     Args:
         on_bytes: called with the number of new bytes as they come, also for those already there.
-        refresh: gives a fresh URL when the store says that the old one has ended.
+        refresh: gives a fresh URL when the store says that the old one has ended; what has arrived
+            by then stays.
     Raises:
-        Fault: STORAGE_CHECKSUM_MISMATCH, STORAGE_OBJECT_NOT_FOUND, STORAGE_URL_INVALID,
-            STORAGE_KEY_INVALID (a path that would leave the folder), STORAGE_URL_EXPIRED,
-            STORAGE_FULL, DEP_SERVICE_UNAVAILABLE.
+        Fault: STORAGE_CHECKSUM_MISMATCH, STORAGE_OBJECT_NOT_FOUND, STORAGE_FULL,
+            STORAGE_KEY_INVALID (a path that would leave the folder), DEP_SERVICE_UNAVAILABLE;
+            without `refresh` STORAGE_URL_INVALID and STORAGE_URL_EXPIRED, with it
+            STORAGE_URL_NOT_RENEWED and what `refresh` raises.
     """
     targets = [safe_path(folder, file.path) for file in files]
     gate = asyncio.Semaphore(PARALLEL_FILES)
@@ -108,7 +117,11 @@ async def download(
 
 
 async def download_shared(
-    files: Sequence[RemoteFile], folder: Path, *, client: httpx.AsyncClient | None = None
+    files: Sequence[RemoteFile],
+    folder: Path,
+    *,
+    refresh: Refresh | None = None,
+    client: httpx.AsyncClient | None = None,
 ) -> None:
     """Fetches files into a folder that several processes of this machine use, once for all.
 
@@ -125,7 +138,7 @@ async def download_shared(
         folder.parent.mkdir(parents=True, exist_ok=True)
     async with _alone(folder.with_name(folder.name + ".lock")):
         if not mark.exists():
-            await download(files, folder, client=client)
+            await download(files, folder, refresh=refresh, client=client)
             with _disk_errors():
                 mark.touch()
 
@@ -213,6 +226,9 @@ class _Download:
         self._partial = target.with_name(target.name + _PARTIAL)
         self._on_bytes = on_bytes
         self._refresh = refresh
+        self._renewals = 0
+        # Where patience began last; None before the first attempt.
+        self._furthest_bytes: int | None = None
 
     async def run(self) -> None:
         if await asyncio.to_thread(self._is_whole):
@@ -221,22 +237,38 @@ class _Download:
         with _disk_errors():
             self._target.parent.mkdir(parents=True, exist_ok=True)
         with _lasting_failure("The object store did not send the file."):
-            async for attempt in stamina.retry_context(
-                on=_Again, attempts=MAX_ATTEMPTS, wait_max=MAX_WAIT_SECONDS, timeout=None
-            ):
-                with attempt:
-                    await self._attempt()
+            is_settled = False
+            while not is_settled:
+                async for attempt in stamina.retry_context(
+                    on=_Again, attempts=MAX_ATTEMPTS, wait_max=MAX_WAIT_SECONDS, timeout=None
+                ):
+                    with attempt:
+                        is_settled = await self._attempt()
 
-    async def _attempt(self) -> None:
+    async def _attempt(self) -> bool:
+        """Whether the file is there; False when this brought it nearer, so that it goes on at once.
+
+        Raises:
+            _Again: it did not, and after a rest it may.
+        """
         digest, have_bytes = await asyncio.to_thread(self._resume)
+        if self._furthest_bytes is None:
+            self._furthest_bytes = have_bytes
         try:
             if have_bytes < self._file.size_bytes or have_bytes == 0:
                 await self._fetch(digest, have_bytes)
         except Fault as fault:
-            if self._refresh is None or fault.code is not FaultCode.STORAGE_URL_EXPIRED:
+            if self._refresh is None or fault.code not in _ENDED:
                 raise
-            self._url = await self._refresh(self._file)
+            await self._renew(fault)
             raise _Again from fault
+        except _Again:
+            # Farther than ever: a store without ranges could begin anew for ever.
+            arrived_bytes = await asyncio.to_thread(self._arrived_bytes)
+            if arrived_bytes - self._furthest_bytes < PROGRESS_BYTES:
+                raise
+            self._furthest_bytes = arrived_bytes
+            return False
         if digest.hexdigest() != self._file.sha256:
             self._partial.unlink()
             raise Fault(
@@ -248,6 +280,19 @@ class _Download:
             )
         with _disk_errors():
             await asyncio.to_thread(_settle, self._partial, self._target)
+        return True
+
+    async def _renew(self, refusal: Fault) -> None:
+        assert self._refresh is not None
+        if self._renewals == MAX_RENEWALS:
+            raise Fault(
+                FaultCode.STORAGE_URL_NOT_RENEWED,
+                f"The store refuses URLs that were signed just now: {refusal.message}",
+                path=self._file.path,
+                cause=refusal.code.value,
+            ) from refusal
+        self._renewals += 1
+        self._url = await self._refresh(self._file, self._url)
 
     async def _fetch(self, digest: "hashlib._Hash", have_bytes: int) -> None:
         # Ranges and digests are those of the stored bytes, so nobody may compress them on the way.
@@ -257,6 +302,7 @@ class _Download:
         try:
             async with self._http.stream("GET", self._url, headers=headers) as response:
                 _check(response)
+                self._renewals = 0
                 resumed = response.status_code == httpx.codes.PARTIAL_CONTENT
                 if have_bytes and not (resumed and _starts_at(response, have_bytes)):
                     self._partial.unlink()
@@ -292,6 +338,9 @@ class _Download:
         if not self._target.is_file() or self._target.stat().st_size != self._file.size_bytes:
             return False
         return describe(self._target).sha256 == self._file.sha256
+
+    def _arrived_bytes(self) -> int:
+        return self._partial.stat().st_size if self._partial.is_file() else 0
 
     def _resume(self) -> tuple["hashlib._Hash", int]:
         """Returns the digest and size of what an earlier attempt left; too much is thrown away."""

@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 
 from chassis import evictions, telemetry
+from chassis.inputs import InputUrls
 from chassis.leasing import LeaseSession
 from exporter import wire
 from exporter.child import Child
@@ -115,8 +116,9 @@ class Exporter:
         session.report(wire.stage_report(Stage.EXPORTING))
         await session.flush()
         task, folder = session.lease.export, self._folder(session)
-        adapter = await self._fetch_adapter(task, folder / "adapter")
-        base = await self._identify(task.base)
+        renewed = InputUrls(session).renewed
+        adapter = await self._fetch_adapter(task, folder / "adapter", renewed)
+        base = await self._identify(task.base, renewed)
         outputs: list[work_pb2.OutputFile] = []
         proofs: list[run_pb2.ExportProof] = []
         for quantization in task.quantizations:
@@ -206,7 +208,9 @@ class Exporter:
         output.uri = signed.uri
         return output
 
-    async def _fetch_adapter(self, task: work_pb2.ExportTask, folder: Path) -> Path:
+    async def _fetch_adapter(
+        self, task: work_pb2.ExportTask, folder: Path, renewed: transfer.Refresh
+    ) -> Path:
         """The folder of the adapter's files.
 
         Raises:
@@ -215,17 +219,17 @@ class Exporter:
         if not any(Path(file.path).name == ADAPTER_CONFIG for file in task.adapter):
             raise Fault(FaultCode.EXPORT_ADAPTER_MISSING)
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-        paths = await transfer.download(task.adapter, folder)
+        paths = await transfer.download(task.adapter, folder, refresh=renewed)
         return next(path.parent for path in paths if path.name == ADAPTER_CONFIG)
 
-    async def _identify(self, base: work_pb2.BaseModelInput) -> "_Base":
+    async def _identify(self, base: work_pb2.BaseModelInput, renewed: transfer.Refresh) -> "_Base":
         """What the base is called in the cache; of a model on the hub, asked there each time."""
         if base.files:
-            return _Base(key=_digest(base.files), source=base)
+            return _Base(key=_digest(base.files), source=base, renewed=renewed)
         found = await self._hub(base).describe(base.model_id, base.revision or "main")
         identity = f"{base.model_id}@{found.revision_sha}"
         key = hashlib.sha256(identity.encode()).hexdigest()[:32]
-        return _Base(key=key, source=base, revision=found.revision_sha)
+        return _Base(key=key, source=base, renewed=renewed, revision=found.revision_sha)
 
     async def _fetch_base(self, base: "_Base", *, is_doubted: bool = False) -> Path:
         """Folder of the base's files on this disk, held until the lease ends.
@@ -256,7 +260,7 @@ class Exporter:
             files = base.source.files
             size_bytes = sum(file.size_bytes for file in files)
             await evictions.make_room(self._cache, max(0, size_bytes - folder_bytes(folder)))
-            await transfer.download_shared(files, folder)
+            await transfer.download_shared(files, folder, refresh=base.renewed)
         return folder
 
     def _hub(self, base: work_pb2.BaseModelInput) -> ModelHub:
@@ -293,11 +297,13 @@ class _Base:
     """A base model: the name of its conversion in the cache, and where its files come from.
 
     Attributes:
+        renewed: gives URLs of its files once those of the lease have ended.
         revision: commit of a model on the hub.
     """
 
     key: str
     source: work_pb2.BaseModelInput
+    renewed: transfer.Refresh
     revision: str = ""
 
 

@@ -118,6 +118,18 @@ class ExportWork:
             await transaction.touch_node(lease.node, lease.incarnation, None)
         return response
 
+    async def sign_inputs(
+        self, request: work_service_pb2.SignInputsRequest
+    ) -> work_service_pb2.SignInputsResponse:
+        """What the task reads, with fresh URLs."""
+        async with self._store.transaction() as transaction:
+            export, lease, _ = await _lock(transaction, request)
+            exports.held(export, fencing_epoch=lease.fencing_epoch)
+            source = await _source(transaction, export)
+        urls = await self._peers.sign_reads(wire_exports.inputs_of(source))
+        given = await self._to_proto(export, lease, source, urls)
+        return work_service_pb2.SignInputsResponse(files=wire_work.files_of(given))
+
     async def sign_outputs(
         self, request: work_service_pb2.SignOutputsRequest
     ) -> work_service_pb2.SignOutputsResponse:

@@ -376,6 +376,20 @@ def lease_to_proto(
     return proto
 
 
+def files_of(lease: work_pb2.Lease) -> list[work_pb2.InputFile]:
+    """Every file that a lease's task reads."""
+    train, export = lease.train, lease.export
+    validation = [train.validation.file] if train.HasField("validation") else []
+    return [
+        *train.base.files,
+        *(dataset.file for dataset in train.datasets),
+        *validation,
+        *train.checkpoint,
+        *export.base.files,
+        *export.adapter,
+    ]
+
+
 def base_input(
     spec: spec_pb2.RunSpec,
     snapshot: run_pb2.RunSnapshot,

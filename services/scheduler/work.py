@@ -136,6 +136,18 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
             await transaction.touch_node(lease.node, lease.incarnation, temperature)
         return _directive(decision)
 
+    async def SignInputs(
+        self, request: work_service_pb2.SignInputsRequest, _context: Any
+    ) -> work_service_pb2.SignInputsResponse:
+        if is_export(request.lease_id):
+            return await self._exports.sign_inputs(request)
+        async with self._store.transaction() as transaction:
+            record, lease, _ = await _lock(transaction, request)
+            leasing.held(record.run, fencing_epoch=lease.fencing_epoch)
+        urls = await self._peers.sign_reads(wire_work.inputs_of(record))
+        given = self._lease_to_proto(record, lease, urls, [], sealed=None)
+        return work_service_pb2.SignInputsResponse(files=wire_work.files_of(given))
+
     async def SignOutputs(
         self, request: work_service_pb2.SignOutputsRequest, _context: Any
     ) -> work_service_pb2.SignOutputsResponse:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import assert_never
 
 from chassis import evictions, telemetry
+from chassis.inputs import InputUrls
 from chassis.leasing import LeaseSession
 from lexicon.faults import Fault, FaultCode, Stage
 from lexicon.names import RunName
@@ -144,7 +145,8 @@ class Trainer:
     async def _train(self, task: "_Task") -> None:
         session = task.session
         task.enter(Stage.DATA_DOWNLOAD)
-        files = await self._fetch(session.lease.train, task.folder)
+        renewed = InputUrls(session).renewed
+        files = await self._fetch(session.lease.train, task.folder, renewed)
         plan = wire.plan_from_lease(
             session.lease,
             base=files.base,
@@ -273,28 +275,32 @@ class Trainer:
         await asyncio.to_thread(shutil.rmtree, self._run_folder(session.lease), ignore_errors=True)
         await asyncio.to_thread(forget_old_logs, self._config.work_dir / "logs")
 
-    async def _fetch(self, task: work_pb2.TrainTask, folder: Path) -> Files:
+    async def _fetch(
+        self, task: work_pb2.TrainTask, folder: Path, renewed: transfer.Refresh | None = None
+    ) -> Files:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         datasets = [
-            await _fetch_dataset(dataset, folder / "datasets" / str(index))
+            await _fetch_dataset(dataset, folder / "datasets" / str(index), renewed)
             for index, dataset in enumerate(task.datasets)
         ]
         validation = None
         if task.HasField("validation"):
-            validation = await _fetch_dataset(task.validation, folder / "validation")
+            validation = await _fetch_dataset(task.validation, folder / "validation", renewed)
         checkpoint = None
         if task.checkpoint:
-            paths = await transfer.download(task.checkpoint, folder / "resume")
+            paths = await transfer.download(task.checkpoint, folder / "resume", refresh=renewed)
             checkpoint = paths[0].parent
         # Last of all: it may take longer than the signed URLs of the others live.
         return Files(
-            base=await self._fetch_base(task.base),
+            base=await self._fetch_base(task.base, renewed),
             datasets=tuple(datasets),
             validation=validation,
             checkpoint=checkpoint,
         )
 
-    async def _fetch_base(self, base: work_pb2.BaseModelInput) -> Base:
+    async def _fetch_base(
+        self, base: work_pb2.BaseModelInput, renewed: transfer.Refresh | None = None
+    ) -> Base:
         if not base.files:
             hub = ModelHub(
                 self._config.model_hub_url,
@@ -316,7 +322,7 @@ class Trainer:
             if not (folder / transfer.COMPLETE_MARK).exists():
                 size_bytes = sum(file.size_bytes for file in base.files)
                 await evictions.make_room(self._cache, max(0, size_bytes - folder_bytes(folder)))
-                await transfer.download_shared(base.files, folder)
+                await transfer.download_shared(base.files, folder, refresh=renewed)
         return Base(
             base_model=base.base_model,
             model_id=base.model_id,
@@ -368,14 +374,16 @@ def unforeseen(error: Exception) -> Fault:
     return Fault(FaultCode.INTERNAL_UNEXPECTED, kind=type(error).__name__)
 
 
-async def _fetch_dataset(dataset: work_pb2.DatasetInput, folder: Path) -> Path:
+async def _fetch_dataset(
+    dataset: work_pb2.DatasetInput, folder: Path, renewed: transfer.Refresh | None
+) -> Path:
     """The local file of a dataset.
 
     Raises:
         Fault: DATASET_DELETED when its file is gone, and what a download may raise.
     """
     try:
-        return (await transfer.download([dataset.file], folder))[0]
+        return (await transfer.download([dataset.file], folder, refresh=renewed))[0]
     except Fault as fault:
         if fault.code is not FaultCode.STORAGE_OBJECT_NOT_FOUND:
             raise

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -31,6 +31,7 @@ from tunesmith.api.billing.v1 import billing_pb2, billing_service_pb2, billing_s
 from tunesmith.api.event.v1 import event_service_pb2_grpc
 from tunesmith.api.export.v1 import export_service_pb2_grpc
 from tunesmith.api.fault.v1 import fault_pb2, fault_service_pb2_grpc
+from tunesmith.api.model.v1 import model_pb2
 from tunesmith.api.run.v1 import run_service_pb2_grpc
 from tunesmith.api.validation.v1 import validation_service_pb2, validation_service_pb2_grpc
 from tunesmith.api.work.v1 import work_service_pb2_grpc
@@ -38,6 +39,10 @@ from tunesmith.api.work.v1 import work_service_pb2_grpc
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 20.0
 RATE_MICROS = 10_000
+A_CONFIG = model_pb2.ModelFile(
+    path="config.json", uri="object://models/anvil/config", size_bytes=2, sha256="0" * 64
+)
+A_DATASET = model_pb2.ModelFile(uri="object://datasets/d1", size_bytes=9, sha256="1" * 64)
 
 
 @dataclass(slots=True)
@@ -50,6 +55,8 @@ class FakeValidator(validation_service_pb2_grpc.ValidationServiceServicer):
     plan: str = "local"
     newest_version: int = 1
     in_store: bool = True
+    model_files: list[model_pb2.ModelFile] = field(default_factory=lambda: [A_CONFIG])
+    dataset_file: model_pb2.ModelFile = field(default_factory=lambda: A_DATASET)
     hub_tokens: list[str] = field(default_factory=list)
     calls: int = 0
 
@@ -64,12 +71,7 @@ class FakeValidator(validation_service_pb2_grpc.ValidationServiceServicer):
         response.model.name = "models/anvil-3m"
         response.model.parameter_count = 3_000_000
         if self.in_store:
-            response.model.files.add(
-                path="config.json",
-                uri="object://models/anvil/config",
-                size_bytes=2,
-                sha256="0" * 64,
-            )
+            response.model.files.extend(self.model_files)
         snapshot = response.snapshot
         snapshot.model_id = "tunesmith/anvil-3m"
         snapshot.verified = self.verified
@@ -86,9 +88,9 @@ class FakeValidator(validation_service_pb2_grpc.ValidationServiceServicer):
             response.datasets.add(
                 name=version,
                 version=number,
-                uri="object://datasets/d1",
-                sha256="1" * 64,
-                size_bytes=9,
+                uri=self.dataset_file.uri,
+                sha256=self.dataset_file.sha256,
+                size_bytes=self.dataset_file.size_bytes,
             )
         snapshot.fingerprint = hashlib.sha256(
             request.spec.SerializeToString(deterministic=True)
@@ -148,6 +150,8 @@ class FakeHub(object_service_pb2_grpc.ObjectServiceServicer):
         default_factory=list
     )
     refuses_files: FaultCode | None = None
+    sign: Callable[[str], str] = "http://objects/{}".format
+    sign_calls: int = 0
 
     def __post_init__(self) -> None:
         self.register_gate.set()
@@ -170,9 +174,10 @@ class FakeHub(object_service_pb2_grpc.ObjectServiceServicer):
         return response
 
     async def SignObjects(self, request: Any, _context: Any) -> Any:
+        self.sign_calls += 1
         return object_service_pb2.SignObjectsResponse(
             objects=[
-                object_service_pb2.SignedObject(uri=each.uri, url=f"http://objects/{each.uri}")
+                object_service_pb2.SignedObject(uri=each.uri, url=self.sign(each.uri))
                 for each in request.objects
             ]
         )

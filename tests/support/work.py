@@ -78,6 +78,7 @@ class FakeScheduler(work_service_pb2_grpc.WorkServiceServicer):
     completed: list[work_service_pb2.CompleteTaskRequest] = field(default_factory=list)
     failed: list[work_service_pb2.FailTaskRequest] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
+    inputs: list[work_pb2.InputFile] = field(default_factory=list)
     directive: work_service_pb2.Directive = work_service_pb2.DIRECTIVE_CONTINUE
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     _acknowledged: dict[str, int] = field(default_factory=dict)
@@ -106,6 +107,11 @@ class FakeScheduler(work_service_pb2_grpc.WorkServiceServicer):
             expire_time=_soon(),
             acknowledged_report_number=self._acknowledged.get(request.lease_id, 0),
         )
+
+    async def SignInputs(
+        self, request: work_service_pb2.SignInputsRequest, context: Any
+    ) -> work_service_pb2.SignInputsResponse:
+        return work_service_pb2.SignInputsResponse(files=self.inputs)
 
     async def SignOutputs(
         self, request: work_service_pb2.SignOutputsRequest, context: Any

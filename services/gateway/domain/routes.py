@@ -117,6 +117,7 @@ INSIDE: Mapping[str, tuple[str, ...]] = {
         "RegisterNode",
         "LeaseTask",
         "HeartbeatTask",
+        "SignInputs",
         "SignOutputs",
         "CompleteTask",
         "FailTask",

@@ -68,6 +68,12 @@ class Scheduler(work_service_pb2_grpc.WorkServiceServicer):
             reason="told so",
         )
 
+    async def SignInputs(self, request: Any, context: Any) -> Any:
+        self._trouble()
+        assert request.fencing_epoch == 7
+        files = [work_pb2.InputFile(path="config.json", sha256="0" * 64, url="http://fresh")]
+        return work_service_pb2.SignInputsResponse(files=files)
+
     async def SignOutputs(self, request: Any, context: Any) -> Any:
         self._trouble()
         return work_service_pb2.SignOutputsResponse(

@@ -189,7 +189,7 @@ async def test_a_file_that_is_too_long_is_cut_off_and_refused(tmp_path: Path) ->
 async def test_an_ended_url_is_renewed_once_asked_for(tmp_path: Path) -> None:
     store = Store(troubles=[status(403, x_tunesmith_code="STORAGE_URL_EXPIRED")])
 
-    async def fresh(_file: object) -> str:
+    async def fresh(_file: object, _ended: str) -> str:
         return URL + "?fresh"
 
     await fetched(store, tmp_path, refresh=fresh)

@@ -138,6 +138,20 @@ class HeartbeatTaskResponse(_message.Message):
     reason: str
     def __init__(self, directive: _Optional[_Union[Directive, str]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., acknowledged_report_number: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
+class SignInputsRequest(_message.Message):
+    __slots__ = ("lease_id", "fencing_epoch")
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    FENCING_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    lease_id: str
+    fencing_epoch: int
+    def __init__(self, lease_id: _Optional[str] = ..., fencing_epoch: _Optional[int] = ...) -> None: ...
+
+class SignInputsResponse(_message.Message):
+    __slots__ = ("files",)
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    files: _containers.RepeatedCompositeFieldContainer[_work_pb2.InputFile]
+    def __init__(self, files: _Optional[_Iterable[_Union[_work_pb2.InputFile, _Mapping]]] = ...) -> None: ...
+
 class SignOutputsRequest(_message.Message):
     __slots__ = ("lease_id", "fencing_epoch", "files")
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]

@@ -51,6 +51,11 @@ class WorkServiceStub:
                 request_serializer=tunesmith_dot_api_dot_work_dot_v1_dot_work__service__pb2.HeartbeatTaskRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_api_dot_work_dot_v1_dot_work__service__pb2.HeartbeatTaskResponse.FromString,
                 _registered_method=True)
+        self.SignInputs = channel.unary_unary(
+                '/tunesmith.api.work.v1.WorkService/SignInputs',
+                request_serializer=tunesmith_dot_api_dot_work_dot_v1_dot_work__service__pb2.SignInputsRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_work_dot_v1_dot_work__service__pb2.SignInputsResponse.FromString,
+                _registered_method=True)
         self.SignOutputs = channel.unary_unary(
                 '/tunesmith.api.work.v1.WorkService/SignOutputs',
                 request_serializer=tunesmith_dot_api_dot_work_dot_v1_dot_work__service__pb2.SignOutputsRequest.SerializeToString,
@@ -94,6 +99,13 @@ class WorkServiceServicer:
 
     def HeartbeatTask(self, request, context):
         """Prolongs a lease, reports what happened, learns whether to stop.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SignInputs(self, request, context):
+        """Signs URLs for the inputs anew, when those of the lease ended before everything was fetched.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -144,6 +156,11 @@ def add_WorkServiceServicer_to_server(servicer, server):
                     servicer.HeartbeatTask,
                     request_deserializer=tunesmith_dot_api_dot_work_dot_v1_dot_work__service__pb2.HeartbeatTaskRequest.FromString,
                     response_serializer=tunesmith_dot_api_dot_work_dot_v1_dot_work__service__pb2.HeartbeatTaskResponse.SerializeToString,
+            ),
+            'SignInputs': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignInputs,
+                    request_deserializer=tunesmith_dot_api_dot_work_dot_v1_dot_work__service__pb2.SignInputsRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_work_dot_v1_dot_work__service__pb2.SignInputsResponse.SerializeToString,
             ),
             'SignOutputs': grpc.unary_unary_rpc_method_handler(
                     servicer.SignOutputs,
@@ -249,6 +266,33 @@ class WorkService:
             '/tunesmith.api.work.v1.WorkService/HeartbeatTask',
             tunesmith_dot_api_dot_work_dot_v1_dot_work__service__pb2.HeartbeatTaskRequest.SerializeToString,
             tunesmith_dot_api_dot_work_dot_v1_dot_work__service__pb2.HeartbeatTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignInputs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.work.v1.WorkService/SignInputs',
+            tunesmith_dot_api_dot_work_dot_v1_dot_work__service__pb2.SignInputsRequest.SerializeToString,
+            tunesmith_dot_api_dot_work_dot_v1_dot_work__service__pb2.SignInputsResponse.FromString,
             options,
             channel_credentials,
             insecure,

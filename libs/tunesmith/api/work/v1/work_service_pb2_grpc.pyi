@@ -41,6 +41,8 @@ class WorkServiceStub:
     """Waits for a task and leases it."""
     HeartbeatTask: _grpc.UnaryUnaryMultiCallable[_work_service_pb2.HeartbeatTaskRequest, _work_service_pb2.HeartbeatTaskResponse]
     """Prolongs a lease, reports what happened, learns whether to stop."""
+    SignInputs: _grpc.UnaryUnaryMultiCallable[_work_service_pb2.SignInputsRequest, _work_service_pb2.SignInputsResponse]
+    """Signs URLs for the inputs anew, when those of the lease ended before everything was fetched."""
     SignOutputs: _grpc.UnaryUnaryMultiCallable[_work_service_pb2.SignOutputsRequest, _work_service_pb2.SignOutputsResponse]
     """Signs URLs for outputs under the attempt's own prefix."""
     CompleteTask: _grpc.UnaryUnaryMultiCallable[_work_service_pb2.CompleteTaskRequest, _work_service_pb2.CompleteTaskResponse]
@@ -63,6 +65,8 @@ class WorkServiceAsyncStub(WorkServiceStub):
     """Waits for a task and leases it."""
     HeartbeatTask: _aio.UnaryUnaryMultiCallable[_work_service_pb2.HeartbeatTaskRequest, _work_service_pb2.HeartbeatTaskResponse]  # type: ignore[assignment]
     """Prolongs a lease, reports what happened, learns whether to stop."""
+    SignInputs: _aio.UnaryUnaryMultiCallable[_work_service_pb2.SignInputsRequest, _work_service_pb2.SignInputsResponse]  # type: ignore[assignment]
+    """Signs URLs for the inputs anew, when those of the lease ended before everything was fetched."""
     SignOutputs: _aio.UnaryUnaryMultiCallable[_work_service_pb2.SignOutputsRequest, _work_service_pb2.SignOutputsResponse]  # type: ignore[assignment]
     """Signs URLs for outputs under the attempt's own prefix."""
     CompleteTask: _aio.UnaryUnaryMultiCallable[_work_service_pb2.CompleteTaskRequest, _work_service_pb2.CompleteTaskResponse]  # type: ignore[assignment]
@@ -100,6 +104,14 @@ class WorkServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_work_service_pb2.HeartbeatTaskResponse, _abc.Awaitable[_work_service_pb2.HeartbeatTaskResponse]]:
         """Prolongs a lease, reports what happened, learns whether to stop."""
+
+    @_abc_1.abstractmethod
+    def SignInputs(
+        self,
+        request: _work_service_pb2.SignInputsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_work_service_pb2.SignInputsResponse, _abc.Awaitable[_work_service_pb2.SignInputsResponse]]:
+        """Signs URLs for the inputs anew, when those of the lease ended before everything was fetched."""
 
     @_abc_1.abstractmethod
     def SignOutputs(
