@@ -3,15 +3,18 @@
 import asyncio
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from chassis import telemetry
 from chassis.leasing import LeaseSession
 from lexicon.faults import Fault
 from objects import transfer
+from trainer import wire
 from trainer.bundle import write_zip
 from trainer.pipe import CheckpointWritten, Finished
 from tunesmith.api.artifact.v1 import artifact_pb2
@@ -23,6 +26,12 @@ ADAPTER_FOLDER = "adapter"
 CHECKPOINT_FOLDER = "checkpoints"
 MERGES_ARCHIVE_NAME = "merges.zip"
 MERGES_FOLDER = "merges"
+# How long a failed attempt holds its node for the sake of a checkpoint that is on its way.
+SETTLE_SECONDS_MAX = 60.0
+SETTLE_TEXT = "The attempt has failed; its last checkpoint is being stored"
+# By how much the last checkpoint is ahead of the finished adapter on their way to the store.
+HANDOVER_SECONDS_MAX = 20.0
+HANDOVER_TEXT = "Training is done; its last checkpoint is being stored"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +94,10 @@ class CheckpointUploader:
     costs nothing but that checkpoint; the run goes on. The adapters after merges belong to every
     later checkpoint and are uploaded once. Nobody else deletes checkpoints, so the one that is
     being uploaded stays, however many the run writes meanwhile.
+
+    As a context manager it works until it is left. When that is for a fault after which the run is
+    tried again, it goes on for a while: the next attempt begins at the last checkpoint that is
+    stored, wherever it runs. Nobody pays for that time.
     """
 
     def __init__(
@@ -106,6 +119,46 @@ class CheckpointUploader:
         self._uploading: CheckpointWritten | None = None
         self._came = asyncio.Event()
         self._surplus_came = asyncio.Event()
+        self._running: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._running = asyncio.create_task(self.run())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._running is not None
+        try:
+            if isinstance(error, Fault) and error.retryable and self.is_behind:
+                self._session.report(wire.clock_report(paused=True, reason=SETTLE_TEXT))
+                await self.settle(seconds=SETTLE_SECONDS_MAX)
+        finally:
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
+
+    @asynccontextmanager
+    async def handed_over(self, *, seconds: float = HANDOVER_SECONDS_MAX) -> AsyncIterator[None]:
+        """The context in which the finished adapter is stored, once the last checkpoint is.
+
+        Until the adapter is stored, another node may have to repeat what the last checkpoint does
+        not hold. So that one comes first; after `seconds` it goes on beside the adapter, which
+        waits no longer. The clock stands for as long as it is on its way.
+        """
+        if not self.is_behind:
+            yield
+            return
+        self._session.report(wire.clock_report(paused=True, reason=HANDOVER_TEXT))
+        settling = asyncio.create_task(self._go_on_when_settled())
+        try:
+            await asyncio.wait({settling}, timeout=seconds)
+            yield
+        finally:
+            settling.cancel()
+            await asyncio.gather(settling, return_exceptions=True)
 
     def add(self, written: CheckpointWritten) -> None:
         """A new checkpoint lies on the disk."""
@@ -146,6 +199,10 @@ class CheckpointUploader:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._tried.wait()
+
+    async def _go_on_when_settled(self) -> None:
+        await self._tried.wait()
+        self._session.report(wire.clock_report(paused=False, reason=HANDOVER_TEXT))
 
     async def prune(self) -> int:
         """Delete all but the newest, as many before it as are kept, and the one that goes up.

@@ -52,9 +52,6 @@ log = telemetry.logger(__name__)
 # Logs of attempts, as `_log_path` names them; for an operator who looks after something went wrong.
 LOG_PATTERN = "*.*.*.log"
 LOGS_KEPT_COUNT = 500
-# How long a failed attempt holds its node for the sake of a checkpoint that is on its way.
-SETTLE_SECONDS_MAX = 60.0
-SETTLE_TEXT = "The attempt has failed; its last checkpoint is being stored"
 # What is fetched of a model on the hub: weights as safetensors and what describes them; no pickle.
 MODEL_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt")
 
@@ -158,19 +155,28 @@ class Trainer:
         )
         task.plan = plan
         child = await self._ready_child()
-        finished = await self._drive(child, plan, task)
-        task.enter(Stage.UPLOAD)
-        stored = await outputs.store_adapter(session, finished)
-        result = work_service_pb2.TrainResult(
-            metrics=task.metrics,
-            samples=[wire.sample(answer) for answer in finished.samples],
-            merges=task.merges,
-        )
-        await session.complete(stored, train=result)
+        async with outputs.CheckpointUploader(
+            session, keep_count=plan.checkpoint_keep_count
+        ) as uploader:
+            finished = await self._drive(child, plan, task, uploader)
+            task.enter(Stage.UPLOAD)
+            async with uploader.handed_over():
+                stored = await outputs.store_adapter(session, finished)
+                result = work_service_pb2.TrainResult(
+                    metrics=task.metrics,
+                    samples=[wire.sample(answer) for answer in finished.samples],
+                    merges=task.merges,
+                )
+                await session.complete(stored, train=result)
 
-    async def _drive(self, child: Child, plan: TrainPlan, task: "_Task") -> Finished:
+    async def _drive(
+        self,
+        child: Child,
+        plan: TrainPlan,
+        task: "_Task",
+        uploader: outputs.CheckpointUploader,
+    ) -> Finished:
         """Give the plan to the child and pass on what it says until it has ended."""
-        uploader = outputs.CheckpointUploader(task.session, keep_count=plan.checkpoint_keep_count)
         guard = ThermalGuard(
             task.session,
             child,
@@ -178,7 +184,6 @@ class Trainer:
             node.temperature_celsius,
         )
         side_tasks = [
-            asyncio.create_task(uploader.run()),
             asyncio.create_task(guard.run()),
             asyncio.create_task(self._pass_finish_on(child, task.session)),
         ]
@@ -191,12 +196,7 @@ class Trainer:
                     guard.training_began()
         except Fault as fault:
             # The guard ends the child, which then looks like one that died by itself.
-            ended = guard.fault or fault
-            if ended.retryable and uploader.is_behind:
-                # The next attempt goes on from the last checkpoint, wherever it runs.
-                task.session.report(wire.clock_report(paused=True, reason=SETTLE_TEXT))
-                await uploader.settle(seconds=SETTLE_SECONDS_MAX)
-            raise ended from fault
+            raise (guard.fault or fault) from fault
         finally:
             for side_task in side_tasks:
                 side_task.cancel()

@@ -175,7 +175,8 @@ def _train(
     channel.send(StageBegan(stage="training"))
     channel.send(Started(from_step=state.step, total_steps=steps))
     with checkpoint_writer(plan, channel) as writer:
-        while state.step < steps and not channel.finish.is_set():
+        # An attempt that resumes where the one before had lost its patience takes no step at all.
+        while state.step < steps and not (channel.finish.is_set() or validation.wants_stop):
             channel.running.wait()
             figures = loop.take_step(
                 state,
@@ -205,8 +206,9 @@ def _train(
                 if state.step < steps and state.step_of_run:
                     _sample(sampler, state.step, channel)
                 last_step, last_time = state.step, time.monotonic()
-            if validation.wants_stop:
-                break
+        if state.step > last_step:
+            # It ended early. A node that is lost before the adapter is stored takes no step along.
+            save_checkpoint(writer, state, course)
     course.finish(state)
     if state.skipped_count:
         text = f"{state.skipped_count} of {state.step} steps were skipped: fp16 overflowed"

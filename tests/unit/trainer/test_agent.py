@@ -3,6 +3,8 @@
 import asyncio
 import shutil
 import zipfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -306,6 +308,106 @@ async def test_a_stored_checkpoint_tells_how_long_it_was_on_its_way(tmp_path: Pa
     assert behind == [True, False]
     (stored,) = session.of_kind("checkpoint")
     assert (stored.step, stored.storing_millis) == (1, 120_500)
+
+
+class TwoStores(FakeSession):
+    """A session whose checkpoints go to a store that may be slow, and whose adapter is stored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let_go = asyncio.Event()
+        self.url = ""
+        self.asked: list[str] = []
+
+    async def sign_outputs(self, files: Any) -> list[Any]:
+        self.asked += [file.path.partition("/")[0] for file in files]
+        signed = work_service_pb2.SignedOutput(url=self.url, uri="object://runs/r/1/f")
+        return [signed] * len(files)
+
+    async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if await reader.readuntil(b"e"):
+            await self.let_go.wait()
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            writer.close()
+
+    @property
+    def clock(self) -> list[bool]:
+        """Whether it was paused, change by change."""
+        return [change.paused for change in self.of_kind("clock_paused")]
+
+
+@asynccontextmanager
+async def an_uploader(root: Path) -> AsyncIterator[tuple[CheckpointUploader, TwoStores]]:
+    """An uploader whose checkpoint of step 1 is on its way to a store that waits."""
+    session = TwoStores()
+    uploader = CheckpointUploader(session, keep_count=1)  # type: ignore[arg-type]
+    async with await asyncio.start_server(session.take, "127.0.0.1", 0) as server:
+        session.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/objects/f"
+        uploader.add(a_checkpoint(root, 1))
+        yield uploader, session
+
+
+async def test_the_last_checkpoint_is_stored_before_the_adapter_and_free(tmp_path: Path) -> None:
+    """A7: a node that is lost while the adapter is stored takes no step along."""
+    async with an_uploader(tmp_path) as (uploader, session), uploader:
+        session.let_go.set()
+        async with uploader.handed_over():
+            assert [stored.step for stored in session.of_kind("checkpoint")] == [1]
+            assert session.clock == [True, False]
+    assert session.clock == [True, False]
+
+
+async def test_a_finished_adapter_waits_for_the_checkpoint_no_longer_than_it_must(
+    tmp_path: Path,
+) -> None:
+    """A7: both are then on their way beside each other, and nobody pays for what that takes."""
+    async with (
+        an_uploader(tmp_path) as (uploader, session),
+        uploader,
+        uploader.handed_over(seconds=0.01),
+    ):
+        assert not session.of_kind("checkpoint")
+        assert session.clock == [True]
+        session.let_go.set()
+        await uploader.settle(seconds=10.0)
+        assert [stored.step for stored in session.of_kind("checkpoint")] == [1]
+    assert session.clock[0]
+
+
+async def test_an_adapter_that_is_stored_first_ends_the_wait(tmp_path: Path) -> None:
+    """What it was for is in the store: the node must be free."""
+    async with an_uploader(tmp_path) as (uploader, session):
+        async with asyncio.timeout(10.0), uploader, uploader.handed_over(seconds=0.01):
+            pass
+        assert not session.of_kind("checkpoint")
+        assert session.clock == [True]
+
+
+async def test_an_adapter_that_cannot_be_stored_leaves_the_checkpoint_to_the_next_attempt(
+    tmp_path: Path,
+) -> None:
+    """A6: the next attempt, on whichever node, has no step to repeat."""
+
+    async def fail(uploader: CheckpointUploader, session: TwoStores) -> None:
+        async with uploader, uploader.handed_over(seconds=0.01):
+            session.let_go.set()
+            raise Fault(FaultCode.DEP_SERVICE_UNAVAILABLE)
+
+    async with an_uploader(tmp_path) as (uploader, session):
+        with pytest.raises(Fault) as caught:
+            await fail(uploader, session)
+    assert caught.value.code is FaultCode.DEP_SERVICE_UNAVAILABLE
+    assert [stored.step for stored in session.of_kind("checkpoint")] == [1]
+
+
+async def test_without_a_checkpoint_on_its_way_nothing_waits_and_nothing_is_told() -> None:
+    session = FakeSession()
+    async with (
+        CheckpointUploader(session, keep_count=1) as uploader,  # type: ignore[arg-type]
+        uploader.handed_over(),
+    ):
+        pass
+    assert not session.reports
 
 
 async def test_a_checkpoint_that_is_gone_costs_its_upload_and_no_more(tmp_path: Path) -> None:

@@ -113,7 +113,9 @@ class _Run:
         channel.send(StageBegan(stage="training"))
         channel.send(Started(from_step=state.step, total_steps=self._steps))
         with checkpoint_writer(plan, channel) as writer:
-            while state.step < self._steps and not channel.finish.is_set():
+            while state.step < self._steps and not (
+                channel.finish.is_set() or self._validation.wants_stop
+            ):
                 channel.running.wait()
                 figures = steps.take_step(
                     state,
@@ -135,8 +137,9 @@ class _Run:
                     self._write_checkpoint(writer)
                     last_step, last_time = state.step, time.monotonic()
                 channel.send(last)
-                if self._validation.wants_stop:
-                    break
+            if state.step > last_step:
+                # It ended early. A node that is lost before the adapter is stored takes no step.
+                self._write_checkpoint(writer)
         if self._validation.promote_best(state):
             log.info("the best validation's weights were promoted")
         return last
