@@ -40,6 +40,8 @@ FLUSH_SECONDS = 5.0
 # How long a handler may take to notice that it was aborted before it is cancelled.
 ABORT_SECONDS = 10.0
 RELEASE_SECONDS = 3.0
+# How often a node that takes no work says so; a node that is silent for longer counts as lost.
+UNFIT_SECONDS = 5.0
 REPORTS_A_CALL = 500
 REPORTS_MAX = 2000
 
@@ -356,6 +358,8 @@ class Worker:
         *,
         free_memory_bytes: Callable[[], int] = lambda: 0,
         warm_models: Callable[[], Sequence[str]] = lambda: (),
+        unfit_reason: Callable[[], str] = lambda: "",
+        unfit_seconds: float = UNFIT_SECONDS,
         incarnation: str | None = None,
     ) -> None:
         """Make it.
@@ -368,6 +372,9 @@ class Worker:
             stop: default for `run`.
             free_memory_bytes: read before each wait for work; 0 for what `node` says.
             warm_models: read before each wait for work.
+            unfit_reason: read before each wait for work. While it is not empty no work is asked
+                for, and the scheduler is told the reason every `unfit_seconds`.
+            unfit_seconds: see `unfit_reason`.
             incarnation: id of this process; default a random one.
         """
         self._stub = work_service_pb2_grpc.WorkServiceStub(channel)
@@ -376,6 +383,8 @@ class Worker:
         self._stop = stop
         self._free_memory_bytes = free_memory_bytes
         self._warm_models = warm_models
+        self._unfit_reason = unfit_reason
+        self._unfit_seconds = unfit_seconds
         self._incarnation = incarnation or secrets.token_hex(16)
 
     async def run(self, stop: asyncio.Event | None = None) -> None:
@@ -403,6 +412,11 @@ class Worker:
         registered = False
         while True:
             try:
+                if reason := self._unfit_reason():
+                    await self._register(unfit_reason=reason)
+                    registered, trouble_count = False, 0
+                    await asyncio.sleep(self._unfit_seconds)
+                    continue
                 if not registered:
                     await self._register()
                     registered = True
@@ -420,12 +434,16 @@ class Worker:
             if lease is not None:
                 await self._work(lease)
 
-    async def _register(self) -> None:
-        request = work_service_pb2.RegisterNodeRequest(
-            incarnation=self._incarnation, node=self._node
-        )
+    async def _register(self, *, unfit_reason: str = "") -> None:
+        node = work_pb2.Node()
+        node.CopyFrom(self._node)
+        node.unfit_reason = unfit_reason
+        request = work_service_pb2.RegisterNodeRequest(incarnation=self._incarnation, node=node)
         await self._stub.RegisterNode(request, timeout=CALL_SECONDS)
-        log.info("registered", node=self._node.name, tier=self._node.tier)
+        if unfit_reason:
+            log.error("node_unfit", node=node.name, reason=unfit_reason)
+        else:
+            log.info("registered", node=node.name, tier=node.tier)
 
     async def _ask(self) -> work_pb2.Lease | None:
         request = work_service_pb2.LeaseTaskRequest(

@@ -160,6 +160,16 @@ ROWS: Mapping[FaultCode, FaultRow] = {
         "(`drift_minimum_cosine`, `eval_maximum_regression`).",
         symptoms=("`Run 3 of 5 was not merged: …`",),
     ),
+    FaultCode.RUNTIME_PROCESS_STUCK: _training(
+        category=Category.GPU_NODE_LOST,
+        retry=Retry.SAME,
+        grpc_status="UNAVAILABLE",
+        meaning="A training process of the node cannot be ended and may still hold the device; the "
+        "node takes no run until it has ended.",
+        remedy="The run is tried again on another node. Operators: look for a process in state D "
+        "and for the driver's messages (`dmesg`); often only a restart of the machine helps.",
+        symptoms=("`tunesmith node list` shows a node as draining for long.",),
+    ),
     FaultCode.RUNTIME_SAMPLES_FAILED: _training(
         meaning="The model could not be asked for its samples; a warning.",
         remedy="Training and adapter are not affected. Ask the adapter yourself before you rely on "

@@ -98,6 +98,8 @@ def node_to_proto(node: NodeRecord, *, now: datetime, silent: timedelta) -> work
     proto = parse(work_pb2.Node, node.description)
     if now - node.heartbeat_time > silent:
         proto.state = work_pb2.NODE_STATE_LOST
+    elif proto.unfit_reason:
+        proto.state = work_pb2.NODE_STATE_DRAINING
     elif node.run:
         proto.state = work_pb2.NODE_STATE_LEASED
     else:

@@ -29,7 +29,13 @@ async def main() -> None:
         described = node.describe(
             name=config.node_name, tier=config.node_tier, capabilities=trainer.capabilities
         )
-        worker = Worker(channel, described, trainer.handle, warm_models=lambda: trainer.warm_models)
+        worker = Worker(
+            channel,
+            described,
+            trainer.handle,
+            warm_models=lambda: trainer.warm_models,
+            unfit_reason=lambda: trainer.unfit_reason,
+        )
         await worker.run(stop)
 
     try:

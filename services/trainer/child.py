@@ -91,8 +91,16 @@ class Child:
     may have.
     """
 
-    def __init__(self, line: _Line, log_path: Path, terms: Terms) -> None:
+    def __init__(
+        self,
+        line: _Line,
+        log_path: Path,
+        terms: Terms,
+        *,
+        end_seconds: float = END_SECONDS_MAX,
+    ) -> None:
         self._line = line
+        self._end_seconds = end_seconds
         self._terms = terms
         self.log_path = log_path
         self._memory_kills = _memory_kill_count()
@@ -108,6 +116,16 @@ class Child:
     def alive(self) -> bool:
         """Whether the process runs."""
         return self._line.process.returncode is None
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it was ended and is still there, as a process that hangs in a driver is."""
+        return self._killed and self.alive
+
+    @property
+    def pid(self) -> int:
+        """Id of the process."""
+        return self._line.process.pid
 
     @classmethod
     async def start(cls, log_path: Path, terms: Terms | None = None) -> "Child":
@@ -149,6 +167,7 @@ class Child:
 
         Raises:
             Fault: RUNTIME_GPU_OOM when the kernel killed the child for memory,
+                RUNTIME_PROCESS_STUCK when it was ended and is still there,
                 RUNTIME_WORKER_LOST when it ended in any other way.
         """
         try:
@@ -158,8 +177,14 @@ class Child:
             line = b""
         if line:
             return decode_from_child(line)
-        async with asyncio.timeout(END_SECONDS_MAX):
-            code = await self._line.process.wait()
+        if not self._killed:
+            # One that has closed the socket has come to its end, unless it hangs on the way there.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._end_seconds):
+                    await self._line.process.wait()
+        await self._end()
+        code = self._line.process.returncode
+        assert code is not None, "a process that has ended has a code"
         log.error("child_ended", exit_code=code, log_tail=log_tail(self.log_path))
         if code == -signal.SIGKILL and _memory_kill_count() > self._memory_kills:
             raise Fault(
@@ -219,17 +244,32 @@ class Child:
             await self.send(wish)
 
     async def kill(self) -> None:
-        """End the child and all it started, at once; its memory and device are free afterwards."""
+        """End the child and all it started, at once; its memory and device are free afterwards.
+
+        Raises:
+            Fault: RUNTIME_PROCESS_STUCK when it is still there; then neither is free.
+        """
         self._killed = True
         await self._end()
 
     async def _end(self) -> None:
-        if self.alive:
-            with suppress(ProcessLookupError):
-                os.killpg(self._line.process.pid, signal.SIGKILL)
-            async with asyncio.timeout(END_SECONDS_MAX):
-                await self._line.process.wait()
-        self._line.writer.close()
+        try:
+            if self.alive:
+                with suppress(ProcessLookupError):
+                    os.killpg(self.pid, signal.SIGKILL)
+                async with asyncio.timeout(self._end_seconds):
+                    await self._line.process.wait()
+        except TimeoutError as error:
+            self._killed = True
+            raise Fault(FaultCode.RUNTIME_PROCESS_STUCK, stuck_text(self.pid)) from error
+        finally:
+            # Whoever waits for what it says waits no longer.
+            self._line.writer.close()
+
+
+def stuck_text(pid: int) -> str:
+    """Why a node takes no work, for its operators."""
+    return f"Training process {pid} cannot be ended and may still hold the device"
 
 
 def _spoils(message: FromChild) -> bool:

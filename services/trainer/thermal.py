@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import assert_never
 
 from chassis.leasing import LeaseSession
@@ -88,7 +89,9 @@ class ThermalGuard:
 
     async def _end(self, fault: Fault) -> None:
         self.fault = fault
-        await self._child.kill()
+        # One that cannot be ended is noticed by whoever listens to it.
+        with suppress(Fault):
+            await self._child.kill()
 
     def training_began(self) -> None:
         """Pause the clock, which the first step has just started, if training waits for the GPU.

@@ -22,7 +22,7 @@ from objects import transfer
 from objects.cache import FolderCache, folder_bytes
 from objects.modelhub import ModelHub
 from trainer import node, outputs, wire
-from trainer.child import Child
+from trainer.child import Child, stuck_text
 from trainer.config import Config
 from trainer.domain.plan import Base, TrainPlan
 from trainer.domain.temperature import Thermostat
@@ -91,6 +91,11 @@ class Trainer:
         """What the child found that this machine can do."""
         return self._child.capabilities if self._child else ()
 
+    @property
+    def unfit_reason(self) -> str:
+        """Why this node may take no work now; empty when it may."""
+        return stuck_text(self._child.pid) if self._child and self._child.is_stuck else ""
+
     async def handle(self, session: LeaseSession) -> None:
         """Train what is leased, or stop at once when told to."""
         work = asyncio.create_task(self._work(session))
@@ -118,9 +123,16 @@ class Trainer:
         """End the child."""
         if self._preparing is not None:
             self._preparing.cancel()
-        child, self._child = self._child, None
-        if child is not None:
+        if (child := self._child) is None:
+            return
+        try:
             await child.kill()
+        except Fault as fault:
+            # It is kept in mind: no other may be started beside one that may hold the device.
+            log.error("child_stuck", pid=child.pid, reason=fault.message)  # noqa: TRY400 - no trace
+            return
+        if self._child is child:
+            self._child = None
 
     async def _work(self, session: LeaseSession) -> None:
         task = _Task(session=session, folder=self._run_folder(session.lease))
@@ -259,6 +271,9 @@ class Trainer:
 
     async def _ready_child(self) -> Child:
         async with self._child_lock:
+            if self._child is not None and self._child.is_stuck:
+                # Once more; it may have ended by now, or may end at this.
+                await self._child.kill()
             if self._child is None or not self._child.alive:
                 terms = Terms(tier=self._config.node_tier, unsloth=self._config.unsloth)
                 self._child = await Child.start(self._config.work_dir / "logs" / "child.log", terms)

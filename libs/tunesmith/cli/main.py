@@ -128,7 +128,7 @@ def list_nodes(json_: Json = False) -> None:
             output.bytes_text(node.memory_bytes),
             output.last_part(node.run),
             output.age_text(node.heartbeat_time, now=now),
-            node.hardware,
+            f"{node.hardware}. {node.unfit_reason}" if node.unfit_reason else node.hardware,
         )
     output.console().print(table if found else "There are no nodes.")
 

@@ -43,10 +43,12 @@ class Scheduler(work_service_pb2_grpc.WorkServiceServicer):
     faults: list[fault_pb2.Fault] = field(default_factory=list)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     beats_before_failing: asyncio.Semaphore | None = None
+    nodes: list[work_pb2.Node] = field(default_factory=list)
 
     async def RegisterNode(self, request: Any, context: Any) -> Any:
         identity.current_caller().require_node(request.node.name)
         self.heard.append("register")
+        self.nodes.append(request.node)
         return work_service_pb2.RegisterNodeResponse(node=request.node)
 
     async def LeaseTask(self, request: Any, context: Any) -> Any:
@@ -115,7 +117,7 @@ class Scheduler(work_service_pb2_grpc.WorkServiceServicer):
 
 
 Handle = Callable[[LeaseSession], Awaitable[None]]
-Working = Callable[[Handle], contextlib.AbstractAsyncContextManager[asyncio.Event]]
+Working = Callable[..., contextlib.AbstractAsyncContextManager[asyncio.Event]]
 
 
 @pytest.fixture
@@ -136,9 +138,9 @@ async def working(scheduler: Scheduler) -> AsyncIterator[Working]:
         channel = client.connect(f"127.0.0.1:{port}", token=lambda: token)
 
         @contextlib.asynccontextmanager
-        async def work(handle: Handle) -> AsyncIterator[asyncio.Event]:
+        async def work(handle: Handle, **named: Any) -> AsyncIterator[asyncio.Event]:
             stop = asyncio.Event()
-            running = asyncio.create_task(Worker(channel, NODE, handle).run(stop))
+            running = asyncio.create_task(Worker(channel, NODE, handle, **named).run(stop))
             try:
                 yield stop
             finally:
@@ -324,6 +326,24 @@ async def test_an_unknown_node_registers_again(scheduler: Scheduler, working: Wo
     async with working(handle):
         await ended(scheduler)
     assert scheduler.heard == ["register", "register", "complete"]
+
+
+async def test_a_node_that_is_not_fit_says_why_and_asks_for_no_work(
+    scheduler: Scheduler, working: Working
+) -> None:
+    """What hangs in a driver may still hold the device; when it has ended, work is asked for."""
+    reasons = ["A process hangs.", "A process hangs.", ""]
+
+    async def handle(session: LeaseSession) -> None:
+        await session.complete([])
+
+    def next_reason() -> str:
+        return reasons.pop(0) if reasons else ""
+
+    async with working(handle, unfit_reason=next_reason, unfit_seconds=0.0):
+        await ended(scheduler)
+    assert scheduler.heard == ["register", "register", "register", "complete"]
+    assert [node.unfit_reason for node in scheduler.nodes] == ["A process hangs."] * 2 + [""]
 
 
 async def test_a_refused_node_ends_the_worker(scheduler: Scheduler, working: Working) -> None:

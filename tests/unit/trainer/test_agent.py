@@ -14,6 +14,7 @@ from lexicon.faults import Fault, FaultCode
 from tests.support.training import a_plan
 from trainer.bundle import write_zip
 from trainer.child import Child, child_environment
+from trainer.config import Config
 from trainer.domain.temperature import COOLING_TEXT, Action, Limits, Thermostat
 from trainer.node import alone_in
 from trainer.outputs import CheckpointUploader
@@ -31,6 +32,7 @@ from trainer.pipe import (
 )
 from trainer.pipe import StageBegan as Began
 from trainer.thermal import UNREADABLE_MAX, ThermalGuard, limits
+from trainer.worker import Trainer
 from tunesmith.api.run.v1 import spec_pb2
 from tunesmith.api.work.v1 import work_service_pb2
 
@@ -151,6 +153,69 @@ class Line:
 
     async def drain(self) -> None:
         pass
+
+
+class Hanging(Line):
+    """A process that no signal ends, until the driver lets it go."""
+
+    # Beyond what the kernel gives: no signal of these tests reaches anybody.
+    pid = 1 << 30
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.returncode: int | None = None  # type: ignore[assignment]
+        self._ended = asyncio.Event()
+
+    async def wait(self) -> None:
+        await self._ended.wait()
+
+    def close(self) -> None:
+        self.reader.feed_eof()
+
+    def let_go(self) -> None:
+        self.returncode = -9
+        self._ended.set()
+
+
+def a_hanging_child() -> tuple[Child, Hanging]:
+    line = Hanging()
+    return Child(cast(Any, line), Path("log"), Terms(), end_seconds=0.01), line
+
+
+async def test_a_child_that_cannot_be_ended_says_so_and_nobody_listens_for_ever() -> None:
+    child, _ = a_hanging_child()
+    listening = asyncio.create_task(child.receive())
+    await asyncio.sleep(0)
+    with pytest.raises(Fault) as killed:
+        await child.kill()
+    assert killed.value.code is FaultCode.RUNTIME_PROCESS_STUCK
+    with pytest.raises(Fault) as heard:
+        await listening
+    assert heard.value.code is FaultCode.RUNTIME_PROCESS_STUCK
+    assert child.is_stuck
+
+
+async def test_no_second_child_is_started_beside_one_that_hangs(tmp_path: Path) -> None:
+    """Two processes could hold the device; the node takes no work until the first has ended."""
+    config = Config(
+        scheduler_addr="127.0.0.1:1",
+        node_token="t",
+        node_name="n",
+        work_dir=tmp_path / "work",
+        model_cache=tmp_path / "cache",
+    )
+    trainer, (child, line) = Trainer(config), a_hanging_child()
+    trainer._child = child
+    assert not trainer.unfit_reason
+    await trainer.close()
+    assert str(line.pid) in trainer.unfit_reason
+    with pytest.raises(Fault) as caught:
+        await trainer._ready_child()
+    assert caught.value.code is FaultCode.RUNTIME_PROCESS_STUCK
+    line.let_go()
+    assert not trainer.unfit_reason
+    await trainer.close()
+    assert trainer._child is None
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from tunesmith.api.run.v1 import run_pb2 as tunesmith_dot_api_dot_run_dot_v1_dot
 from tunesmith.api.run.v1 import spec_pb2 as tunesmith_dot_api_dot_run_dot_v1_dot_spec__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n tunesmith/api/work/v1/work.proto\x12\x15tunesmith.api.work.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(tunesmith/api/artifact/v1/artifact.proto\x1a&tunesmith/api/dataset/v1/dataset.proto\x1a\x1etunesmith/api/run/v1/run.proto\x1a\x1ftunesmith/api/run/v1/spec.proto\"\x94\x03\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x04kind\x18\x02 \x01(\x0e\x32\x1f.tunesmith.api.work.v1.TaskKind\x12\x0c\n\x04tier\x18\x03 \x01(\t\x12\x10\n\x08hardware\x18\x04 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x03\x12 \n\x13temperature_celsius\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0bwarm_models\x18\x07 \x03(\t\x12\x0f\n\x07version\x18\x08 \x01(\t\x12/\n\x05state\x18\t \x01(\x0e\x32 .tunesmith.api.work.v1.NodeState\x12\x32\n\x0eheartbeat_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rregister_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03run\x18\x0c \x01(\t\x12\x14\n\x0c\x63\x61pabilities\x18\r \x03(\tB\x16\n\x14_temperature_celsius\"J\n\tInputFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t\"\x91\x01\n\x0e\x42\x61seModelInput\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12/\n\x05\x66iles\x18\x04 \x03(\x0b\x32 .tunesmith.api.work.v1.InputFile\x12\x16\n\thub_token\x18\x05 \x01(\tB\x03\x80\x01\x01\"~\n\x0c\x44\x61tasetInput\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x30\n\x06\x66ormat\x18\x02 \x01(\x0e\x32 .tunesmith.api.dataset.v1.Format\x12.\n\x04\x66ile\x18\x03 \x01(\x0b\x32 .tunesmith.api.work.v1.InputFile\"\xff\x02\n\tTrainTask\x12\x33\n\x04\x62\x61se\x18\x01 \x01(\x0b\x32%.tunesmith.api.work.v1.BaseModelInput\x12\x35\n\x08\x64\x61tasets\x18\x02 \x03(\x0b\x32#.tunesmith.api.work.v1.DatasetInput\x12\x36\n\x08training\x18\x03 \x01(\x0b\x32$.tunesmith.api.run.v1.TrainingConfig\x12.\n\x04lora\x18\x04 \x01(\x0b\x32 .tunesmith.api.run.v1.LoraConfig\x12\x16\n\x0esample_prompts\x18\x05 \x03(\t\x12\x34\n\ncheckpoint\x18\x06 \x03(\x0b\x32 .tunesmith.api.work.v1.InputFile\x12\x17\n\x0f\x63heckpoint_step\x18\x07 \x01(\x03\x12\x37\n\nvalidation\x18\x08 \x01(\x0b\x32#.tunesmith.api.work.v1.DatasetInput\"\xd0\x01\n\nExportTask\x12\x33\n\x04\x62\x61se\x18\x01 \x01(\x0b\x32%.tunesmith.api.work.v1.BaseModelInput\x12\x31\n\x07\x61\x64\x61pter\x18\x02 \x03(\x0b\x32 .tunesmith.api.work.v1.InputFile\x12\x15\n\rquantizations\x18\x03 \x03(\t\x12\x33\n\x08snapshot\x18\x04 \x01(\x0b\x32!.tunesmith.api.run.v1.RunSnapshot\x12\x0e\n\x06losses\x18\x05 \x03(\x01\"\xc1\x02\n\x05Lease\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x15\n\rfencing_epoch\x18\x04 \x01(\x03\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x04kind\x18\x06 \x01(\x0e\x32\x1f.tunesmith.api.work.v1.TaskKind\x12/\n\x05train\x18\x07 \x01(\x0b\x32 .tunesmith.api.work.v1.TrainTask\x12\x31\n\x06\x65xport\x18\x08 \x01(\x0b\x32!.tunesmith.api.work.v1.ExportTask\x12\x13\n\x0btraceparent\x18\t \x01(\t\x12\x18\n\x10heartbeat_millis\x18\n \x01(\x05\"\xb2\x01\n\nOutputFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0b\n\x03uri\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12>\n\rartifact_kind\x18\x05 \x01(\x0e\x32\'.tunesmith.api.artifact.v1.ArtifactKind\x12\x14\n\x0cquantization\x18\x06 \x01(\t\x12\x0f\n\x07\x65ntries\x18\x07 \x03(\t*P\n\x08TaskKind\x12\x19\n\x15TASK_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fTASK_KIND_TRAIN\x10\x01\x12\x14\n\x10TASK_KIND_EXPORT\x10\x02*\x82\x01\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10NODE_STATE_READY\x10\x01\x12\x15\n\x11NODE_STATE_LEASED\x10\x02\x12\x17\n\x13NODE_STATE_DRAINING\x10\x03\x12\x13\n\x0fNODE_STATE_LOST\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n tunesmith/api/work/v1/work.proto\x12\x15tunesmith.api.work.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(tunesmith/api/artifact/v1/artifact.proto\x1a&tunesmith/api/dataset/v1/dataset.proto\x1a\x1etunesmith/api/run/v1/run.proto\x1a\x1ftunesmith/api/run/v1/spec.proto\"\xaa\x03\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x04kind\x18\x02 \x01(\x0e\x32\x1f.tunesmith.api.work.v1.TaskKind\x12\x0c\n\x04tier\x18\x03 \x01(\t\x12\x10\n\x08hardware\x18\x04 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x03\x12 \n\x13temperature_celsius\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0bwarm_models\x18\x07 \x03(\t\x12\x0f\n\x07version\x18\x08 \x01(\t\x12/\n\x05state\x18\t \x01(\x0e\x32 .tunesmith.api.work.v1.NodeState\x12\x32\n\x0eheartbeat_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rregister_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03run\x18\x0c \x01(\t\x12\x14\n\x0c\x63\x61pabilities\x18\r \x03(\t\x12\x14\n\x0cunfit_reason\x18\x0e \x01(\tB\x16\n\x14_temperature_celsius\"J\n\tInputFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t\"\x91\x01\n\x0e\x42\x61seModelInput\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12/\n\x05\x66iles\x18\x04 \x03(\x0b\x32 .tunesmith.api.work.v1.InputFile\x12\x16\n\thub_token\x18\x05 \x01(\tB\x03\x80\x01\x01\"~\n\x0c\x44\x61tasetInput\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x30\n\x06\x66ormat\x18\x02 \x01(\x0e\x32 .tunesmith.api.dataset.v1.Format\x12.\n\x04\x66ile\x18\x03 \x01(\x0b\x32 .tunesmith.api.work.v1.InputFile\"\xff\x02\n\tTrainTask\x12\x33\n\x04\x62\x61se\x18\x01 \x01(\x0b\x32%.tunesmith.api.work.v1.BaseModelInput\x12\x35\n\x08\x64\x61tasets\x18\x02 \x03(\x0b\x32#.tunesmith.api.work.v1.DatasetInput\x12\x36\n\x08training\x18\x03 \x01(\x0b\x32$.tunesmith.api.run.v1.TrainingConfig\x12.\n\x04lora\x18\x04 \x01(\x0b\x32 .tunesmith.api.run.v1.LoraConfig\x12\x16\n\x0esample_prompts\x18\x05 \x03(\t\x12\x34\n\ncheckpoint\x18\x06 \x03(\x0b\x32 .tunesmith.api.work.v1.InputFile\x12\x17\n\x0f\x63heckpoint_step\x18\x07 \x01(\x03\x12\x37\n\nvalidation\x18\x08 \x01(\x0b\x32#.tunesmith.api.work.v1.DatasetInput\"\xd0\x01\n\nExportTask\x12\x33\n\x04\x62\x61se\x18\x01 \x01(\x0b\x32%.tunesmith.api.work.v1.BaseModelInput\x12\x31\n\x07\x61\x64\x61pter\x18\x02 \x03(\x0b\x32 .tunesmith.api.work.v1.InputFile\x12\x15\n\rquantizations\x18\x03 \x03(\t\x12\x33\n\x08snapshot\x18\x04 \x01(\x0b\x32!.tunesmith.api.run.v1.RunSnapshot\x12\x0e\n\x06losses\x18\x05 \x03(\x01\"\xc1\x02\n\x05Lease\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x15\n\rfencing_epoch\x18\x04 \x01(\x03\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x04kind\x18\x06 \x01(\x0e\x32\x1f.tunesmith.api.work.v1.TaskKind\x12/\n\x05train\x18\x07 \x01(\x0b\x32 .tunesmith.api.work.v1.TrainTask\x12\x31\n\x06\x65xport\x18\x08 \x01(\x0b\x32!.tunesmith.api.work.v1.ExportTask\x12\x13\n\x0btraceparent\x18\t \x01(\t\x12\x18\n\x10heartbeat_millis\x18\n \x01(\x05\"\xb2\x01\n\nOutputFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0b\n\x03uri\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12>\n\rartifact_kind\x18\x05 \x01(\x0e\x32\'.tunesmith.api.artifact.v1.ArtifactKind\x12\x14\n\x0cquantization\x18\x06 \x01(\t\x12\x0f\n\x07\x65ntries\x18\x07 \x03(\t*P\n\x08TaskKind\x12\x19\n\x15TASK_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fTASK_KIND_TRAIN\x10\x01\x12\x14\n\x10TASK_KIND_EXPORT\x10\x02*\x82\x01\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10NODE_STATE_READY\x10\x01\x12\x15\n\x11NODE_STATE_LEASED\x10\x02\x12\x17\n\x13NODE_STATE_DRAINING\x10\x03\x12\x13\n\x0fNODE_STATE_LOST\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,24 +38,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_BASEMODELINPUT'].fields_by_name['hub_token']._loaded_options = None
   _globals['_BASEMODELINPUT'].fields_by_name['hub_token']._serialized_options = b'\200\001\001'
-  _globals['_TASKKIND']._serialized_start=2100
-  _globals['_TASKKIND']._serialized_end=2180
-  _globals['_NODESTATE']._serialized_start=2183
-  _globals['_NODESTATE']._serialized_end=2313
+  _globals['_TASKKIND']._serialized_start=2122
+  _globals['_TASKKIND']._serialized_end=2202
+  _globals['_NODESTATE']._serialized_start=2205
+  _globals['_NODESTATE']._serialized_end=2335
   _globals['_NODE']._serialized_start=240
-  _globals['_NODE']._serialized_end=644
-  _globals['_INPUTFILE']._serialized_start=646
-  _globals['_INPUTFILE']._serialized_end=720
-  _globals['_BASEMODELINPUT']._serialized_start=723
-  _globals['_BASEMODELINPUT']._serialized_end=868
-  _globals['_DATASETINPUT']._serialized_start=870
-  _globals['_DATASETINPUT']._serialized_end=996
-  _globals['_TRAINTASK']._serialized_start=999
-  _globals['_TRAINTASK']._serialized_end=1382
-  _globals['_EXPORTTASK']._serialized_start=1385
-  _globals['_EXPORTTASK']._serialized_end=1593
-  _globals['_LEASE']._serialized_start=1596
-  _globals['_LEASE']._serialized_end=1917
-  _globals['_OUTPUTFILE']._serialized_start=1920
-  _globals['_OUTPUTFILE']._serialized_end=2098
+  _globals['_NODE']._serialized_end=666
+  _globals['_INPUTFILE']._serialized_start=668
+  _globals['_INPUTFILE']._serialized_end=742
+  _globals['_BASEMODELINPUT']._serialized_start=745
+  _globals['_BASEMODELINPUT']._serialized_end=890
+  _globals['_DATASETINPUT']._serialized_start=892
+  _globals['_DATASETINPUT']._serialized_end=1018
+  _globals['_TRAINTASK']._serialized_start=1021
+  _globals['_TRAINTASK']._serialized_end=1404
+  _globals['_EXPORTTASK']._serialized_start=1407
+  _globals['_EXPORTTASK']._serialized_end=1615
+  _globals['_LEASE']._serialized_start=1618
+  _globals['_LEASE']._serialized_end=1939
+  _globals['_OUTPUTFILE']._serialized_start=1942
+  _globals['_OUTPUTFILE']._serialized_end=2120
 # @@protoc_insertion_point(module_scope)

@@ -37,7 +37,7 @@ NODE_STATE_DRAINING: NodeState
 NODE_STATE_LOST: NodeState
 
 class Node(_message.Message):
-    __slots__ = ("name", "kind", "tier", "hardware", "memory_bytes", "temperature_celsius", "warm_models", "version", "state", "heartbeat_time", "register_time", "run", "capabilities")
+    __slots__ = ("name", "kind", "tier", "hardware", "memory_bytes", "temperature_celsius", "warm_models", "version", "state", "heartbeat_time", "register_time", "run", "capabilities", "unfit_reason")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +51,7 @@ class Node(_message.Message):
     REGISTER_TIME_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    UNFIT_REASON_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: TaskKind
     tier: str
@@ -64,7 +65,8 @@ class Node(_message.Message):
     register_time: _timestamp_pb2.Timestamp
     run: str
     capabilities: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[TaskKind, str]] = ..., tier: _Optional[str] = ..., hardware: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., temperature_celsius: _Optional[float] = ..., warm_models: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., state: _Optional[_Union[NodeState, str]] = ..., heartbeat_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., register_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., run: _Optional[str] = ..., capabilities: _Optional[_Iterable[str]] = ...) -> None: ...
+    unfit_reason: str
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[TaskKind, str]] = ..., tier: _Optional[str] = ..., hardware: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., temperature_celsius: _Optional[float] = ..., warm_models: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., state: _Optional[_Union[NodeState, str]] = ..., heartbeat_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., register_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., run: _Optional[str] = ..., capabilities: _Optional[_Iterable[str]] = ..., unfit_reason: _Optional[str] = ...) -> None: ...
 
 class InputFile(_message.Message):
     __slots__ = ("path", "url", "size_bytes", "sha256")
