@@ -7,7 +7,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from chassis.redaction import redact
+from chassis.redaction import hide_paths, redact
 from lexicon.faults import Fault, FaultCode, Stage
 from tunesmith.api.fault.v1 import fault_pb2
 
@@ -55,7 +55,8 @@ def to_status(fault: Fault, *, code: grpc.StatusCode | None = None) -> status_pb
     """The fault as `google.rpc.Status`.
 
     Its details are an ErrorInfo (reason = code, domain `tunesmith`), the contract's own Fault, and
-    the remedy as a LocalizedMessage for clients that know neither. Secrets are taken out.
+    the remedy as a LocalizedMessage for clients that know neither. Secrets are taken out, and
+    so are paths of this machine.
 
     Args:
         code: status of the call where it is already decided; default that of the table.
@@ -78,7 +79,7 @@ def to_trailing_metadata(fault: Fault) -> tuple[tuple[str, bytes], ...]:
 
 
 def fault_to_proto(fault: Fault) -> fault_pb2.Fault:
-    """The fault in the words of the contract, without secrets."""
+    """The fault in the words of the contract, without secrets and paths of this machine."""
     return _to_proto(fault, _IN_MESSAGE)
 
 
@@ -165,7 +166,7 @@ def _call(error: grpc.RpcError, name: str) -> Any:
 
 def _short(text: str, limit_bytes: int) -> str:
     # Lone surrogates, which a dataset may hold, are not UTF-8.
-    clean = redact(text).encode("utf-8", "replace")
+    clean = hide_paths(redact(text)).encode("utf-8", "replace")
     if len(clean) <= limit_bytes:
         return clean.decode("utf-8")
     return clean[: limit_bytes - len(_CUT.encode())].decode("utf-8", "ignore") + _CUT

@@ -20,6 +20,7 @@ import grpc.aio
 
 from chassis import errors, telemetry
 from chassis.answering import unexpected
+from chassis.redaction import hide_paths, redact
 from lexicon.faults import Fault, FaultCode, Stage
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2, work_service_pb2_grpc
 
@@ -104,6 +105,9 @@ class LeaseSession:
         """
         kind = report.WhichOneof("report")
         assert kind is not None
+        if kind == "warning":
+            log.info("warning told", code=report.warning.code, reason=report.warning.message)
+            report.warning.message = hide_paths(redact(report.warning.message))
         if kind == "stage":
             self._stage = errors.stage_from_proto(report.stage)
         self._reports.append(_Report(message=report, at_seconds=self._clock()))
@@ -175,6 +179,16 @@ class LeaseSession:
             return
         fault.stage = fault.stage or self._stage
         fault.node = fault.node or self._node
+        # The user is told a part of it; by its id an operator finds the whole.
+        fault_id = secrets.token_hex(6)
+        log.error(
+            "task failed",
+            code=fault.code.value,
+            fault_id=fault_id,
+            reason=fault.message,
+            facts=dict(fault.metadata),
+        )
+        fault.metadata["fault_id"] = fault_id
         await self.flush()
         request = work_service_pb2.FailTaskRequest(
             lease_id=self.lease.lease_id,

@@ -1,4 +1,8 @@
-"""What must never be read in a log, an event or an answer: the shapes of secrets, taken out."""
+"""What must never be read in a log, an event or an answer: the shapes of secrets, taken out.
+
+A path of the machine is no secret, and operators need it in their logs; but no user has a use for
+it, and it tells how the machine is made. `hide_paths` leaves the file's name.
+"""
 
 import re
 from collections.abc import Mapping
@@ -31,6 +35,19 @@ _SHAPES = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE | re.DOTALL,
 )
+HIDDEN_FOLDER = "…/"
+# A path in quotes, as the system's errors have it, may hold anything; one without ends at a blank
+# or a mark. What goes on from a word or another path is none: a URL, a name, a relative path. A
+# method of the contract has the form of a path, and is not one.
+_PATHS = re.compile(
+    r"""
+    (?P<quote>["'])(?:file://)?(?:~?/|[A-Za-z]:[\\/])[^"'\n]*[\\/](?P<quoted>[^"'\n\\/]*)(?P=quote)
+    | (?<![\w.~/-])(?:file://)?~?/(?!tunesmith\.|grpc\.)(?:[^\s/"'`:;,()<>\[\]{}|*?\\]+/)+
+      (?P<name>[^\s/"'`:;,()<>\[\]{}|*?\\]*)
+    | \b[A-Za-z]:\\(?:[^\s\\"'`:;,()<>\[\]{}|*?]+\\)+(?P<other>[^\s\\"'`:;,()<>\[\]{}|*?]*)
+    """,
+    re.VERBOSE,
+)
 _SECRET_NAMES = re.compile(
     r"authorization|password|passwd|secret|credential|api_?key|signing_?key|(?:^|_)token$",
     re.IGNORECASE,
@@ -40,6 +57,11 @@ _SECRET_NAMES = re.compile(
 def redact(text: str) -> str:
     """The text with everything that looks like a secret replaced by `***`."""
     return _SHAPES.sub(_masked, text)
+
+
+def hide_paths(text: str) -> str:
+    """The text with the name alone of every file that it gives an absolute path of."""
+    return _PATHS.sub(_named, text)
 
 
 def redact_value(value: Any, *, name: str = "", depth: int = 0) -> Any:
@@ -58,6 +80,12 @@ def redact_value(value: Any, *, name: str = "", depth: int = 0) -> Any:
     if depth < DEPTH_MAX and isinstance(value, list | tuple | set | frozenset):
         return [redact_value(part, depth=depth + 1) for part in value]
     return redact(str(value))
+
+
+def _named(match: re.Match[str]) -> str:
+    quote = match["quote"] or ""
+    name = match["quoted"] or match["name"] or match["other"] or ""
+    return f"{quote}{HIDDEN_FOLDER}{name}{quote}"
 
 
 def _masked(match: re.Match[str]) -> str:

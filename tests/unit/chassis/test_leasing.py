@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import structlog
 
 from chassis import client, identity
 from chassis.identity import Role
@@ -270,6 +271,27 @@ async def test_a_fault_fails_the_task_with_stage_and_node(
     assert fault.code == "STATE_CHECKPOINT_INVALID"
     assert fault.stage == fault_pb2.STAGE_SAVING
     assert fault.node == "nodes/n1"
+
+
+async def test_a_user_is_told_no_path_and_no_secret_of_a_node_but_where_the_rest_is(
+    scheduler: Scheduler, working: Working
+) -> None:
+    """003-18, attack list 16: the operator finds the whole text by the fault's id."""
+    where = "/srv/node-7/cache/kernel.so"
+
+    async def handle(session: LeaseSession) -> None:
+        telling = run_pb2.RunWarning(code="RUNTIME_UNSLOTH_FAILED", message=f"cannot open {where}")
+        session.report(work_service_pb2.TaskReport(warning=telling))
+        raise Fault(FaultCode.RUNTIME_TRAINING_FAILED, f"cannot open {where}", cause=where)
+
+    with structlog.testing.capture_logs() as lines:
+        async with working(handle):
+            await ended(scheduler)
+    (fault,), (told,) = scheduler.faults, scheduler.reports.values()
+    assert fault.message == told.warning.message == "cannot open …/kernel.so"
+    assert where not in str(fault)
+    (line,) = [line for line in lines if line.get("fault_id") == fault.metadata["fault_id"]]
+    assert where in line["reason"]
 
 
 async def test_a_mistake_of_ours_fails_the_task_without_its_traceback(

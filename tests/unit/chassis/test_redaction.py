@@ -42,6 +42,44 @@ def test_every_shape_of_token_is_taken_out(secret: str) -> None:
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
+        (
+            "[Errno 2] No such file or directory: '/srv/node 7/cache/config.json'",
+            "[Errno 2] No such file or directory: '…/config.json'",
+        ),
+        ('File "/usr/lib/python3.11/json/decoder.py", line 3', 'File "…/decoder.py", line 3'),
+        ("cannot open /home/op/.cache/a/b.so: no such file", "cannot open …/b.so: no such file"),
+        ("cache_dir=/root/.cache/hub and ~/x/y.txt", "cache_dir=…/hub and …/y.txt"),
+        ("see file:///var/lib/tunesmith/log.txt", "see …/log.txt"),
+        (r"C:\Users\op\model.safetensors is broken", "…/model.safetensors is broken"),
+        ("(/opt/conda/lib/libcuda.so.1:12)", "(…/libcuda.so.1:12)"),
+    ],
+)
+def test_of_a_path_of_the_machine_the_name_is_told_alone(text: str, shown: str) -> None:
+    """Attack list 16: an error of a library names folders that are nobody's business."""
+    assert redaction.hide_paths(text) == shown
+    fault = Fault(FaultCode.RUNTIME_TRAINING_FAILED, text, cause=text, remedy=text)
+    proto = fault_to_proto(fault)
+    assert [proto.message, proto.metadata["cause"], proto.remedy] == [shown] * 3
+    assert to_status(fault).message == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "projects/acme/runs/run-1 of nodes/gpu-1",
+        "There is no method /tunesmith.api.run.v1.RunService/Fly.",
+        "object://runs/r/1/adapter/a.safetensors and https://host:1/objects/a/b?x=/c",
+        "tunesmith/anvil-3m, 3/4 of it, and/or <s>[/INST]</s>, TCP/IP, 1 / 2 / 3",
+        "adapter/adapter_model.safetensors in ./out/../x",
+    ],
+)
+def test_what_only_looks_like_a_path_stays(text: str) -> None:
+    assert redaction.hide_paths(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
         ("postgresql://me:hunter22@host/db", "postgresql://me:***@host/db"),
         ("https://x/objects/a?method=GET&signature=abcdef&x=1", "signature=***&x=1"),
         ("password=hunter22 host=a", "password=*** host=a"),
