@@ -6,8 +6,8 @@ import os
 from chassis import server, telemetry
 from chassis.client import connect
 from chassis.config import describe, load
-from chassis.leasing import Worker
 from chassis.tls import Tls
+from chassis.worker import Worker
 from exporter import node
 from exporter.config import Config
 from exporter.worker import Exporter

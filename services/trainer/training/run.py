@@ -210,10 +210,14 @@ def _train(
             # It ended early. A node that is lost before the adapter is stored takes no step along.
             save_checkpoint(writer, state, course)
     course.finish(state)
+    _tell_skipped(channel, state)
+    return course, last, state.step, state.losses
+
+
+def _tell_skipped(channel: Channel, state: loop.TrainState) -> None:
     if state.skipped_count:
         text = f"{state.skipped_count} of {state.step} steps were skipped: fp16 overflowed"
         warn(channel, FaultCode.RUNTIME_STEPS_SKIPPED, text)
-    return course, last, state.step, state.losses
 
 
 def _sample(sampler: Sampler, step: int, channel: Channel) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from chassis.client import connect
-from chassis.leasing import Worker
+from chassis.worker import Worker
 from exporter import node
 from exporter.domain.bundle import ENTRIES
 from exporter.engine.weights import GgufFile

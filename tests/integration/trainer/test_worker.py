@@ -17,7 +17,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from chassis.client import connect
-from chassis.leasing import Worker
+from chassis.worker import Worker
 from deploy.models.anvil.grammar import HOME, held_out
 from tests.support.modelhub_server import ModelHubServer, Repo
 from tests.support.work import FakeScheduler, ObjectServer, lease_of, running

@@ -12,7 +12,8 @@ import structlog
 
 from chassis import client, identity
 from chassis.identity import Role
-from chassis.leasing import LeaseSession, Worker
+from chassis.leasing import LeaseSession
+from chassis.worker import Worker
 from lexicon.faults import Fault, FaultCode, Stage
 from tests.support.chassis import KEY, serving
 from tunesmith.api.fault.v1 import fault_pb2
