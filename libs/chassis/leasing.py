@@ -101,7 +101,8 @@ class LeaseSession:
             report.warning.message = hide_paths(redact(report.warning.message))
         if kind == "stage":
             self._stage = errors.stage_from_proto(report.stage)
-        self._reports.append(_Report(message=report, at_seconds=self._clock()))
+        if not (kind == "activity" and self._replace_activity(report)):
+            self._reports.append(_Report(message=report, at_seconds=self._clock()))
         if len(self._reports) > REPORTS_MAX:
             self._drop_oldest_metrics()
         if kind in _URGENT:
@@ -328,6 +329,14 @@ class LeaseSession:
                 trouble_count += 1
                 log.warning("call to the scheduler failed", code=fault.code.value)
                 await asyncio.sleep(backoff_seconds(trouble_count))
+
+    def _replace_activity(self, report: work_service_pb2.TaskReport) -> bool:
+        """Puts it in the place of one not yet sent; a heartbeat needs no more than the newest."""
+        newest = self._reports[-1] if self._reports else None
+        if newest is None or newest.number or not newest.message.HasField("activity"):
+            return False
+        newest.message, newest.at_seconds = report, self._clock()
+        return True
 
     def _drop_oldest_metrics(self) -> None:
         for report in self._reports:

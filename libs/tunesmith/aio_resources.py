@@ -384,16 +384,17 @@ class AsyncExports:
         """The export, once it has ended; a cancelled one is an answer as well.
 
         Args:
-            on_change: hears of each state that was seen.
+            on_change: hears of each state and activity that was seen.
         Raises:
             RunFailedError: it ended in FAILED.
         """
         seconds, seen = exports.FIRST_POLL_SECONDS, None
         while True:
             found = await self.get(export)
-            if on_change and (found.state, found.attempt) != seen:
+            stands = (found.state, found.attempt, found.activity.text, found.activity.percent)
+            if on_change and stands != seen:
                 on_change(found)
-            seen = (found.state, found.attempt)
+            seen = stands
             if found.state == export_pb2.EXPORT_STATE_FAILED:
                 raise from_fault(found.fault)
             if found.state in exports.ENDED:

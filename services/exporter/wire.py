@@ -1,6 +1,7 @@
 """Protobuf ⇄ the exporter's own words."""
 
-from exporter.pipe import Failed, ProofFigures
+from chassis import activities
+from exporter.pipe import Failed, Progress, ProofFigures
 from lexicon.faults import Fault, FaultCode, Stage
 from tunesmith.api.artifact.v1 import artifact_pb2
 from tunesmith.api.fault.v1 import fault_pb2
@@ -12,6 +13,17 @@ def stage_report(stage: Stage) -> work_service_pb2.TaskReport:
     """A report that a stage began."""
     number = fault_pb2.Stage.Value(f"STAGE_{stage.name}")
     return work_service_pb2.TaskReport(stage=number)  # type: ignore[arg-type]  # the stubs want a name
+
+
+def activity_report(progress: Progress, *, quantization: str) -> work_service_pb2.TaskReport:
+    """A report of what the child does."""
+    text = {
+        "base": "preparing the base model",
+        "merge": f"merging and quantising to {quantization}",
+        "proof": f"proving {quantization} against the adapter",
+        "bundle": f"bundling {quantization}",
+    }.get(progress.step, progress.step)
+    return activities.report(text, progress.percent if progress.step == "merge" else None)
 
 
 def export_proof(quantization: str, proof: ProofFigures) -> run_pb2.ExportProof:

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from chassis import evictions, telemetry
+from chassis import activities, evictions, telemetry
 from chassis.inputs import InputUrls
 from chassis.leasing import LeaseSession
 from exporter import wire
@@ -36,6 +36,7 @@ log = telemetry.logger(__name__)
 ADAPTER_CONFIG: Final = "adapter_config.json"
 # What is fetched of a model on the hub: weights as safetensors and what describes them; no pickle.
 MODEL_PATTERNS: Final = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt")
+DOWNLOAD_TEXT: Final = "downloading the base model"
 # What a rotten file of the base could be the cause of; then it is looked at again, byte by byte.
 _DOUBTS_BASE: Final = frozenset(
     {
@@ -133,20 +134,21 @@ class Exporter:
                 target=str(target),
                 run=session.lease.run,
             )
-            exported = await self._run_checked(job, base)
+            exported = await self._run_checked(session, job, base)
+            session.report(activities.report(f"storing {quantization}"))
             outputs.append(await self._store(session, target, quantization, exported))
             proofs.append(wire.export_proof(quantization, exported.proof))
             target.unlink()
         await session.complete(outputs, export=work_service_pb2.ExportResult(proofs=proofs))
 
-    async def _run_checked(self, job: Export, base: "_Base") -> Exported:
+    async def _run_checked(self, session: LeaseSession, job: Export, base: "_Base") -> Exported:
         """Runs a job; no verdict falls over a base whose files were not just checked.
 
         Files and their conversion stay for months, and disks rot. When a verdict may be their fault
         they are compared with their digests and converted anew, once.
         """
         try:
-            return await self._run_with_base(job, base)
+            return await self._run_with_base(session, job, base)
         except Fault as fault:
             if fault.code is FaultCode.EXPORT_QUANTIZATION_BROKEN:
                 # This machine computed wrongly: the next child proves its kernel before any work.
@@ -155,31 +157,32 @@ class Exporter:
                 raise
             log.warning("base_doubted", code=fault.code, base=job.base_model)
             try:
-                folder = await self._fetch_base(base, is_doubted=True)
+                folder = await self._fetch_base(session, base, is_doubted=True)
             except Fault as unchecked:
                 log.warning("base_not_checked", code=unchecked.code)
                 raise fault from unchecked
         anew = msgspec.structs.replace(job, checkpoint=str(folder), is_converted_anew=True)
-        return await self._run(anew)
+        return await self._run(session, anew)
 
-    async def _run_with_base(self, job: Export, base: "_Base") -> Exported:
+    async def _run_with_base(self, session: LeaseSession, job: Export, base: "_Base") -> Exported:
         """Runs a job, with the base's files only where there is no conversion of them."""
         try:
-            return await self._run(job)
+            return await self._run(session, job)
         except BaseNeededError:
-            folder = await self._fetch_base(base)
-        return await self._run(msgspec.structs.replace(job, checkpoint=str(folder)))
+            folder = await self._fetch_base(session, base)
+        return await self._run(session, msgspec.structs.replace(job, checkpoint=str(folder)))
 
     async def _end_child(self) -> None:
         if self._child is not None:
             await self._child.kill()
 
-    async def _run(self, job: Export) -> Exported:
+    async def _run(self, session: LeaseSession, job: Export) -> Exported:
         child = await self._ready_child()
         last_step = ""
 
         def show(progress: Progress) -> None:
             nonlocal last_step
+            session.report(wire.activity_report(progress, quantization=job.quantization))
             if progress.step != last_step:
                 last_step = progress.step
                 log.info("export_step", step=progress.step, quantization=job.quantization)
@@ -231,14 +234,16 @@ class Exporter:
         key = hashlib.sha256(identity.encode()).hexdigest()[:32]
         return _Base(key=key, source=base, renewed=renewed, revision=found.revision_sha)
 
-    async def _fetch_base(self, base: "_Base", *, is_doubted: bool = False) -> Path:
+    async def _fetch_base(
+        self, session: LeaseSession, base: "_Base", *, is_doubted: bool = False
+    ) -> Path:
         """Folder of the base's files on this disk, held until the lease ends.
 
         Args:
             is_doubted: what lies there is compared with its digests again.
         """
         if base.source.files:
-            return await self._fetch_from_store(base, is_doubted=is_doubted)
+            return await self._fetch_from_store(session, base, is_doubted=is_doubted)
         hub, model_id = self._hub(base.source), base.source.model_id
         if is_doubted:
             self._held.close()
@@ -247,9 +252,14 @@ class Exporter:
         self._held.enter_context(self._cache.using(hub.folder_of(model_id)))
         missing = await hub.missing_bytes(model_id, base.revision, patterns=MODEL_PATTERNS)
         await evictions.make_room(self._cache, missing)
-        return await hub.fetch(model_id, base.revision, patterns=MODEL_PATTERNS)
+        async with activities.downloading(
+            session, DOWNLOAD_TEXT, folder=hub.folder_of(model_id), needed_bytes=missing
+        ):
+            return await hub.fetch(model_id, base.revision, patterns=MODEL_PATTERNS)
 
-    async def _fetch_from_store(self, base: "_Base", *, is_doubted: bool) -> Path:
+    async def _fetch_from_store(
+        self, session: LeaseSession, base: "_Base", *, is_doubted: bool
+    ) -> Path:
         folder = self._config.model_cache / "store" / base.key
         mark = folder / transfer.COMPLETE_MARK
         self._held.enter_context(self._cache.using(folder))
@@ -259,8 +269,12 @@ class Exporter:
         if not mark.exists():
             files = base.source.files
             size_bytes = sum(file.size_bytes for file in files)
-            await evictions.make_room(self._cache, max(0, size_bytes - folder_bytes(folder)))
-            await transfer.download_shared(files, folder, refresh=base.renewed)
+            missing = max(0, size_bytes - folder_bytes(folder))
+            await evictions.make_room(self._cache, missing)
+            async with activities.downloading(
+                session, DOWNLOAD_TEXT, folder=folder, needed_bytes=missing
+            ):
+                await transfer.download_shared(files, folder, refresh=base.renewed)
         return folder
 
     def _hub(self, base: work_pb2.BaseModelInput) -> ModelHub:

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
-import msgspec
-
 from chassis import outbox
 from chassis.postgres import Connection, Queries
 from lexicon.faults import Fault, FaultCode
 from scheduler import rows, wire_exports
+from scheduler.domain.activity import Activity
 from scheduler.domain.exports import Export, ExportLease, ExportState, Source
 from scheduler.domain.run import Outcome, RunFault
 from scheduler.rows import project_of
@@ -151,7 +150,6 @@ def _pairs(found: Sequence[rows.Row]) -> list[tuple[str, str]]:
 
 
 def _export_of(row: rows.Row) -> Export:
-    fault = row["fault"]
     return Export(
         name=row["name"],
         artifact=row["artifact"],
@@ -164,9 +162,10 @@ def _export_of(row: rows.Row) -> Export:
         fencing_epoch=row["fencing_epoch"],
         not_before=row["not_before"],
         lease=_lease_of(row),
-        fault=None if fault is None else msgspec.json.decode(fault, type=RunFault),
+        fault=rows.decoded(row["fault"], RunFault),
         proof=row["proof"],
         file=row["file"],
+        activity=rows.decoded(row["activity"], Activity),
         create_time=row["create_time"],
         update_time=row["update_time"],
         end_time=row["end_time"],
@@ -204,9 +203,10 @@ def _values(export: Export) -> Sequence[Any]:
         lease.attempt if lease else None,
         lease.expire_time if lease else None,
         lease.outcome if lease else None,
-        None if export.fault is None else msgspec.json.encode(export.fault).decode(),
+        rows.encoded(export.fault),
         export.proof,
         export.file,
         export.update_time,
         export.end_time,
+        rows.encoded(export.activity),
     )

@@ -99,7 +99,7 @@ class ExportWork:
     async def heartbeat(
         self, request: work_service_pb2.HeartbeatTaskRequest
     ) -> work_service_pb2.HeartbeatTaskResponse:
-        """Prolongs a lease; what an export reports on its way is not kept."""
+        """Prolongs a lease; of what an export reports on its way its activity is kept."""
         newest = max((report.report_number for report in request.reports), default=0)
         async with self._store.transaction() as transaction:
             export, lease, now = await _lock(transaction, request)
@@ -111,7 +111,11 @@ class ExportWork:
                     response.directive = work_service_pb2.DIRECTIVE_ABORT
                     response.reason = f"The export is {export.state.lower()}."
                 return response
-            signal = Heard(fencing_epoch=lease.fencing_epoch, lease=self._lease)
+            signal = Heard(
+                fencing_epoch=lease.fencing_epoch,
+                lease=self._lease,
+                activity=wire_exports.activity_of(request.reports),
+            )
             after = await _commit(transaction, export, signal, now)
             assert after.lease is not None
             response.expire_time.FromDatetime(after.lease.expire_time)

@@ -55,7 +55,7 @@ UPDATE runs SET
     fault_code = $15, fault = $16, metrics = $17, step = $18, total_steps = $19, loss = $20, checkpoint_step = $21,
     checkpoint_time = $22, checkpoint_epoch = $23, checkpoint_files = $24, samples = $25, proofs = $26, adapter = $27,
     artifact = $28, warning_count = $29, update_time = $30, start_time = $31, end_time = $32,
-    cancel_request_time = $33, progress_time = $34
+    cancel_request_time = $33, progress_time = $34, activity = $35
 WHERE name = $1 AND version = $2;
 
 -- name: update_labels
@@ -287,7 +287,7 @@ INSERT INTO exports (
 UPDATE exports SET
     state = $2, sequence = $3, failures = $4, fencing_epoch = $5, not_before = $6, lease_id = $7, node = $8,
     incarnation = $9, attempt = $10, expire_time = $11, outcome = $12, fault = $13, proof = $14, file = $15,
-    update_time = $16, end_time = $17, hub_token = CASE WHEN $17::timestamptz IS NULL THEN hub_token END
+    update_time = $16, end_time = $17, activity = $18, hub_token = CASE WHEN $17::timestamptz IS NULL THEN hub_token END
 WHERE name = $1;
 
 -- name: export

@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from lexicon.faults import Stage
+from scheduler.domain.activity import Activity
 from scheduler.domain.clock import Clock
 from scheduler.domain.effects import reading
 from scheduler.domain.run import (
@@ -75,8 +76,8 @@ def run_of(row: Row) -> Run:
         start_time=row["start_time"],
         end_time=row["end_time"],
         cancel_request_time=row["cancel_request_time"],
-        finish=_decoded(row["finish"], Finish),
-        fault=_decoded(row["fault"], RunFault),
+        finish=decoded(row["finish"], Finish),
+        fault=decoded(row["fault"], RunFault),
         metrics=_metrics(row),
         checkpoint=_checkpoint(row),
         samples=row["samples"],
@@ -85,6 +86,7 @@ def run_of(row: Row) -> Run:
         artifact=row["artifact"],
         warning_count=row["warning_count"],
         progress_time=row["progress_time"],
+        activity=decoded(row["activity"], Activity),
     )
 
 
@@ -128,7 +130,7 @@ def lease_of(row: Row) -> Lease:
         start_time=row["start_time"],
         end_time=row["end_time"],
         outcome=None if row["outcome"] is None else Outcome(row["outcome"]),
-        fault=_decoded(row["fault"], RunFault),
+        fault=decoded(row["fault"], RunFault),
         resumed_from_step=row["resumed_from_step"],
     )
 
@@ -177,7 +179,7 @@ def new_run_values(run: Run, submission: Submission, labels: Labels) -> Sequence
         labels.priority,
         run.sequence,
         run.task.kind,
-        _encoded(run.clock),
+        encoded(run.clock),
         run.submit_time,
     )
 
@@ -196,13 +198,13 @@ def run_values(run: Run) -> Sequence[Any]:
         run.attempt,
         run.task.kind,
         run.lease.lease_id if run.lease else None,
-        _encoded(run.clock),
+        encoded(run.clock),
         clocks.wall // _MICRO,
         clocks.active // _MICRO,
         clocks.billable // _MICRO,
-        _encoded(run.finish),
+        encoded(run.finish),
         run.fault.code if run.fault else None,
-        _encoded(run.fault),
+        encoded(run.fault),
         metrics.document if metrics else None,
         metrics.step if metrics else None,
         metrics.total_steps if metrics else None,
@@ -221,6 +223,7 @@ def run_values(run: Run) -> Sequence[Any]:
         run.end_time,
         run.cancel_request_time,
         run.progress_time,
+        encoded(run.activity),
     )
 
 
@@ -257,7 +260,7 @@ def lease_values(run: Run, lease: Lease) -> Sequence[Any]:
         lease.start_time,
         lease.end_time,
         lease.outcome,
-        _encoded(lease.fault),
+        encoded(lease.fault),
         lease.resumed_from_step,
     )
 
@@ -312,9 +315,11 @@ def _checkpoint(row: Row) -> Checkpoint | None:
     )
 
 
-def _encoded(value: object | None) -> str | None:
+def encoded(value: object | None) -> str | None:
+    """A value as it stands in a column of type jsonb."""
     return None if value is None else msgspec.json.encode(value).decode()
 
 
-def _decoded(text: str | None, kind: type[_Value]) -> _Value | None:
+def decoded(text: str | None, kind: type[_Value]) -> _Value | None:
+    """The value of a column of type jsonb."""
     return None if text is None else msgspec.json.decode(text, type=kind)

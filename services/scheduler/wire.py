@@ -1,5 +1,6 @@
 """Protobuf ⇄ domain for runs, faults and events; pure, and total over the enums."""
 
+import math
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, TypeVar, assert_never, cast
@@ -11,9 +12,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from chassis import errors, redaction
 from lexicon.faults import TABLE, Fault, FaultCode, Stage
 from scheduler.domain import limits
+from scheduler.domain.activity import Activity
 from scheduler.domain.clock import Reading
 from scheduler.domain.effects import reading
 from scheduler.domain.events import (
+    ActivityChanged,
     ArtifactStored,
     Body,
     CheckpointCommitted,
@@ -39,6 +42,7 @@ CURRENCY: Final = "CREDIT"
 
 # Text of a fault or warning that is kept; more is cut, since a worker may send anything.
 MESSAGE_CHARACTERS_MAX: Final = 2000
+ACTIVITY_CHARACTERS_MAX: Final = 200
 METADATA_ENTRIES_MAX: Final = 32
 METADATA_CHARACTERS_MAX: Final = 500
 
@@ -213,7 +217,23 @@ def run_to_proto(record: Record, *, now: datetime) -> run_pb2.Run:
     )
     if run.metrics is not None:
         proto.metrics.CopyFrom(parse(run_pb2.RunMetrics, run.metrics.document))
+    if run.activity is not None:
+        proto.activity.CopyFrom(activity_to_proto(run.activity))
     return proto
+
+
+def activity_to_proto(activity: Activity) -> run_pb2.Activity:
+    """What a node does."""
+    return run_pb2.Activity(text=activity.text, percent=activity.percent)
+
+
+def activity_from_proto(proto: run_pb2.Activity) -> Activity:
+    """What a node says that it does; a percentage that is none is left out."""
+    is_known = proto.HasField("percent") and math.isfinite(proto.percent)
+    return Activity(
+        text=clean(proto.text, limit=ACTIVITY_CHARACTERS_MAX),
+        percent=min(max(proto.percent, 0.0), 100.0) if is_known else None,
+    )
 
 
 def samples_of(document: Document) -> Sequence[run_pb2.Sample]:
@@ -276,6 +296,8 @@ def _fill(proto: event_pb2.Event, body: Body, *, at: datetime) -> None:
         case SamplesRecorded():
             proto.samples_recorded.ParseFromString(body.samples)
             proto.samples_recorded.SetInParent()
+        case ActivityChanged():
+            proto.activity_changed.activity.CopyFrom(activity_to_proto(body.activity))
         case Ended():
             proto.ended.CopyFrom(_ended(body))
         case _:

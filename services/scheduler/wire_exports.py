@@ -1,11 +1,12 @@
 """Protobuf ⇄ domain for exports of stored adapters."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, cast
 
 from chassis.outbox import OutboxRow
 from lexicon.faults import Fault, FaultCode
 from scheduler import events, wire, wire_work
+from scheduler.domain.activity import Activity
 from scheduler.domain.exports import Export, ExportLease, Source
 from tunesmith.api.artifact.v1 import artifact_pb2
 from tunesmith.api.event.v1 import event_pb2
@@ -36,6 +37,8 @@ def export_to_proto(export: Export) -> export_pb2.Export:
         update_time=wire.timestamp(export.update_time),
         end_time=wire.timestamp(export.end_time),
     )
+    if export.activity is not None:
+        proto.activity.CopyFrom(wire.activity_to_proto(export.activity))
     if export.proof:
         proto.proof.ParseFromString(export.proof)
     if export.file:
@@ -116,6 +119,12 @@ def bundle_of(
             field="outputs",
         )
     return request.outputs[0]
+
+
+def activity_of(reports: Sequence[work_service_pb2.TaskReport]) -> Activity | None:
+    """What a node has last said that it does; None when it says nothing of it."""
+    told = [report.activity for report in reports if report.HasField("activity")]
+    return wire.activity_from_proto(told[-1]) if told else None
 
 
 def proof_of(request: work_service_pb2.CompleteTaskRequest) -> bytes:

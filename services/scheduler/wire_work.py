@@ -10,6 +10,7 @@ from chassis import errors
 from lexicon.faults import Fault, FaultCode
 from scheduler.domain.run import Checkpoint, Document, Lease, Metrics, Record, TaskKind
 from scheduler.domain.signals import (
+    ActivityReported,
     CheckpointReported,
     MetricsReported,
     PauseReported,
@@ -20,7 +21,7 @@ from scheduler.domain.signals import (
     TrainingBegan,
     WarningReported,
 )
-from scheduler.wire import clean, parse, timestamp
+from scheduler.wire import activity_from_proto, clean, parse, timestamp
 from tunesmith.api.artifact.v1 import artifact_pb2
 from tunesmith.api.dataset.v1 import dataset_pb2
 from tunesmith.api.event.v1 import event_pb2
@@ -183,6 +184,8 @@ def _report_body(proto: work_service_pb2.TaskReport, *, prefix: str) -> ReportBo
                 samples=proto.samples.samples, merges=proto.samples.merges
             )
             return SamplesReported(samples=pack_samples(told))
+        case "activity":
+            return ActivityReported(activity=activity_from_proto(proto.activity))
     return None
 
 

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Self
 
 from lexicon.faults import FaultCode, Stage
+from scheduler.domain.activity import Activity
 from scheduler.domain.decision import decide, submit
 from scheduler.domain.effects import Decision
 from scheduler.domain.events import Body, ClockChanged, Event
@@ -20,6 +21,7 @@ from scheduler.domain.run import (
     Terms,
 )
 from scheduler.domain.signals import (
+    ActivityReported,
     CancelRequested,
     CheckpointReported,
     ExportCompleted,
@@ -158,6 +160,9 @@ class Story:
 
     def sampled(self, samples: bytes) -> Self:
         return self.reported(SamplesReported(samples=samples))
+
+    def acting(self, text: str, percent: float | None = None) -> Self:
+        return self.reported(ActivityReported(activity=Activity(text=text, percent=percent)))
 
     def paused(self, *, paused: bool = True) -> Self:
         return self.reported(PauseReported(paused=paused, reason="Waiting for GPU to cool…"))

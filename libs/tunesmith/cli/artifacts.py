@@ -169,20 +169,27 @@ def delete(artifact: ArtifactArgument, yes: Yes = False, json_: Json = False) ->
 
 
 def _wait(client: Client, name: str) -> export_pb2.Export:
-    """Waits, and tells people of each state on the way; leaving leaves the export alone."""
-    is_told = is_interactive() and not settings().as_json
-
-    def tell(found: export_pb2.Export) -> None:
-        if is_told and found.state not in ENDED:
-            again = f", try {found.attempt}" if found.attempt > 1 else ""
-            output.error_console().print(_pill(found), f"{found.quantization}{again}")
-
+    """Waits, and shows people what is done meanwhile; leaving leaves the export alone."""
+    screen = output.error_console()
     try:
-        return client.exports.wait(name, on_change=tell)
+        if not is_interactive() or settings().as_json:
+            return client.exports.wait(name)
+        with screen.status("") as status:
+            return client.exports.wait(name, on_change=lambda found: status.update(_doing(found)))
     except KeyboardInterrupt:
         again = f"The export goes on: tunesmith artifact watch {output.last_part(name)}"
-        output.error_console().print(again, style="dim")
+        screen.print(again, style="dim")
         raise
+
+
+def _doing(found: export_pb2.Export) -> Text:
+    """Where an export stands that has not ended, in one line."""
+    parts = [found.quantization]
+    if found.attempt > 1:
+        parts.append(f"try {found.attempt}")
+    if found.HasField("activity"):
+        parts.append(output.activity_text(found.activity))
+    return Text.assemble(_pill(found), " ", " · ".join(parts))
 
 
 def _show_one(found: export_pb2.Export) -> None:

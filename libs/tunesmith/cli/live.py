@@ -34,6 +34,7 @@ class RunView:
     state: run_pb2.RunState = run_pb2.RUN_STATE_QUEUED
     stage: fault_pb2.Stage = fault_pb2.STAGE_QUEUED
     metrics: run_pb2.RunMetrics | None = None
+    activity: run_pb2.Activity | None = None
     clocks: run_pb2.RunClocks = field(default_factory=run_pb2.RunClocks)
     cost: str = "0.00"
     warnings: list[str] = field(default_factory=list)
@@ -50,9 +51,13 @@ class RunView:
         match event.WhichOneof("payload"):
             case "progressed":
                 if event.progressed.HasField("metrics"):
-                    self.metrics = event.progressed.metrics
+                    self.metrics, self.activity = event.progressed.metrics, None
                 self.clocks = event.progressed.clocks
                 self.cost = output.credits_text(event.progressed.cost)
+            case "activity_changed":
+                self.activity = event.activity_changed.activity
+            case "state_changed":
+                self.activity = None
             case "warned":
                 self.warnings.append(event.warned.warning.message)
             case "artifact_stored":
@@ -98,6 +103,10 @@ def follow(
         heading = f"{output.pill(view.state).plain} · {output.stage_words(view.stage)}"
         if payload == "warned":
             screen.print(f"! {view.warnings[-1]}", markup=False)
+        elif payload == "activity_changed":
+            words = output.activity_text(event.activity_changed.activity)
+            screen.print(f"{heading} · {words}", markup=False, soft_wrap=True)
+            before = heading
         elif heading != before or (payload == "progressed" and now - said_at >= LINE_SECONDS):
             parts = [heading]
             if view.metrics is not None:
@@ -126,17 +135,27 @@ class _Picture:
             heading.add_row(pill, Text(words, style=f"bold {colour}"), *_heading(view))
         lines: list[RenderableType] = [heading]
         if view.metrics is not None:
-            percent = view.metrics.progress_percent
-            bar = Table.grid(padding=(0, 1))
-            bar.add_row(
-                ProgressBar(total=100, completed=percent, width=BAR_WIDTH),
-                f"{percent:3.0f} %",
-                _steps(view.metrics),
-            )
-            lines += [bar, Text(_figures(view))]
+            lines += [
+                _bar(view.metrics.progress_percent, _steps(view.metrics)),
+                Text(_figures(view)),
+            ]
+        if view.activity is not None:
+            is_known = view.activity.HasField("percent")
+            lines.append(_bar(view.activity.percent if is_known else None, view.activity.text))
         lines += [Text(merge, style="dim") for merge in view.merges[-MERGES_SHOWN_MAX:]]
         lines += [Text(f"! {warning}", style="gold3") for warning in view.warnings[-3:]]
         return Group(*lines)
+
+
+def _bar(percent: float | None, words: str) -> Table:
+    """A bar with what it is of; without a percentage it only shows that something is done."""
+    bar = Table.grid(padding=(0, 1))
+    bar.add_row(
+        ProgressBar(total=100, completed=percent or 0.0, width=BAR_WIDTH, pulse=percent is None),
+        "     " if percent is None else f"{percent:3.0f} %",
+        Text(words),
+    )
+    return bar
 
 
 def _heading(view: RunView) -> tuple[Text, Text]:

@@ -122,6 +122,13 @@ def stage_words(stage: fault_pb2.Stage) -> str:
     return fault_pb2.Stage.Name(stage).removeprefix("STAGE_").lower().replace("_", " ")
 
 
+def activity_text(activity: run_pb2.Activity) -> str:
+    """What a node does, for example `downloading the base model · 40 %`."""
+    if not activity.HasField("percent"):
+        return activity.text
+    return f"{activity.text} · {activity.percent:.0f} %"
+
+
 def merge_text(merge: run_pb2.RunMerge) -> str:
     """One run of a multi-run: what became of it, and the figures that say why."""
     words = run_pb2.MergeOutcome.Name(merge.outcome).removeprefix("MERGE_OUTCOME_").lower()

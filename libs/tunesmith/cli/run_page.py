@@ -127,6 +127,8 @@ def _row(run: run_pb2.Run, *, now: datetime) -> _Row:
 def _figures(run: run_pb2.Run) -> Iterator[tuple[str, str]]:
     metrics, clocks = run.metrics, run.clocks
     yield "stage", output.stage_words(run.stage)
+    if run.HasField("activity"):
+        yield "activity", output.activity_text(run.activity)
     if run.HasField("metrics"):
         yield "epoch", f"{metrics.epoch}/{metrics.total_epochs}"
         yield "step", f"{metrics.step}/{metrics.total_steps}"

@@ -10,10 +10,12 @@ from typing import Final, assert_never
 
 from lexicon.faults import Stage
 from scheduler.domain import failures, leasing, limits
+from scheduler.domain.activity import is_news
 from scheduler.domain.effects import Decision, Draft, Step
 from scheduler.domain.events import Event, RunSubmitted
 from scheduler.domain.run import STAGE_ORDER, FinishCause, Run, State, TaskKind, check
 from scheduler.domain.signals import (
+    ActivityReported,
     CancelRequested,
     CheckpointReported,
     ExportCompleted,
@@ -153,6 +155,8 @@ def _report_trigger(run: Run, body: ReportBody) -> Trigger | None:
             return Trigger.CHECKPOINT_STORED if body.step > newest else None
         case SamplesReported():
             return Trigger.SAMPLES_REPORTED
+        case ActivityReported():
+            return Trigger.ACTIVITY_REPORTED if is_news(run.activity, body.activity) else None
         case PauseReported(paused=True):
             return Trigger.PAUSED if run.clock.running_since else None
         case PauseReported():

@@ -12,6 +12,7 @@ from typing import Final
 from lexicon.faults import FaultCode
 from scheduler.domain import clock, failures, leasing, limits
 from scheduler.domain.events import (
+    ActivityChanged,
     ArtifactStored,
     Body,
     CheckpointCommitted,
@@ -41,6 +42,7 @@ from scheduler.domain.run import (
     check,
 )
 from scheduler.domain.signals import (
+    ActivityReported,
     CheckpointReported,
     ExportCompleted,
     MetricsReported,
@@ -182,7 +184,7 @@ def _close_lease(draft: Draft, step: Step, row: Transition) -> None:
     run = draft.run
     assert row.outcome is not None
     if run.lease is not None:
-        draft.run = replace(run, clock=run.clock.close(step.at))
+        draft.run = replace(run, clock=run.clock.close(step.at), activity=None)
         draft.put_lease(replace(run.lease, end_time=step.at, outcome=row.outcome, fault=step.fault))
     ended = {
         Outcome.COMPLETED: TaskState.DONE,
@@ -222,6 +224,7 @@ def _move(draft: Draft, step: Step, row: Transition) -> None:
         run,
         state=target,
         stage=stage or run.stage,
+        activity=None,
         fault=fault,
         end_time=step.at if target in TERMINAL else None,
         cancel_request_time=step.at if target is State.CANCELLED else run.cancel_request_time,
@@ -314,7 +317,7 @@ def _record_metrics(draft: Draft, step: Step, row: Transition) -> None:
     """Keeps the figures, and tells them unless that was done a moment ago."""
     assert isinstance(step.signal, MetricsReported)
     is_first = draft.run.metrics is None
-    draft.run = replace(draft.run, metrics=step.signal.metrics)
+    draft.run = replace(draft.run, metrics=step.signal.metrics, activity=None)
     draft.metrics.append(step.signal.metrics)
     if is_first or limits.is_progress_due(draft.run, draft.now):
         _tell_progress(draft, step, row)
@@ -325,6 +328,12 @@ def _record_samples(draft: Draft, step: Step, row: Transition) -> None:
     assert isinstance(step.signal, SamplesReported)
     draft.run = replace(draft.run, samples=step.signal.samples)
     draft.emit(SamplesRecorded(samples=step.signal.samples), at=step.at)
+
+
+def _tell_activity(draft: Draft, step: Step, row: Transition) -> None:
+    assert isinstance(step.signal, ActivityReported)
+    draft.run = replace(draft.run, activity=step.signal.activity)
+    draft.emit(ActivityChanged(activity=step.signal.activity), at=step.at)
 
 
 def _record_result(draft: Draft, step: Step, row: Transition) -> None:
@@ -440,6 +449,7 @@ _EFFECTS: Final[Mapping[Effect, Callable[[Draft, Step, Transition], None]]] = {
     Effect.RECORD_RESULT: _record_result,
     Effect.STORE_ARTIFACTS: _store_artifacts,
     Effect.TELL_PROGRESS: _tell_progress,
+    Effect.TELL_ACTIVITY: _tell_activity,
     Effect.COMMIT_CHECKPOINT: _commit_checkpoint,
     Effect.WARN: _warn,
     Effect.WARN_NODE_LOST: _warn_node_lost,

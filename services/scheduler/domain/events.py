@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import TypeAlias
 
 from lexicon.faults import Stage
+from scheduler.domain.activity import Activity
 from scheduler.domain.clock import Reading
 from scheduler.domain.run import Document, Metrics, RunFault, State, StoredFile
 
@@ -86,6 +87,13 @@ class SamplesRecorded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ActivityChanged:
+    """A node does something else, or is further with it."""
+
+    activity: Activity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
     """The last event; nothing follows."""
 
@@ -105,6 +113,7 @@ Body: TypeAlias = (
     | CheckpointCommitted
     | ArtifactStored
     | SamplesRecorded
+    | ActivityChanged
     | Ended
 )
 

@@ -12,6 +12,7 @@ from typing import Final, assert_never
 
 from lexicon.faults import TABLE, Category, Fault, FaultCode, Owner, Stage
 from scheduler.domain import failures
+from scheduler.domain.activity import Activity, is_news
 from scheduler.domain.leasing import MAX_ATTEMPTS, retry_delay
 from scheduler.domain.run import Document, Outcome, RunFault
 
@@ -72,6 +73,7 @@ class Export:
         not_before: not offered earlier.
         fault: why it ended badly, or why it is tried again.
         file: the bundle in the hub entry.
+        activity: what its node does, as last told.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Export:
     fault: RunFault | None = None
     proof: Document = b""
     file: Document = b""
+    activity: Activity | None = None
     end_time: datetime | None = None
     traceparent: str = ""
 
@@ -116,10 +119,11 @@ class Leased:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heard:
-    """The node is alive."""
+    """The node is alive, and says what it does."""
 
     fencing_epoch: int
     lease: timedelta
+    activity: Activity | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,8 +187,10 @@ def decide(export: Export, signal: ExportSignal, now: datetime) -> Export:
             lease = held(export, fencing_epoch=signal.fencing_epoch)
             prolonged = replace(lease, expire_time=now + signal.lease)
             after = replace(export, lease=prolonged, update_time=now)
-            _check(after)
-            return after
+            if signal.activity is None or not is_news(export.activity, signal.activity):
+                _check(after)
+                return after
+            after = replace(after, activity=signal.activity)
         case Stored():
             held(export, fencing_epoch=signal.fencing_epoch)
             after = replace(export, file=signal.file, proof=signal.proof)
@@ -295,6 +301,7 @@ def _requeue(
         state=ExportState.QUEUED,
         failures=export.failures + failed,
         lease=replace(export.lease, outcome=outcome),
+        activity=None,
         not_before=now + rest,
         fault=fault,
     )
@@ -311,7 +318,7 @@ def _end(
     lease = export.lease
     if lease is not None and lease.outcome is None:
         lease = replace(lease, outcome=outcome)
-    return replace(export, state=state, lease=lease, end_time=now, fault=fault)
+    return replace(export, state=state, lease=lease, activity=None, end_time=now, fault=fault)
 
 
 def _final(fault: RunFault, export: Export) -> RunFault:
@@ -362,3 +369,4 @@ def _check(export: Export) -> None:
     assert (export.state is ExportState.COMPLETED) == bool(export.file), export.name
     assert export.state is not ExportState.FAILED or export.fault is not None, export.name
     assert 0 <= export.failures < MAX_ATTEMPTS, export.name
+    assert export.activity is None or export.open_lease is not None, export.name

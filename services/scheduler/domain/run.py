@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Final
 
 from lexicon.faults import FaultCode, Stage
+from scheduler.domain.activity import Activity
 from scheduler.domain.clock import Clock
 
 # A wire message that the domain carries along and never reads.
@@ -195,6 +196,7 @@ class Run:
         fencing_epoch: epoch of its newest lease.
         attempt: attempt of the training, 0 before the first.
         lease: the lease under way.
+        activity: what the node of the lease does while it has no metrics to tell, as last told.
         adapter: files of the adapter; empty before it is stored.
         progress_time: when progress was last told.
         update_time: time of the newest decision; time does not go back behind it.
@@ -220,6 +222,7 @@ class Run:
     finish: Finish | None = None
     fault: RunFault | None = None
     metrics: Metrics | None = None
+    activity: Activity | None = None
     checkpoint: Checkpoint | None = None
     samples: Document = b""
     proofs: Document = b""
@@ -291,3 +294,4 @@ def check(run: Run) -> None:
     assert (run.lease is not None) == (run.task.state is TaskState.LEASED), run.name
     assert run.lease is None or run.lease.fencing_epoch == run.fencing_epoch, run.name
     assert run.lease is not None or not run.clock.ticks, run.name
+    assert run.lease is not None or run.activity is None, run.name

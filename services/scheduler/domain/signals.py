@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import TypeAlias
 
 from lexicon.faults import Stage
+from scheduler.domain.activity import Activity
 from scheduler.domain.run import Document, Metrics, RunFault, StoredFile, TaskKind
 
 
@@ -91,6 +92,13 @@ class SamplesReported:
     samples: Document
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivityReported:
+    """The node does something that has no metrics."""
+
+    activity: Activity
+
+
 ReportBody: TypeAlias = (
     StageReached
     | TrainingBegan
@@ -99,6 +107,7 @@ ReportBody: TypeAlias = (
     | CheckpointReported
     | PauseReported
     | SamplesReported
+    | ActivityReported
 )
 
 

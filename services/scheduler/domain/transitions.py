@@ -25,6 +25,7 @@ class Trigger(StrEnum):
     WARNING_REPORTED = "warning reported"
     CHECKPOINT_STORED = "checkpoint stored"
     SAMPLES_REPORTED = "samples reported"
+    ACTIVITY_REPORTED = "activity reported"
     PAUSED = "paused"
     RESUMED = "resumed"
     TRAINED_EXPORT_NEXT = "trained, export next"
@@ -69,6 +70,7 @@ class Effect(StrEnum):
     RECORD_RESULT = "record result"
     STORE_ARTIFACTS = "store artifacts"
     TELL_PROGRESS = "tell progress"
+    TELL_ACTIVITY = "tell activity"
     COMMIT_CHECKPOINT = "commit checkpoint"
     WARN = "warn"
     WARN_NODE_LOST = "warn of the lost node"
@@ -180,6 +182,12 @@ TABLE: Final[tuple[Transition, ...]] = (
         sources=_TRAINING,
         stages=_ON_NODE,
         effects=(Effect.RECORD_SAMPLES,),
+    ),
+    Transition(
+        trigger=Trigger.ACTIVITY_REPORTED,
+        sources=_WORKING,
+        stages=_ON_NODE | _EXPORTING,
+        effects=(Effect.TELL_ACTIVITY,),
     ),
     Transition(
         trigger=Trigger.PAUSED,

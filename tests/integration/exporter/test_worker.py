@@ -98,6 +98,7 @@ async def test_a_lease_ends_with_a_bundle_of_exactly_the_promised_files(
     assert proof.adapter_mean_kl < proof.base_mean_kl
     assert json.loads(archive.read("export_proof.json"))["proven"] is True
     assert scheduler.of_kind("stage")[0] == fault_pb2.STAGE_EXPORTING
+    assert scheduler.of_kind("activity")[-1].text == "storing Q4_K_M"
     assert not list((tmp_path / "work" / "exports").iterdir())
 
 

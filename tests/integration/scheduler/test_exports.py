@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from chassis import activities
 from chassis.identity import Role
 from lexicon.faults import Fault, FaultCode
 from tests.support.export_calls import (
@@ -347,18 +348,27 @@ async def test_it_is_told_of_in_the_log_and_the_run_is_not(
         run = await trained(all_)
         before = await watched(all_.user, run.name)
         export = await asked(all_, run.artifact)
-        await made(all_, await leased(all_.exporter, EXPORTER))
+        lease = await leased(all_.exporter, EXPORTER)
+        doing = activities.report("merging", 40.0)
+        doing.report_number = 1
+        for _ in range(2):
+            await heartbeat(all_.exporter, lease, doing)
+        assert (await state_of(all_, export.name)).activity.percent == 40.0
+        await made(all_, lease)
+        assert not (await state_of(all_, export.name)).HasField("activity")
         response = await all_.service.events.ListEvents(
             event_service_pb2.ListEventsRequest(run="-", page_size=1000)
         )
         told = [event for event in response.events if event.run == export.name]
-        assert [event.sequence for event in told] == [1, 2, 3]
+        assert [event.sequence for event in told] == [1, 2, 3, 4]
         assert {event.type for event in told} == {"export_changed"}
         assert [event.export_changed.export.state for event in told] == [
             export_pb2.EXPORT_STATE_QUEUED,
             export_pb2.EXPORT_STATE_EXPORTING,
+            export_pb2.EXPORT_STATE_EXPORTING,
             export_pb2.EXPORT_STATE_COMPLETED,
         ]
+        assert told[2].export_changed.export.activity.text == "merging"
         assert await watched(all_.user, run.name) == before
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from chassis import activities
 from chassis.identity import Role
 from lexicon.faults import Fault, FaultCode
 from tests.support.scheduler_calls import (
@@ -95,6 +96,30 @@ async def test_a_run_goes_from_submission_to_completed(
             run_pb2.RUN_STATE_TRAINING,
             run_pb2.RUN_STATE_COMPLETED,
         ]
+
+
+async def test_what_a_node_does_stands_on_the_run_until_it_trains(
+    scheduler: SchedulerProcess,
+) -> None:
+    async with (
+        calling(scheduler.address) as user,
+        calling(scheduler.address, Role.NODE, subject="nodes/*") as node,
+    ):
+        run = await submitted(user)
+        await registered(node, NODE, work_pb2.TASK_KIND_TRAIN)
+        lease = await leased(node)
+        doing = [activities.report("downloading", float(percent)) for percent in (0, 1, 2, 40)]
+        for number, report in enumerate(doing, 1):
+            report.report_number = number
+        await heartbeat(node, lease, *doing)
+        request = run_service_pb2.GetRunRequest(name=run.name)
+        shown = (await user.runs.GetRun(request)).run
+        assert (shown.activity.text, shown.activity.percent) == ("downloading", 40.0)
+        await heartbeat(node, lease, started(5))
+        assert not (await user.runs.GetRun(request)).run.HasField("activity")
+        await user.runs.CancelRun(run_service_pb2.CancelRunRequest(request_id="c1", name=run.name))
+        told = [event.activity_changed for event in await watched(user, run.name)]
+        assert [each.activity.percent for each in told if each.HasField("activity")] == [0.0, 40.0]
 
 
 async def test_a_run_waits_in_the_queue_until_a_node_of_its_tier_is_free(

@@ -5,12 +5,13 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 
-from chassis import client, identity
+from chassis import activities, client, identity
 from chassis.identity import Role
 from chassis.leasing import LeaseSession
 from chassis.worker import Worker
@@ -390,6 +391,45 @@ async def test_metrics_give_way_when_reports_pile_up() -> None:
     assert len(waiting) == 2000
     assert waiting[0].stage == fault_pb2.STAGE_TRAINING
     assert [message.metrics.step for message in waiting[1:]] == list(range(501, 2500))
+
+
+async def test_of_what_a_node_does_only_the_newest_waits_to_be_told() -> None:
+    session = LeaseSession(None, LEASE, node="nodes/n1")  # type: ignore[arg-type]
+    for percent in range(100):
+        session.report(activities.report("downloading", percent))
+    (sent,) = session._next_reports()
+    assert (sent.report_number, sent.activity.percent) == (1, 99)
+    # What was sent may have arrived: the next one has a number of its own.
+    session.report(activities.report("loading"))
+    session.report(metrics(1))
+    session.report(activities.report("saving"))
+    sent_again = session._next_reports()
+    kinds = [report.WhichOneof("report") for report in sent_again]
+    assert kinds == ["activity", "activity", "metrics", "activity"]
+    assert not sent_again[1].activity.HasField("percent")
+
+
+async def test_a_download_is_told_by_what_has_come_into_its_folder(tmp_path: Path) -> None:
+    session = LeaseSession(None, LEASE, node="nodes/n1")  # type: ignore[arg-type]
+
+    def newest() -> float:
+        return session._reports[-1].message.activity.percent
+
+    (tmp_path / "from-before").write_bytes(bytes(500))
+    async with (
+        asyncio.timeout(10),
+        activities.downloading(session, "downloading", folder=tmp_path, needed_bytes=1000) as look,
+    ):
+        assert newest() == 0.0
+        await look()
+        (tmp_path / "model.safetensors.partial").write_bytes(bytes(400))
+        await look()
+        assert newest() == 40.0
+        (tmp_path / "more").write_bytes(bytes(2000))
+        await look()
+        assert newest() == 100.0
+    async with activities.downloading(session, "downloading", folder=tmp_path, needed_bytes=0):
+        assert not session._reports[-1].message.activity.HasField("percent")
 
 
 async def test_age_counts_from_the_report_to_the_sending() -> None:

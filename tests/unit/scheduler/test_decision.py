@@ -5,9 +5,13 @@ from datetime import timedelta
 from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lexicon.faults import TABLE, Category, Fault, FaultCode, Stage
+from scheduler.domain.activity import NEWS_PERCENT, Activity, is_news
 from scheduler.domain.events import (
+    ActivityChanged,
     ArtifactStored,
     ClockChanged,
     Ended,
@@ -62,6 +66,50 @@ def test_samples_of_a_checkpoint_stand_on_the_run_until_newer_ones_come() -> Non
         body.samples for body in story.told(SamplesRecorded) if isinstance(body, SamplesRecorded)
     ] == [b"early", b"late"]
     assert story.clock_changes() == ["STARTED"]
+
+
+def test_what_a_node_does_is_told_in_steps_and_ends_with_its_stage() -> None:
+    """Some twenty events of each activity, however often it is reported."""
+    story = Story().leased().stage(Stage.DATA_DOWNLOAD)
+    for thousandth in range(1001):
+        story.acting("downloading the base model", thousandth / 10)
+    told = [body for body in story.told(ActivityChanged) if isinstance(body, ActivityChanged)]
+    percents = [body.activity.percent for body in told]
+    assert percents == [5.0 * step for step in range(21)]
+    assert story.run.activity == told[-1].activity
+    assert story.clock_changes() == []
+    assert story.stage(Stage.INITIALIZATION).run.activity is None
+
+
+def test_what_a_node_does_is_gone_with_its_lease_and_its_first_figures() -> None:
+    story = Story().leased().acting("loading the base model")
+    assert story.run.activity is not None
+    assert story.began().run.activity is None
+    assert story.acting("a pause").step(1).run.activity is None
+    exporting = story.trained().leased(node="nodes/e1").acting("merging", 40.0)
+    assert exporting.run.activity is not None
+    assert exporting.failed(FaultCode.EXPORT_DISK_FULL).run.activity is None
+
+
+@given(
+    reports=st.lists(
+        st.tuples(st.sampled_from(["a", "b"]), st.none() | st.floats(0, 100)), max_size=60
+    )
+)
+def test_what_was_told_last_is_never_far_from_what_was_reported(
+    reports: list[tuple[str, float | None]],
+) -> None:
+    told = None
+    for text, percent in reports:
+        reported = Activity(text=text, percent=percent)
+        if is_news(told, reported):
+            told = reported
+        assert told is not None
+        assert told.text == text
+        assert (told.percent is None) == (percent is None)
+        if told.percent is not None and percent is not None:
+            assert 0 <= percent - told.percent < NEWS_PERCENT
+            assert percent < 100 or told.percent == 100
 
 
 def test_samples_before_training_are_not_taken() -> None:

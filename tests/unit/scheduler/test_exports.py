@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lexicon.faults import TABLE, Fault, FaultCode, Stage
+from scheduler.domain.activity import Activity
 from scheduler.domain.exports import (
     ENDED,
     ArtifactGone,
@@ -72,6 +73,23 @@ def test_a_heartbeat_prolongs_and_tells_nothing() -> None:
     assert beat.sequence == running.sequence
     assert beat.lease is not None
     assert beat.lease.expire_time == later + LEASE
+
+
+def test_what_its_exporter_does_is_told_once_and_ends_with_the_work() -> None:
+    running = leased(an_export())
+    merging = Activity(text="merging", percent=40.0)
+    signal = Heard(fencing_epoch=1, lease=LEASE, activity=merging)
+    told = decide(running, signal, NOW)
+    assert (told.activity, told.sequence) == (merging, running.sequence + 1)
+    assert decide(told, signal, NOW).sequence == told.sequence
+    for end in (
+        Released(fencing_epoch=1),
+        Lost(fencing_epoch=1),
+        Failed(fencing_epoch=1, fault=a_fault()),
+        Stored(fencing_epoch=1, file=b"f", proof=b"p"),
+        Cancelled(),
+    ):
+        assert decide(told, end, NOW).activity is None
 
 
 def test_a_lost_exporter_is_replaced_twice_and_then_it_is_a_fault() -> None:

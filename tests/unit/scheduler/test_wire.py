@@ -43,7 +43,18 @@ def test_every_code_is_explained_and_survives_a_fault(code: FaultCode) -> None:
 
 
 def test_every_event_of_a_story_has_its_type_and_subject() -> None:
-    story = Story().training().step(1).checkpoint(1).warned("w").paused().trained().leased()
+    story = (
+        Story()
+        .leased()
+        .acting("loading")
+        .began()
+        .step(1)
+        .checkpoint(1)
+        .warned("w")
+        .paused()
+        .trained()
+        .leased()
+    )
     story.exported()
     rows = [row for decision in story.decisions for row in events.outgoing(decision)]
     protos = [event_pb2.Event.FromString(row.payload) for row in rows]

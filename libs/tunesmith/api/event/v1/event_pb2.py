@@ -30,35 +30,37 @@ from tunesmith.api.fault.v1 import fault_pb2 as tunesmith_dot_api_dot_fault_dot_
 from tunesmith.api.run.v1 import run_pb2 as tunesmith_dot_api_dot_run_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tunesmith/api/event/v1/event.proto\x12\x16tunesmith.api.event.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(tunesmith/api/artifact/v1/artifact.proto\x1a&tunesmith/api/billing/v1/billing.proto\x1a$tunesmith/api/export/v1/export.proto\x1a\"tunesmith/api/fault/v1/fault.proto\x1a\x1etunesmith/api/run/v1/run.proto\"\x93\x07\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x16\n\x0eschema_version\x18\x02 \x01(\x05\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\x10\n\x08sequence\x18\x04 \x01(\x03\x12.\n\nevent_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\x05\x12-\n\x05state\x18\x07 \x01(\x0e\x32\x1e.tunesmith.api.run.v1.RunState\x12,\n\x05stage\x18\x08 \x01(\x0e\x32\x1d.tunesmith.api.fault.v1.Stage\x12\x13\n\x0btraceparent\x18\t \x01(\t\x12\x0c\n\x04type\x18\n \x01(\t\x12\x39\n\tsubmitted\x18\x14 \x01(\x0b\x32$.tunesmith.api.event.v1.RunSubmittedH\x00\x12@\n\rstate_changed\x18\x15 \x01(\x0b\x32\'.tunesmith.api.event.v1.RunStateChangedH\x00\x12=\n\rclock_changed\x18\x16 \x01(\x0b\x32$.tunesmith.api.event.v1.ClockChangedH\x00\x12;\n\nprogressed\x18\x17 \x01(\x0b\x32%.tunesmith.api.event.v1.RunProgressedH\x00\x12\x33\n\x06warned\x18\x18 \x01(\x0b\x32!.tunesmith.api.event.v1.RunWarnedH\x00\x12K\n\x14\x63heckpoint_committed\x18\x19 \x01(\x0b\x32+.tunesmith.api.event.v1.CheckpointCommittedH\x00\x12\x41\n\x0f\x61rtifact_stored\x18\x1a \x01(\x0b\x32&.tunesmith.api.event.v1.ArtifactStoredH\x00\x12\x43\n\x10samples_recorded\x18\x1b \x01(\x0b\x32\'.tunesmith.api.event.v1.SamplesRecordedH\x00\x12\x31\n\x05\x65nded\x18\x1c \x01(\x0b\x32 .tunesmith.api.event.v1.RunEndedH\x00\x12?\n\x0e\x65xport_changed\x18\x1d \x01(\x0b\x32%.tunesmith.api.event.v1.ExportChangedH\x00\x42\t\n\x07payload\"6\n\x0cRunSubmitted\x12&\n\x03run\x18\x01 \x01(\x0b\x32\x19.tunesmith.api.run.v1.Run\"\xc4\x01\n\x0fRunStateChanged\x12\x32\n\nfrom_state\x18\x01 \x01(\x0e\x32\x1e.tunesmith.api.run.v1.RunState\x12\x31\n\nfrom_stage\x18\x02 \x01(\x0e\x32\x1d.tunesmith.api.fault.v1.Stage\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12,\n\x05\x66\x61ult\x18\x05 \x01(\x0b\x32\x1d.tunesmith.api.fault.v1.Fault\"\x87\x01\n\x0c\x43lockChanged\x12\x33\n\x06\x63hange\x18\x01 \x01(\x0e\x32#.tunesmith.api.event.v1.ClockChange\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x32\n\x0evoid_from_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa2\x01\n\rRunProgressed\x12\x31\n\x07metrics\x18\x01 \x01(\x0b\x32 .tunesmith.api.run.v1.RunMetrics\x12/\n\x06\x63locks\x18\x02 \x01(\x0b\x32\x1f.tunesmith.api.run.v1.RunClocks\x12-\n\x04\x63ost\x18\x03 \x01(\x0b\x32\x1f.tunesmith.api.billing.v1.Money\">\n\tRunWarned\x12\x31\n\x07warning\x18\x01 \x01(\x0b\x32 .tunesmith.api.run.v1.RunWarning\"#\n\x13\x43heckpointCommitted\x12\x0c\n\x04step\x18\x01 \x01(\x03\"Y\n\x0e\x41rtifactStored\x12\x10\n\x08\x61rtifact\x18\x01 \x01(\t\x12\x35\n\x04\x66ile\x18\x02 \x01(\x0b\x32\'.tunesmith.api.artifact.v1.ArtifactFile\"p\n\x0fSamplesRecorded\x12-\n\x07samples\x18\x01 \x03(\x0b\x32\x1c.tunesmith.api.run.v1.Sample\x12.\n\x06merges\x18\x02 \x03(\x0b\x32\x1e.tunesmith.api.run.v1.RunMerge\"\xe6\x01\n\x08RunEnded\x12-\n\x05state\x18\x01 \x01(\x0e\x32\x1e.tunesmith.api.run.v1.RunState\x12,\n\x05\x66\x61ult\x18\x02 \x01(\x0b\x32\x1d.tunesmith.api.fault.v1.Fault\x12/\n\x06\x63locks\x18\x03 \x01(\x0b\x32\x1f.tunesmith.api.run.v1.RunClocks\x12\x38\n\x0frate_per_minute\x18\x04 \x01(\x0b\x32\x1f.tunesmith.api.billing.v1.Money\x12\x12\n\nrefundable\x18\x05 \x01(\x08\"@\n\rExportChanged\x12/\n\x06\x65xport\x18\x01 \x01(\x0b\x32\x1f.tunesmith.api.export.v1.Export*\xab\x01\n\x0b\x43lockChange\x12\x1c\n\x18\x43LOCK_CHANGE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43LOCK_CHANGE_STARTED\x10\x01\x12\x17\n\x13\x43LOCK_CHANGE_PAUSED\x10\x02\x12\x18\n\x14\x43LOCK_CHANGE_RESUMED\x10\x03\x12\x18\n\x14\x43LOCK_CHANGE_STOPPED\x10\x04\x12\x17\n\x13\x43LOCK_CHANGE_VOIDED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tunesmith/api/event/v1/event.proto\x12\x16tunesmith.api.event.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(tunesmith/api/artifact/v1/artifact.proto\x1a&tunesmith/api/billing/v1/billing.proto\x1a$tunesmith/api/export/v1/export.proto\x1a\"tunesmith/api/fault/v1/fault.proto\x1a\x1etunesmith/api/run/v1/run.proto\"\xd8\x07\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x16\n\x0eschema_version\x18\x02 \x01(\x05\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\x10\n\x08sequence\x18\x04 \x01(\x03\x12.\n\nevent_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\x05\x12-\n\x05state\x18\x07 \x01(\x0e\x32\x1e.tunesmith.api.run.v1.RunState\x12,\n\x05stage\x18\x08 \x01(\x0e\x32\x1d.tunesmith.api.fault.v1.Stage\x12\x13\n\x0btraceparent\x18\t \x01(\t\x12\x0c\n\x04type\x18\n \x01(\t\x12\x39\n\tsubmitted\x18\x14 \x01(\x0b\x32$.tunesmith.api.event.v1.RunSubmittedH\x00\x12@\n\rstate_changed\x18\x15 \x01(\x0b\x32\'.tunesmith.api.event.v1.RunStateChangedH\x00\x12=\n\rclock_changed\x18\x16 \x01(\x0b\x32$.tunesmith.api.event.v1.ClockChangedH\x00\x12;\n\nprogressed\x18\x17 \x01(\x0b\x32%.tunesmith.api.event.v1.RunProgressedH\x00\x12\x33\n\x06warned\x18\x18 \x01(\x0b\x32!.tunesmith.api.event.v1.RunWarnedH\x00\x12K\n\x14\x63heckpoint_committed\x18\x19 \x01(\x0b\x32+.tunesmith.api.event.v1.CheckpointCommittedH\x00\x12\x41\n\x0f\x61rtifact_stored\x18\x1a \x01(\x0b\x32&.tunesmith.api.event.v1.ArtifactStoredH\x00\x12\x43\n\x10samples_recorded\x18\x1b \x01(\x0b\x32\'.tunesmith.api.event.v1.SamplesRecordedH\x00\x12\x31\n\x05\x65nded\x18\x1c \x01(\x0b\x32 .tunesmith.api.event.v1.RunEndedH\x00\x12?\n\x0e\x65xport_changed\x18\x1d \x01(\x0b\x32%.tunesmith.api.event.v1.ExportChangedH\x00\x12\x43\n\x10\x61\x63tivity_changed\x18\x1e \x01(\x0b\x32\'.tunesmith.api.event.v1.ActivityChangedH\x00\x42\t\n\x07payload\"6\n\x0cRunSubmitted\x12&\n\x03run\x18\x01 \x01(\x0b\x32\x19.tunesmith.api.run.v1.Run\"\xc4\x01\n\x0fRunStateChanged\x12\x32\n\nfrom_state\x18\x01 \x01(\x0e\x32\x1e.tunesmith.api.run.v1.RunState\x12\x31\n\nfrom_stage\x18\x02 \x01(\x0e\x32\x1d.tunesmith.api.fault.v1.Stage\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12,\n\x05\x66\x61ult\x18\x05 \x01(\x0b\x32\x1d.tunesmith.api.fault.v1.Fault\"\x87\x01\n\x0c\x43lockChanged\x12\x33\n\x06\x63hange\x18\x01 \x01(\x0e\x32#.tunesmith.api.event.v1.ClockChange\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x32\n\x0evoid_from_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa2\x01\n\rRunProgressed\x12\x31\n\x07metrics\x18\x01 \x01(\x0b\x32 .tunesmith.api.run.v1.RunMetrics\x12/\n\x06\x63locks\x18\x02 \x01(\x0b\x32\x1f.tunesmith.api.run.v1.RunClocks\x12-\n\x04\x63ost\x18\x03 \x01(\x0b\x32\x1f.tunesmith.api.billing.v1.Money\">\n\tRunWarned\x12\x31\n\x07warning\x18\x01 \x01(\x0b\x32 .tunesmith.api.run.v1.RunWarning\"#\n\x13\x43heckpointCommitted\x12\x0c\n\x04step\x18\x01 \x01(\x03\"Y\n\x0e\x41rtifactStored\x12\x10\n\x08\x61rtifact\x18\x01 \x01(\t\x12\x35\n\x04\x66ile\x18\x02 \x01(\x0b\x32\'.tunesmith.api.artifact.v1.ArtifactFile\"p\n\x0fSamplesRecorded\x12-\n\x07samples\x18\x01 \x03(\x0b\x32\x1c.tunesmith.api.run.v1.Sample\x12.\n\x06merges\x18\x02 \x03(\x0b\x32\x1e.tunesmith.api.run.v1.RunMerge\"\xe6\x01\n\x08RunEnded\x12-\n\x05state\x18\x01 \x01(\x0e\x32\x1e.tunesmith.api.run.v1.RunState\x12,\n\x05\x66\x61ult\x18\x02 \x01(\x0b\x32\x1d.tunesmith.api.fault.v1.Fault\x12/\n\x06\x63locks\x18\x03 \x01(\x0b\x32\x1f.tunesmith.api.run.v1.RunClocks\x12\x38\n\x0frate_per_minute\x18\x04 \x01(\x0b\x32\x1f.tunesmith.api.billing.v1.Money\x12\x12\n\nrefundable\x18\x05 \x01(\x08\"C\n\x0f\x41\x63tivityChanged\x12\x30\n\x08\x61\x63tivity\x18\x01 \x01(\x0b\x32\x1e.tunesmith.api.run.v1.Activity\"@\n\rExportChanged\x12/\n\x06\x65xport\x18\x01 \x01(\x0b\x32\x1f.tunesmith.api.export.v1.Export*\xab\x01\n\x0b\x43lockChange\x12\x1c\n\x18\x43LOCK_CHANGE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43LOCK_CHANGE_STARTED\x10\x01\x12\x17\n\x13\x43LOCK_CHANGE_PAUSED\x10\x02\x12\x18\n\x14\x43LOCK_CHANGE_RESUMED\x10\x03\x12\x18\n\x14\x43LOCK_CHANGE_STOPPED\x10\x04\x12\x17\n\x13\x43LOCK_CHANGE_VOIDED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tunesmith.api.event.v1.event_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CLOCKCHANGE']._serialized_start=2365
-  _globals['_CLOCKCHANGE']._serialized_end=2536
+  _globals['_CLOCKCHANGE']._serialized_start=2503
+  _globals['_CLOCKCHANGE']._serialized_end=2674
   _globals['_EVENT']._serialized_start=284
-  _globals['_EVENT']._serialized_end=1199
-  _globals['_RUNSUBMITTED']._serialized_start=1201
-  _globals['_RUNSUBMITTED']._serialized_end=1255
-  _globals['_RUNSTATECHANGED']._serialized_start=1258
-  _globals['_RUNSTATECHANGED']._serialized_end=1454
-  _globals['_CLOCKCHANGED']._serialized_start=1457
-  _globals['_CLOCKCHANGED']._serialized_end=1592
-  _globals['_RUNPROGRESSED']._serialized_start=1595
-  _globals['_RUNPROGRESSED']._serialized_end=1757
-  _globals['_RUNWARNED']._serialized_start=1759
-  _globals['_RUNWARNED']._serialized_end=1821
-  _globals['_CHECKPOINTCOMMITTED']._serialized_start=1823
-  _globals['_CHECKPOINTCOMMITTED']._serialized_end=1858
-  _globals['_ARTIFACTSTORED']._serialized_start=1860
-  _globals['_ARTIFACTSTORED']._serialized_end=1949
-  _globals['_SAMPLESRECORDED']._serialized_start=1951
-  _globals['_SAMPLESRECORDED']._serialized_end=2063
-  _globals['_RUNENDED']._serialized_start=2066
-  _globals['_RUNENDED']._serialized_end=2296
-  _globals['_EXPORTCHANGED']._serialized_start=2298
-  _globals['_EXPORTCHANGED']._serialized_end=2362
+  _globals['_EVENT']._serialized_end=1268
+  _globals['_RUNSUBMITTED']._serialized_start=1270
+  _globals['_RUNSUBMITTED']._serialized_end=1324
+  _globals['_RUNSTATECHANGED']._serialized_start=1327
+  _globals['_RUNSTATECHANGED']._serialized_end=1523
+  _globals['_CLOCKCHANGED']._serialized_start=1526
+  _globals['_CLOCKCHANGED']._serialized_end=1661
+  _globals['_RUNPROGRESSED']._serialized_start=1664
+  _globals['_RUNPROGRESSED']._serialized_end=1826
+  _globals['_RUNWARNED']._serialized_start=1828
+  _globals['_RUNWARNED']._serialized_end=1890
+  _globals['_CHECKPOINTCOMMITTED']._serialized_start=1892
+  _globals['_CHECKPOINTCOMMITTED']._serialized_end=1927
+  _globals['_ARTIFACTSTORED']._serialized_start=1929
+  _globals['_ARTIFACTSTORED']._serialized_end=2018
+  _globals['_SAMPLESRECORDED']._serialized_start=2020
+  _globals['_SAMPLESRECORDED']._serialized_end=2132
+  _globals['_RUNENDED']._serialized_start=2135
+  _globals['_RUNENDED']._serialized_end=2365
+  _globals['_ACTIVITYCHANGED']._serialized_start=2367
+  _globals['_ACTIVITYCHANGED']._serialized_end=2434
+  _globals['_EXPORTCHANGED']._serialized_start=2436
+  _globals['_EXPORTCHANGED']._serialized_end=2500
 # @@protoc_insertion_point(module_scope)

@@ -31,7 +31,7 @@ CLOCK_CHANGE_STOPPED: ClockChange
 CLOCK_CHANGE_VOIDED: ClockChange
 
 class Event(_message.Message):
-    __slots__ = ("event_id", "schema_version", "run", "sequence", "event_time", "attempt", "state", "stage", "traceparent", "type", "submitted", "state_changed", "clock_changed", "progressed", "warned", "checkpoint_committed", "artifact_stored", "samples_recorded", "ended", "export_changed")
+    __slots__ = ("event_id", "schema_version", "run", "sequence", "event_time", "attempt", "state", "stage", "traceparent", "type", "submitted", "state_changed", "clock_changed", "progressed", "warned", "checkpoint_committed", "artifact_stored", "samples_recorded", "ended", "export_changed", "activity_changed")
     EVENT_ID_FIELD_NUMBER: _ClassVar[int]
     SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +52,7 @@ class Event(_message.Message):
     SAMPLES_RECORDED_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
     EXPORT_CHANGED_FIELD_NUMBER: _ClassVar[int]
+    ACTIVITY_CHANGED_FIELD_NUMBER: _ClassVar[int]
     event_id: str
     schema_version: int
     run: str
@@ -72,7 +73,8 @@ class Event(_message.Message):
     samples_recorded: SamplesRecorded
     ended: RunEnded
     export_changed: ExportChanged
-    def __init__(self, event_id: _Optional[str] = ..., schema_version: _Optional[int] = ..., run: _Optional[str] = ..., sequence: _Optional[int] = ..., event_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., attempt: _Optional[int] = ..., state: _Optional[_Union[_run_pb2.RunState, str]] = ..., stage: _Optional[_Union[_fault_pb2.Stage, str]] = ..., traceparent: _Optional[str] = ..., type: _Optional[str] = ..., submitted: _Optional[_Union[RunSubmitted, _Mapping]] = ..., state_changed: _Optional[_Union[RunStateChanged, _Mapping]] = ..., clock_changed: _Optional[_Union[ClockChanged, _Mapping]] = ..., progressed: _Optional[_Union[RunProgressed, _Mapping]] = ..., warned: _Optional[_Union[RunWarned, _Mapping]] = ..., checkpoint_committed: _Optional[_Union[CheckpointCommitted, _Mapping]] = ..., artifact_stored: _Optional[_Union[ArtifactStored, _Mapping]] = ..., samples_recorded: _Optional[_Union[SamplesRecorded, _Mapping]] = ..., ended: _Optional[_Union[RunEnded, _Mapping]] = ..., export_changed: _Optional[_Union[ExportChanged, _Mapping]] = ...) -> None: ...
+    activity_changed: ActivityChanged
+    def __init__(self, event_id: _Optional[str] = ..., schema_version: _Optional[int] = ..., run: _Optional[str] = ..., sequence: _Optional[int] = ..., event_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., attempt: _Optional[int] = ..., state: _Optional[_Union[_run_pb2.RunState, str]] = ..., stage: _Optional[_Union[_fault_pb2.Stage, str]] = ..., traceparent: _Optional[str] = ..., type: _Optional[str] = ..., submitted: _Optional[_Union[RunSubmitted, _Mapping]] = ..., state_changed: _Optional[_Union[RunStateChanged, _Mapping]] = ..., clock_changed: _Optional[_Union[ClockChanged, _Mapping]] = ..., progressed: _Optional[_Union[RunProgressed, _Mapping]] = ..., warned: _Optional[_Union[RunWarned, _Mapping]] = ..., checkpoint_committed: _Optional[_Union[CheckpointCommitted, _Mapping]] = ..., artifact_stored: _Optional[_Union[ArtifactStored, _Mapping]] = ..., samples_recorded: _Optional[_Union[SamplesRecorded, _Mapping]] = ..., ended: _Optional[_Union[RunEnded, _Mapping]] = ..., export_changed: _Optional[_Union[ExportChanged, _Mapping]] = ..., activity_changed: _Optional[_Union[ActivityChanged, _Mapping]] = ...) -> None: ...
 
 class RunSubmitted(_message.Message):
     __slots__ = ("run",)
@@ -155,6 +157,12 @@ class RunEnded(_message.Message):
     rate_per_minute: _billing_pb2.Money
     refundable: bool
     def __init__(self, state: _Optional[_Union[_run_pb2.RunState, str]] = ..., fault: _Optional[_Union[_fault_pb2.Fault, _Mapping]] = ..., clocks: _Optional[_Union[_run_pb2.RunClocks, _Mapping]] = ..., rate_per_minute: _Optional[_Union[_billing_pb2.Money, _Mapping]] = ..., refundable: _Optional[bool] = ...) -> None: ...
+
+class ActivityChanged(_message.Message):
+    __slots__ = ("activity",)
+    ACTIVITY_FIELD_NUMBER: _ClassVar[int]
+    activity: _run_pb2.Activity
+    def __init__(self, activity: _Optional[_Union[_run_pb2.Activity, _Mapping]] = ...) -> None: ...
 
 class ExportChanged(_message.Message):
     __slots__ = ("export",)

@@ -28,15 +28,15 @@ from tunesmith.api.fault.v1 import fault_pb2 as tunesmith_dot_api_dot_fault_dot_
 from tunesmith.api.run.v1 import run_pb2 as tunesmith_dot_api_dot_run_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$tunesmith/api/export/v1/export.proto\x12\x17tunesmith.api.export.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(tunesmith/api/artifact/v1/artifact.proto\x1a\"tunesmith/api/fault/v1/fault.proto\x1a\x1etunesmith/api/run/v1/run.proto\"\xda\x03\n\x06\x45xport\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\x12\n\nbase_model\x18\x04 \x01(\t\x12\x14\n\x0cquantization\x18\x05 \x01(\t\x12\x33\n\x05state\x18\x06 \x01(\x0e\x32$.tunesmith.api.export.v1.ExportState\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\x05\x12\x0c\n\x04node\x18\x08 \x01(\t\x12,\n\x05\x66\x61ult\x18\t \x01(\x0b\x32\x1d.tunesmith.api.fault.v1.Fault\x12\x30\n\x05proof\x18\n \x01(\x0b\x32!.tunesmith.api.run.v1.ExportProof\x12\x35\n\x04\x66ile\x18\x0b \x01(\x0b\x32\'.tunesmith.api.artifact.v1.ArtifactFile\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xb1\x01\n\x0b\x45xportState\x12\x1c\n\x18\x45XPORT_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x45XPORT_STATE_QUEUED\x10\x01\x12\x1a\n\x16\x45XPORT_STATE_EXPORTING\x10\x02\x12\x1a\n\x16\x45XPORT_STATE_COMPLETED\x10\x03\x12\x17\n\x13\x45XPORT_STATE_FAILED\x10\x04\x12\x1a\n\x16\x45XPORT_STATE_CANCELLED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$tunesmith/api/export/v1/export.proto\x12\x17tunesmith.api.export.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(tunesmith/api/artifact/v1/artifact.proto\x1a\"tunesmith/api/fault/v1/fault.proto\x1a\x1etunesmith/api/run/v1/run.proto\"\x8c\x04\n\x06\x45xport\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\x12\n\nbase_model\x18\x04 \x01(\t\x12\x14\n\x0cquantization\x18\x05 \x01(\t\x12\x33\n\x05state\x18\x06 \x01(\x0e\x32$.tunesmith.api.export.v1.ExportState\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\x05\x12\x0c\n\x04node\x18\x08 \x01(\t\x12,\n\x05\x66\x61ult\x18\t \x01(\x0b\x32\x1d.tunesmith.api.fault.v1.Fault\x12\x30\n\x05proof\x18\n \x01(\x0b\x32!.tunesmith.api.run.v1.ExportProof\x12\x35\n\x04\x66ile\x18\x0b \x01(\x0b\x32\'.tunesmith.api.artifact.v1.ArtifactFile\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x08\x61\x63tivity\x18\x0f \x01(\x0b\x32\x1e.tunesmith.api.run.v1.Activity*\xb1\x01\n\x0b\x45xportState\x12\x1c\n\x18\x45XPORT_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x45XPORT_STATE_QUEUED\x10\x01\x12\x1a\n\x16\x45XPORT_STATE_EXPORTING\x10\x02\x12\x1a\n\x16\x45XPORT_STATE_COMPLETED\x10\x03\x12\x17\n\x13\x45XPORT_STATE_FAILED\x10\x04\x12\x1a\n\x16\x45XPORT_STATE_CANCELLED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tunesmith.api.export.v1.export_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EXPORTSTATE']._serialized_start=686
-  _globals['_EXPORTSTATE']._serialized_end=863
+  _globals['_EXPORTSTATE']._serialized_start=736
+  _globals['_EXPORTSTATE']._serialized_end=913
   _globals['_EXPORT']._serialized_start=209
-  _globals['_EXPORT']._serialized_end=683
+  _globals['_EXPORT']._serialized_end=733
 # @@protoc_insertion_point(module_scope)

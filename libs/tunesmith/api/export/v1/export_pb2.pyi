@@ -28,7 +28,7 @@ EXPORT_STATE_FAILED: ExportState
 EXPORT_STATE_CANCELLED: ExportState
 
 class Export(_message.Message):
-    __slots__ = ("name", "artifact", "run", "base_model", "quantization", "state", "attempt", "node", "fault", "proof", "file", "create_time", "update_time", "end_time")
+    __slots__ = ("name", "artifact", "run", "base_model", "quantization", "state", "attempt", "node", "fault", "proof", "file", "create_time", "update_time", "end_time", "activity")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ARTIFACT_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +43,7 @@ class Export(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     UPDATE_TIME_FIELD_NUMBER: _ClassVar[int]
     END_TIME_FIELD_NUMBER: _ClassVar[int]
+    ACTIVITY_FIELD_NUMBER: _ClassVar[int]
     name: str
     artifact: str
     run: str
@@ -57,4 +58,5 @@ class Export(_message.Message):
     create_time: _timestamp_pb2.Timestamp
     update_time: _timestamp_pb2.Timestamp
     end_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., artifact: _Optional[str] = ..., run: _Optional[str] = ..., base_model: _Optional[str] = ..., quantization: _Optional[str] = ..., state: _Optional[_Union[ExportState, str]] = ..., attempt: _Optional[int] = ..., node: _Optional[str] = ..., fault: _Optional[_Union[_fault_pb2.Fault, _Mapping]] = ..., proof: _Optional[_Union[_run_pb2.ExportProof, _Mapping]] = ..., file: _Optional[_Union[_artifact_pb2.ArtifactFile, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    activity: _run_pb2.Activity
+    def __init__(self, name: _Optional[str] = ..., artifact: _Optional[str] = ..., run: _Optional[str] = ..., base_model: _Optional[str] = ..., quantization: _Optional[str] = ..., state: _Optional[_Union[ExportState, str]] = ..., attempt: _Optional[int] = ..., node: _Optional[str] = ..., fault: _Optional[_Union[_fault_pb2.Fault, _Mapping]] = ..., proof: _Optional[_Union[_run_pb2.ExportProof, _Mapping]] = ..., file: _Optional[_Union[_artifact_pb2.ArtifactFile, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., activity: _Optional[_Union[_run_pb2.Activity, _Mapping]] = ...) -> None: ...

@@ -49,7 +49,7 @@ MERGE_OUTCOME_REGRESSED: MergeOutcome
 MERGE_OUTCOME_NOT_VALIDATED: MergeOutcome
 
 class Run(_message.Message):
-    __slots__ = ("name", "state", "stage", "spec", "snapshot", "fault", "metrics", "clocks", "quote", "cost", "samples", "warnings", "attempts", "artifact", "tags", "display_name", "priority", "submit_time", "start_time", "end_time", "last_sequence", "source_run", "export_proofs", "cancel_request_time", "merges")
+    __slots__ = ("name", "state", "stage", "spec", "snapshot", "fault", "metrics", "clocks", "quote", "cost", "samples", "warnings", "attempts", "artifact", "tags", "display_name", "priority", "submit_time", "start_time", "end_time", "last_sequence", "source_run", "export_proofs", "cancel_request_time", "merges", "activity")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +75,7 @@ class Run(_message.Message):
     EXPORT_PROOFS_FIELD_NUMBER: _ClassVar[int]
     CANCEL_REQUEST_TIME_FIELD_NUMBER: _ClassVar[int]
     MERGES_FIELD_NUMBER: _ClassVar[int]
+    ACTIVITY_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: RunState
     stage: _fault_pb2.Stage
@@ -100,7 +101,16 @@ class Run(_message.Message):
     export_proofs: _containers.RepeatedCompositeFieldContainer[ExportProof]
     cancel_request_time: _timestamp_pb2.Timestamp
     merges: _containers.RepeatedCompositeFieldContainer[RunMerge]
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[RunState, str]] = ..., stage: _Optional[_Union[_fault_pb2.Stage, str]] = ..., spec: _Optional[_Union[_spec_pb2.RunSpec, _Mapping]] = ..., snapshot: _Optional[_Union[RunSnapshot, _Mapping]] = ..., fault: _Optional[_Union[_fault_pb2.Fault, _Mapping]] = ..., metrics: _Optional[_Union[RunMetrics, _Mapping]] = ..., clocks: _Optional[_Union[RunClocks, _Mapping]] = ..., quote: _Optional[_Union[_billing_pb2.Quote, _Mapping]] = ..., cost: _Optional[_Union[_billing_pb2.Money, _Mapping]] = ..., samples: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ..., warnings: _Optional[_Iterable[_Union[RunWarning, _Mapping]]] = ..., attempts: _Optional[_Iterable[_Union[Attempt, _Mapping]]] = ..., artifact: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., display_name: _Optional[str] = ..., priority: _Optional[int] = ..., submit_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_sequence: _Optional[int] = ..., source_run: _Optional[str] = ..., export_proofs: _Optional[_Iterable[_Union[ExportProof, _Mapping]]] = ..., cancel_request_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., merges: _Optional[_Iterable[_Union[RunMerge, _Mapping]]] = ...) -> None: ...
+    activity: Activity
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[RunState, str]] = ..., stage: _Optional[_Union[_fault_pb2.Stage, str]] = ..., spec: _Optional[_Union[_spec_pb2.RunSpec, _Mapping]] = ..., snapshot: _Optional[_Union[RunSnapshot, _Mapping]] = ..., fault: _Optional[_Union[_fault_pb2.Fault, _Mapping]] = ..., metrics: _Optional[_Union[RunMetrics, _Mapping]] = ..., clocks: _Optional[_Union[RunClocks, _Mapping]] = ..., quote: _Optional[_Union[_billing_pb2.Quote, _Mapping]] = ..., cost: _Optional[_Union[_billing_pb2.Money, _Mapping]] = ..., samples: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ..., warnings: _Optional[_Iterable[_Union[RunWarning, _Mapping]]] = ..., attempts: _Optional[_Iterable[_Union[Attempt, _Mapping]]] = ..., artifact: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., display_name: _Optional[str] = ..., priority: _Optional[int] = ..., submit_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_sequence: _Optional[int] = ..., source_run: _Optional[str] = ..., export_proofs: _Optional[_Iterable[_Union[ExportProof, _Mapping]]] = ..., cancel_request_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., merges: _Optional[_Iterable[_Union[RunMerge, _Mapping]]] = ..., activity: _Optional[_Union[Activity, _Mapping]] = ...) -> None: ...
+
+class Activity(_message.Message):
+    __slots__ = ("text", "percent")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    PERCENT_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    percent: float
+    def __init__(self, text: _Optional[str] = ..., percent: _Optional[float] = ...) -> None: ...
 
 class RunSnapshot(_message.Message):
     __slots__ = ("model_id", "model_revision", "verified", "refund_waived", "dataset_versions", "plan", "verdict", "estimated_vram_bytes", "estimated_artifact_bytes", "estimated_steps", "estimated_duration", "timeout", "training", "lora", "export", "fingerprint")

@@ -28,15 +28,15 @@ from tunesmith.api.run.v1 import run_pb2 as tunesmith_dot_api_dot_run_dot_v1_dot
 from tunesmith.api.work.v1 import work_pb2 as tunesmith_dot_api_dot_work_dot_v1_dot_work__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tunesmith/api/work/v1/work_service.proto\x12\x15tunesmith.api.work.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"tunesmith/api/fault/v1/fault.proto\x1a\x1etunesmith/api/run/v1/run.proto\x1a tunesmith/api/work/v1/work.proto\"U\n\x13RegisterNodeRequest\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12)\n\x04node\x18\x02 \x01(\x0b\x32\x1b.tunesmith.api.work.v1.Node\"A\n\x14RegisterNodeResponse\x12)\n\x04node\x18\x01 \x01(\x0b\x32\x1b.tunesmith.api.work.v1.Node\"z\n\x10LeaseTaskRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x13\n\x0bwait_millis\x18\x03 \x01(\x05\x12\x19\n\x11\x66ree_memory_bytes\x18\x04 \x01(\x03\x12\x13\n\x0bwarm_models\x18\x05 \x03(\t\"@\n\x11LeaseTaskResponse\x12+\n\x05lease\x18\x01 \x01(\x0b\x32\x1c.tunesmith.api.work.v1.Lease\"\xd2\x03\n\nTaskReport\x12\x15\n\rreport_number\x18\x01 \x01(\x03\x12\x12\n\nage_millis\x18\x02 \x01(\x03\x12.\n\x05stage\x18\x03 \x01(\x0e\x32\x1d.tunesmith.api.fault.v1.StageH\x00\x12\x42\n\x10training_started\x18\x04 \x01(\x0b\x32&.tunesmith.api.work.v1.TrainingStartedH\x00\x12\x33\n\x07metrics\x18\x05 \x01(\x0b\x32 .tunesmith.api.run.v1.RunMetricsH\x00\x12\x33\n\x07warning\x18\x06 \x01(\x0b\x32 .tunesmith.api.run.v1.RunWarningH\x00\x12=\n\ncheckpoint\x18\x07 \x01(\x0b\x32\'.tunesmith.api.work.v1.CheckpointStoredH\x00\x12:\n\x0c\x63lock_paused\x18\x08 \x01(\x0b\x32\".tunesmith.api.work.v1.ClockPausedH\x00\x12\x36\n\x07samples\x18\t \x01(\x0b\x32#.tunesmith.api.work.v1.SamplesTakenH\x00\x42\x08\n\x06report\"9\n\x0fTrainingStarted\x12\x11\n\tfrom_step\x18\x01 \x01(\x03\x12\x13\n\x0btotal_steps\x18\x02 \x01(\x03\"j\n\x10\x43heckpointStored\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x30\n\x05\x66iles\x18\x02 \x03(\x0b\x32!.tunesmith.api.work.v1.OutputFile\x12\x16\n\x0estoring_millis\x18\x03 \x01(\x03\"m\n\x0cSamplesTaken\x12-\n\x07samples\x18\x01 \x03(\x0b\x32\x1c.tunesmith.api.run.v1.Sample\x12.\n\x06merges\x18\x02 \x03(\x0b\x32\x1e.tunesmith.api.run.v1.RunMerge\"-\n\x0b\x43lockPaused\x12\x0e\n\x06paused\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xad\x01\n\x14HeartbeatTaskRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x15\n\rfencing_epoch\x18\x02 \x01(\x03\x12\x32\n\x07reports\x18\x03 \x03(\x0b\x32!.tunesmith.api.work.v1.TaskReport\x12 \n\x13temperature_celsius\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x16\n\x14_temperature_celsius\"\xb1\x01\n\x15HeartbeatTaskResponse\x12\x33\n\tdirective\x18\x01 \x01(\x0e\x32 .tunesmith.api.work.v1.Directive\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x1a\x61\x63knowledged_report_number\x18\x03 \x01(\x03\x12\x0e\n\x06reason\x18\x04 \x01(\t\"<\n\x11SignInputsRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x15\n\rfencing_epoch\x18\x02 \x01(\x03\"E\n\x12SignInputsResponse\x12/\n\x05\x66iles\x18\x01 \x03(\x0b\x32 .tunesmith.api.work.v1.InputFile\"o\n\x12SignOutputsRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x15\n\rfencing_epoch\x18\x02 \x01(\x03\x12\x30\n\x05\x66iles\x18\x03 \x03(\x0b\x32!.tunesmith.api.work.v1.OutputFile\"6\n\x0cSignedOutput\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0b\n\x03uri\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\"K\n\x13SignOutputsResponse\x12\x34\n\x07outputs\x18\x01 \x03(\x0b\x32#.tunesmith.api.work.v1.SignedOutput\"\x9f\x01\n\x0bTrainResult\x12\x31\n\x07metrics\x18\x01 \x01(\x0b\x32 .tunesmith.api.run.v1.RunMetrics\x12-\n\x07samples\x18\x02 \x03(\x0b\x32\x1c.tunesmith.api.run.v1.Sample\x12.\n\x06merges\x18\x03 \x03(\x0b\x32\x1e.tunesmith.api.run.v1.RunMerge\"A\n\x0c\x45xportResult\x12\x31\n\x06proofs\x18\x01 \x03(\x0b\x32!.tunesmith.api.run.v1.ExportProof\"\x8e\x02\n\x13\x43ompleteTaskRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x15\n\rfencing_epoch\x18\x02 \x01(\x03\x12\x32\n\x07outputs\x18\x03 \x03(\x0b\x32!.tunesmith.api.work.v1.OutputFile\x12\x31\n\x05train\x18\x04 \x01(\x0b\x32\".tunesmith.api.work.v1.TrainResult\x12\x33\n\x06\x65xport\x18\x05 \x01(\x0b\x32#.tunesmith.api.work.v1.ExportResult\x12\x32\n\x07reports\x18\x06 \x03(\x0b\x32!.tunesmith.api.work.v1.TaskReport\"\x16\n\x14\x43ompleteTaskResponse\"\x9c\x01\n\x0f\x46\x61ilTaskRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x15\n\rfencing_epoch\x18\x02 \x01(\x03\x12,\n\x05\x66\x61ult\x18\x03 \x01(\x0b\x32\x1d.tunesmith.api.fault.v1.Fault\x12\x32\n\x07reports\x18\x04 \x03(\x0b\x32!.tunesmith.api.work.v1.TaskReport\"\x12\n\x10\x46\x61ilTaskResponse\"=\n\x12ReleaseTaskRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x15\n\rfencing_epoch\x18\x02 \x01(\x03\"\x15\n\x13ReleaseTaskResponse\"9\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x11ListNodesResponse\x12*\n\x05nodes\x18\x01 \x03(\x0b\x32\x1b.tunesmith.api.work.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*i\n\tDirective\x12\x19\n\x15\x44IRECTIVE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44IRECTIVE_CONTINUE\x10\x01\x12\x13\n\x0f\x44IRECTIVE_ABORT\x10\x02\x12\x14\n\x10\x44IRECTIVE_FINISH\x10\x03\x32\xb7\x06\n\x0bWorkService\x12g\n\x0cRegisterNode\x12*.tunesmith.api.work.v1.RegisterNodeRequest\x1a+.tunesmith.api.work.v1.RegisterNodeResponse\x12^\n\tLeaseTask\x12\'.tunesmith.api.work.v1.LeaseTaskRequest\x1a(.tunesmith.api.work.v1.LeaseTaskResponse\x12j\n\rHeartbeatTask\x12+.tunesmith.api.work.v1.HeartbeatTaskRequest\x1a,.tunesmith.api.work.v1.HeartbeatTaskResponse\x12\x61\n\nSignInputs\x12(.tunesmith.api.work.v1.SignInputsRequest\x1a).tunesmith.api.work.v1.SignInputsResponse\x12\x64\n\x0bSignOutputs\x12).tunesmith.api.work.v1.SignOutputsRequest\x1a*.tunesmith.api.work.v1.SignOutputsResponse\x12g\n\x0c\x43ompleteTask\x12*.tunesmith.api.work.v1.CompleteTaskRequest\x1a+.tunesmith.api.work.v1.CompleteTaskResponse\x12[\n\x08\x46\x61ilTask\x12&.tunesmith.api.work.v1.FailTaskRequest\x1a\'.tunesmith.api.work.v1.FailTaskResponse\x12\x64\n\x0bReleaseTask\x12).tunesmith.api.work.v1.ReleaseTaskRequest\x1a*.tunesmith.api.work.v1.ReleaseTaskResponse2m\n\x0bNodeService\x12^\n\tListNodes\x12\'.tunesmith.api.work.v1.ListNodesRequest\x1a(.tunesmith.api.work.v1.ListNodesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tunesmith/api/work/v1/work_service.proto\x12\x15tunesmith.api.work.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"tunesmith/api/fault/v1/fault.proto\x1a\x1etunesmith/api/run/v1/run.proto\x1a tunesmith/api/work/v1/work.proto\"U\n\x13RegisterNodeRequest\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12)\n\x04node\x18\x02 \x01(\x0b\x32\x1b.tunesmith.api.work.v1.Node\"A\n\x14RegisterNodeResponse\x12)\n\x04node\x18\x01 \x01(\x0b\x32\x1b.tunesmith.api.work.v1.Node\"z\n\x10LeaseTaskRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x13\n\x0bwait_millis\x18\x03 \x01(\x05\x12\x19\n\x11\x66ree_memory_bytes\x18\x04 \x01(\x03\x12\x13\n\x0bwarm_models\x18\x05 \x03(\t\"@\n\x11LeaseTaskResponse\x12+\n\x05lease\x18\x01 \x01(\x0b\x32\x1c.tunesmith.api.work.v1.Lease\"\x86\x04\n\nTaskReport\x12\x15\n\rreport_number\x18\x01 \x01(\x03\x12\x12\n\nage_millis\x18\x02 \x01(\x03\x12.\n\x05stage\x18\x03 \x01(\x0e\x32\x1d.tunesmith.api.fault.v1.StageH\x00\x12\x42\n\x10training_started\x18\x04 \x01(\x0b\x32&.tunesmith.api.work.v1.TrainingStartedH\x00\x12\x33\n\x07metrics\x18\x05 \x01(\x0b\x32 .tunesmith.api.run.v1.RunMetricsH\x00\x12\x33\n\x07warning\x18\x06 \x01(\x0b\x32 .tunesmith.api.run.v1.RunWarningH\x00\x12=\n\ncheckpoint\x18\x07 \x01(\x0b\x32\'.tunesmith.api.work.v1.CheckpointStoredH\x00\x12:\n\x0c\x63lock_paused\x18\x08 \x01(\x0b\x32\".tunesmith.api.work.v1.ClockPausedH\x00\x12\x36\n\x07samples\x18\t \x01(\x0b\x32#.tunesmith.api.work.v1.SamplesTakenH\x00\x12\x32\n\x08\x61\x63tivity\x18\n \x01(\x0b\x32\x1e.tunesmith.api.run.v1.ActivityH\x00\x42\x08\n\x06report\"9\n\x0fTrainingStarted\x12\x11\n\tfrom_step\x18\x01 \x01(\x03\x12\x13\n\x0btotal_steps\x18\x02 \x01(\x03\"j\n\x10\x43heckpointStored\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x30\n\x05\x66iles\x18\x02 \x03(\x0b\x32!.tunesmith.api.work.v1.OutputFile\x12\x16\n\x0estoring_millis\x18\x03 \x01(\x03\"m\n\x0cSamplesTaken\x12-\n\x07samples\x18\x01 \x03(\x0b\x32\x1c.tunesmith.api.run.v1.Sample\x12.\n\x06merges\x18\x02 \x03(\x0b\x32\x1e.tunesmith.api.run.v1.RunMerge\"-\n\x0b\x43lockPaused\x12\x0e\n\x06paused\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xad\x01\n\x14HeartbeatTaskRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x15\n\rfencing_epoch\x18\x02 \x01(\x03\x12\x32\n\x07reports\x18\x03 \x03(\x0b\x32!.tunesmith.api.work.v1.TaskReport\x12 \n\x13temperature_celsius\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x16\n\x14_temperature_celsius\"\xb1\x01\n\x15HeartbeatTaskResponse\x12\x33\n\tdirective\x18\x01 \x01(\x0e\x32 .tunesmith.api.work.v1.Directive\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x1a\x61\x63knowledged_report_number\x18\x03 \x01(\x03\x12\x0e\n\x06reason\x18\x04 \x01(\t\"<\n\x11SignInputsRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x15\n\rfencing_epoch\x18\x02 \x01(\x03\"E\n\x12SignInputsResponse\x12/\n\x05\x66iles\x18\x01 \x03(\x0b\x32 .tunesmith.api.work.v1.InputFile\"o\n\x12SignOutputsRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x15\n\rfencing_epoch\x18\x02 \x01(\x03\x12\x30\n\x05\x66iles\x18\x03 \x03(\x0b\x32!.tunesmith.api.work.v1.OutputFile\"6\n\x0cSignedOutput\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0b\n\x03uri\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\"K\n\x13SignOutputsResponse\x12\x34\n\x07outputs\x18\x01 \x03(\x0b\x32#.tunesmith.api.work.v1.SignedOutput\"\x9f\x01\n\x0bTrainResult\x12\x31\n\x07metrics\x18\x01 \x01(\x0b\x32 .tunesmith.api.run.v1.RunMetrics\x12-\n\x07samples\x18\x02 \x03(\x0b\x32\x1c.tunesmith.api.run.v1.Sample\x12.\n\x06merges\x18\x03 \x03(\x0b\x32\x1e.tunesmith.api.run.v1.RunMerge\"A\n\x0c\x45xportResult\x12\x31\n\x06proofs\x18\x01 \x03(\x0b\x32!.tunesmith.api.run.v1.ExportProof\"\x8e\x02\n\x13\x43ompleteTaskRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x15\n\rfencing_epoch\x18\x02 \x01(\x03\x12\x32\n\x07outputs\x18\x03 \x03(\x0b\x32!.tunesmith.api.work.v1.OutputFile\x12\x31\n\x05train\x18\x04 \x01(\x0b\x32\".tunesmith.api.work.v1.TrainResult\x12\x33\n\x06\x65xport\x18\x05 \x01(\x0b\x32#.tunesmith.api.work.v1.ExportResult\x12\x32\n\x07reports\x18\x06 \x03(\x0b\x32!.tunesmith.api.work.v1.TaskReport\"\x16\n\x14\x43ompleteTaskResponse\"\x9c\x01\n\x0f\x46\x61ilTaskRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x15\n\rfencing_epoch\x18\x02 \x01(\x03\x12,\n\x05\x66\x61ult\x18\x03 \x01(\x0b\x32\x1d.tunesmith.api.fault.v1.Fault\x12\x32\n\x07reports\x18\x04 \x03(\x0b\x32!.tunesmith.api.work.v1.TaskReport\"\x12\n\x10\x46\x61ilTaskResponse\"=\n\x12ReleaseTaskRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x15\n\rfencing_epoch\x18\x02 \x01(\x03\"\x15\n\x13ReleaseTaskResponse\"9\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x11ListNodesResponse\x12*\n\x05nodes\x18\x01 \x03(\x0b\x32\x1b.tunesmith.api.work.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*i\n\tDirective\x12\x19\n\x15\x44IRECTIVE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44IRECTIVE_CONTINUE\x10\x01\x12\x13\n\x0f\x44IRECTIVE_ABORT\x10\x02\x12\x14\n\x10\x44IRECTIVE_FINISH\x10\x03\x32\xb7\x06\n\x0bWorkService\x12g\n\x0cRegisterNode\x12*.tunesmith.api.work.v1.RegisterNodeRequest\x1a+.tunesmith.api.work.v1.RegisterNodeResponse\x12^\n\tLeaseTask\x12\'.tunesmith.api.work.v1.LeaseTaskRequest\x1a(.tunesmith.api.work.v1.LeaseTaskResponse\x12j\n\rHeartbeatTask\x12+.tunesmith.api.work.v1.HeartbeatTaskRequest\x1a,.tunesmith.api.work.v1.HeartbeatTaskResponse\x12\x61\n\nSignInputs\x12(.tunesmith.api.work.v1.SignInputsRequest\x1a).tunesmith.api.work.v1.SignInputsResponse\x12\x64\n\x0bSignOutputs\x12).tunesmith.api.work.v1.SignOutputsRequest\x1a*.tunesmith.api.work.v1.SignOutputsResponse\x12g\n\x0c\x43ompleteTask\x12*.tunesmith.api.work.v1.CompleteTaskRequest\x1a+.tunesmith.api.work.v1.CompleteTaskResponse\x12[\n\x08\x46\x61ilTask\x12&.tunesmith.api.work.v1.FailTaskRequest\x1a\'.tunesmith.api.work.v1.FailTaskResponse\x12\x64\n\x0bReleaseTask\x12).tunesmith.api.work.v1.ReleaseTaskRequest\x1a*.tunesmith.api.work.v1.ReleaseTaskResponse2m\n\x0bNodeService\x12^\n\tListNodes\x12\'.tunesmith.api.work.v1.ListNodesRequest\x1a(.tunesmith.api.work.v1.ListNodesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tunesmith.api.work.v1.work_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DIRECTIVE']._serialized_start=3015
-  _globals['_DIRECTIVE']._serialized_end=3120
+  _globals['_DIRECTIVE']._serialized_start=3067
+  _globals['_DIRECTIVE']._serialized_end=3172
   _globals['_REGISTERNODEREQUEST']._serialized_start=202
   _globals['_REGISTERNODEREQUEST']._serialized_end=287
   _globals['_REGISTERNODERESPONSE']._serialized_start=289
@@ -46,51 +46,51 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEASETASKRESPONSE']._serialized_start=480
   _globals['_LEASETASKRESPONSE']._serialized_end=544
   _globals['_TASKREPORT']._serialized_start=547
-  _globals['_TASKREPORT']._serialized_end=1013
-  _globals['_TRAININGSTARTED']._serialized_start=1015
-  _globals['_TRAININGSTARTED']._serialized_end=1072
-  _globals['_CHECKPOINTSTORED']._serialized_start=1074
-  _globals['_CHECKPOINTSTORED']._serialized_end=1180
-  _globals['_SAMPLESTAKEN']._serialized_start=1182
-  _globals['_SAMPLESTAKEN']._serialized_end=1291
-  _globals['_CLOCKPAUSED']._serialized_start=1293
-  _globals['_CLOCKPAUSED']._serialized_end=1338
-  _globals['_HEARTBEATTASKREQUEST']._serialized_start=1341
-  _globals['_HEARTBEATTASKREQUEST']._serialized_end=1514
-  _globals['_HEARTBEATTASKRESPONSE']._serialized_start=1517
-  _globals['_HEARTBEATTASKRESPONSE']._serialized_end=1694
-  _globals['_SIGNINPUTSREQUEST']._serialized_start=1696
-  _globals['_SIGNINPUTSREQUEST']._serialized_end=1756
-  _globals['_SIGNINPUTSRESPONSE']._serialized_start=1758
-  _globals['_SIGNINPUTSRESPONSE']._serialized_end=1827
-  _globals['_SIGNOUTPUTSREQUEST']._serialized_start=1829
-  _globals['_SIGNOUTPUTSREQUEST']._serialized_end=1940
-  _globals['_SIGNEDOUTPUT']._serialized_start=1942
-  _globals['_SIGNEDOUTPUT']._serialized_end=1996
-  _globals['_SIGNOUTPUTSRESPONSE']._serialized_start=1998
-  _globals['_SIGNOUTPUTSRESPONSE']._serialized_end=2073
-  _globals['_TRAINRESULT']._serialized_start=2076
-  _globals['_TRAINRESULT']._serialized_end=2235
-  _globals['_EXPORTRESULT']._serialized_start=2237
-  _globals['_EXPORTRESULT']._serialized_end=2302
-  _globals['_COMPLETETASKREQUEST']._serialized_start=2305
-  _globals['_COMPLETETASKREQUEST']._serialized_end=2575
-  _globals['_COMPLETETASKRESPONSE']._serialized_start=2577
-  _globals['_COMPLETETASKRESPONSE']._serialized_end=2599
-  _globals['_FAILTASKREQUEST']._serialized_start=2602
-  _globals['_FAILTASKREQUEST']._serialized_end=2758
-  _globals['_FAILTASKRESPONSE']._serialized_start=2760
-  _globals['_FAILTASKRESPONSE']._serialized_end=2778
-  _globals['_RELEASETASKREQUEST']._serialized_start=2780
-  _globals['_RELEASETASKREQUEST']._serialized_end=2841
-  _globals['_RELEASETASKRESPONSE']._serialized_start=2843
-  _globals['_RELEASETASKRESPONSE']._serialized_end=2864
-  _globals['_LISTNODESREQUEST']._serialized_start=2866
-  _globals['_LISTNODESREQUEST']._serialized_end=2923
-  _globals['_LISTNODESRESPONSE']._serialized_start=2925
-  _globals['_LISTNODESRESPONSE']._serialized_end=3013
-  _globals['_WORKSERVICE']._serialized_start=3123
-  _globals['_WORKSERVICE']._serialized_end=3946
-  _globals['_NODESERVICE']._serialized_start=3948
-  _globals['_NODESERVICE']._serialized_end=4057
+  _globals['_TASKREPORT']._serialized_end=1065
+  _globals['_TRAININGSTARTED']._serialized_start=1067
+  _globals['_TRAININGSTARTED']._serialized_end=1124
+  _globals['_CHECKPOINTSTORED']._serialized_start=1126
+  _globals['_CHECKPOINTSTORED']._serialized_end=1232
+  _globals['_SAMPLESTAKEN']._serialized_start=1234
+  _globals['_SAMPLESTAKEN']._serialized_end=1343
+  _globals['_CLOCKPAUSED']._serialized_start=1345
+  _globals['_CLOCKPAUSED']._serialized_end=1390
+  _globals['_HEARTBEATTASKREQUEST']._serialized_start=1393
+  _globals['_HEARTBEATTASKREQUEST']._serialized_end=1566
+  _globals['_HEARTBEATTASKRESPONSE']._serialized_start=1569
+  _globals['_HEARTBEATTASKRESPONSE']._serialized_end=1746
+  _globals['_SIGNINPUTSREQUEST']._serialized_start=1748
+  _globals['_SIGNINPUTSREQUEST']._serialized_end=1808
+  _globals['_SIGNINPUTSRESPONSE']._serialized_start=1810
+  _globals['_SIGNINPUTSRESPONSE']._serialized_end=1879
+  _globals['_SIGNOUTPUTSREQUEST']._serialized_start=1881
+  _globals['_SIGNOUTPUTSREQUEST']._serialized_end=1992
+  _globals['_SIGNEDOUTPUT']._serialized_start=1994
+  _globals['_SIGNEDOUTPUT']._serialized_end=2048
+  _globals['_SIGNOUTPUTSRESPONSE']._serialized_start=2050
+  _globals['_SIGNOUTPUTSRESPONSE']._serialized_end=2125
+  _globals['_TRAINRESULT']._serialized_start=2128
+  _globals['_TRAINRESULT']._serialized_end=2287
+  _globals['_EXPORTRESULT']._serialized_start=2289
+  _globals['_EXPORTRESULT']._serialized_end=2354
+  _globals['_COMPLETETASKREQUEST']._serialized_start=2357
+  _globals['_COMPLETETASKREQUEST']._serialized_end=2627
+  _globals['_COMPLETETASKRESPONSE']._serialized_start=2629
+  _globals['_COMPLETETASKRESPONSE']._serialized_end=2651
+  _globals['_FAILTASKREQUEST']._serialized_start=2654
+  _globals['_FAILTASKREQUEST']._serialized_end=2810
+  _globals['_FAILTASKRESPONSE']._serialized_start=2812
+  _globals['_FAILTASKRESPONSE']._serialized_end=2830
+  _globals['_RELEASETASKREQUEST']._serialized_start=2832
+  _globals['_RELEASETASKREQUEST']._serialized_end=2893
+  _globals['_RELEASETASKRESPONSE']._serialized_start=2895
+  _globals['_RELEASETASKRESPONSE']._serialized_end=2916
+  _globals['_LISTNODESREQUEST']._serialized_start=2918
+  _globals['_LISTNODESREQUEST']._serialized_end=2975
+  _globals['_LISTNODESRESPONSE']._serialized_start=2977
+  _globals['_LISTNODESRESPONSE']._serialized_end=3065
+  _globals['_WORKSERVICE']._serialized_start=3175
+  _globals['_WORKSERVICE']._serialized_end=3998
+  _globals['_NODESERVICE']._serialized_start=4000
+  _globals['_NODESERVICE']._serialized_end=4109
 # @@protoc_insertion_point(module_scope)

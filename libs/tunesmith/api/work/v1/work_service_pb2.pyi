@@ -59,7 +59,7 @@ class LeaseTaskResponse(_message.Message):
     def __init__(self, lease: _Optional[_Union[_work_pb2.Lease, _Mapping]] = ...) -> None: ...
 
 class TaskReport(_message.Message):
-    __slots__ = ("report_number", "age_millis", "stage", "training_started", "metrics", "warning", "checkpoint", "clock_paused", "samples")
+    __slots__ = ("report_number", "age_millis", "stage", "training_started", "metrics", "warning", "checkpoint", "clock_paused", "samples", "activity")
     REPORT_NUMBER_FIELD_NUMBER: _ClassVar[int]
     AGE_MILLIS_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +69,7 @@ class TaskReport(_message.Message):
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     CLOCK_PAUSED_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    ACTIVITY_FIELD_NUMBER: _ClassVar[int]
     report_number: int
     age_millis: int
     stage: _fault_pb2.Stage
@@ -78,7 +79,8 @@ class TaskReport(_message.Message):
     checkpoint: CheckpointStored
     clock_paused: ClockPaused
     samples: SamplesTaken
-    def __init__(self, report_number: _Optional[int] = ..., age_millis: _Optional[int] = ..., stage: _Optional[_Union[_fault_pb2.Stage, str]] = ..., training_started: _Optional[_Union[TrainingStarted, _Mapping]] = ..., metrics: _Optional[_Union[_run_pb2.RunMetrics, _Mapping]] = ..., warning: _Optional[_Union[_run_pb2.RunWarning, _Mapping]] = ..., checkpoint: _Optional[_Union[CheckpointStored, _Mapping]] = ..., clock_paused: _Optional[_Union[ClockPaused, _Mapping]] = ..., samples: _Optional[_Union[SamplesTaken, _Mapping]] = ...) -> None: ...
+    activity: _run_pb2.Activity
+    def __init__(self, report_number: _Optional[int] = ..., age_millis: _Optional[int] = ..., stage: _Optional[_Union[_fault_pb2.Stage, str]] = ..., training_started: _Optional[_Union[TrainingStarted, _Mapping]] = ..., metrics: _Optional[_Union[_run_pb2.RunMetrics, _Mapping]] = ..., warning: _Optional[_Union[_run_pb2.RunWarning, _Mapping]] = ..., checkpoint: _Optional[_Union[CheckpointStored, _Mapping]] = ..., clock_paused: _Optional[_Union[ClockPaused, _Mapping]] = ..., samples: _Optional[_Union[SamplesTaken, _Mapping]] = ..., activity: _Optional[_Union[_run_pb2.Activity, _Mapping]] = ...) -> None: ...
 
 class TrainingStarted(_message.Message):
     __slots__ = ("from_step", "total_steps")
