@@ -200,12 +200,12 @@ async def test_the_base_of_an_export_is_fetched_with_fresh_urls(
         async with held(all_.exporter, EXPORTER) as session:
             exporter, task = Exporter(config), session.lease.export
             base = await exporter._identify(task.base, InputUrls(session).renewed)
-            folder = await exporter._fetch_base(base)
+            folder = await exporter._fetch_base(session, base)
             assert is_whole(folder, fakes.validator.model_files)
             # A verdict that doubts the base has it compared and fetched again, hours later.
             door.clock.step(timedelta(hours=5))
             (folder / "model-2.safetensors").write_bytes(b"rotten")
-            folder = await exporter._fetch_base(base, is_doubted=True)
+            folder = await exporter._fetch_base(session, base, is_doubted=True)
             assert is_whole(folder, fakes.validator.model_files)
             signed = await session.sign_inputs()
             assert {file.path for file in signed} == {*SIZES, "adapter/adapter_config.json"}
