@@ -2,8 +2,8 @@
 
 PYTHON ?= python3
 VENV := .venv/bin
-# A file's tests stay on one core, beside the fixtures that they share.
-ON_EVERY_CORE := --numprocesses auto --dist loadfile
+# A file's tests stay on one core, beside the fixtures that they share; so do those of the stack.
+ON_EVERY_CORE := --numprocesses auto --dist loadgroup
 
 .PHONY: help setup demo test unit integration check protos golden acceptance lock clean
 
@@ -18,7 +18,8 @@ demo: setup ## One run, end to end: dataset to a GGUF that answers, with its bil
 
 test: setup ## Every test that needs no GPU: unit first, then those that start servers
 	$(VENV)/python -m pytest $(ON_EVERY_CORE)
-	$(VENV)/python -m pytest -m "not gpu and (integration or e2e or chaos or slow)" --timeout 900
+	$(VENV)/python -m pytest --numprocesses 2 --dist loadgroup --timeout 900 --durations 40 \
+	  -m "not gpu and (integration or e2e or chaos or slow)"
 
 unit: setup ## The tests that need no server, GPU or network
 	$(VENV)/python -m pytest $(ON_EVERY_CORE)

@@ -16,3 +16,13 @@ def _imported_objects_are_not_searched() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup` one process runs the whole stack, the others the rest by file.
+
+    A stack has ten processes of its own; two of them at once would only wait for each other.
+    """
+    for item in items:
+        on_the_stack = any(item.iter_markers("e2e")) or any(item.iter_markers("chaos"))
+        item.add_marker(pytest.mark.xdist_group("stack" if on_the_stack else str(item.path)))
