@@ -18,7 +18,7 @@ demo: setup ## One run, end to end: dataset to a GGUF that answers, with its bil
 
 test: setup ## Every test that needs no GPU: unit first, then those that start servers
 	$(VENV)/python -m pytest $(ON_EVERY_CORE)
-	$(VENV)/python -m pytest --numprocesses 2 --dist loadgroup --timeout 900 --durations 40 \
+	$(VENV)/python -m pytest --numprocesses 2 --dist loadgroup --timeout 900 \
 	  -m "not gpu and (integration or e2e or chaos or slow)"
 
 unit: setup ## The tests that need no server, GPU or network
