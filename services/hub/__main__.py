@@ -21,6 +21,7 @@ from hub.intake import Intake
 from hub.janitor import Janitor
 from hub.links import Links
 from hub.model_service import ModelService
+from hub.reading import Readers
 from hub.service import DatasetService
 from hub.store import Store
 from lexicon.faults import Fault, FaultCode
@@ -59,7 +60,8 @@ async def run() -> None:
     billing = connect(settings.billing_addr, token=token, tls=tls)
     quota_of = quota_by_plan(billing, quotas_of(catalog))
     janitor = Janitor(store, objects)
-    intake = Intake(store, objects, quota_of=quota_of, janitor=janitor)
+    readers = Readers()
+    intake = Intake(store, objects, readers, quota_of=quota_of, janitor=janitor)
     datasets = DatasetService(
         store, links=links, intake=intake, janitor=janitor, quota_of=quota_of, new_id=_upload_id
     )
@@ -79,6 +81,7 @@ async def run() -> None:
             object_service_pb2.DESCRIPTOR.services_by_name["ObjectService"].full_name,
         ]
 
+    readers.start()
     try:
         await run_server(
             service="hub",
@@ -89,6 +92,7 @@ async def run() -> None:
             background=[janitor.run],
         )
     finally:
+        readers.close()
         await billing.close()
         await pool.close()
 

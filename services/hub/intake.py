@@ -8,21 +8,17 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from itertools import islice
 from pathlib import Path
-from typing import Any, Final
 
 from chassis import telemetry
-from corpus.formats import Inspection, inspect_file, iterate_rows
+from corpus.formats import Inspection
 from hub.domain.datasets import Refusal, Upload, UploadState, check_arrival, stats_of
 from hub.domain.quota import Quota, check_dataset_room
 from hub.janitor import Janitor
+from hub.reading import PARALLEL, Readers
 from hub.store import Store
 from lexicon.faults import Fault, FaultCode
 from objects.store import ObjectStore
-
-# Reading is work for one core; more at once would only take turns on it.
-PARALLEL_READS: Final = 2
 
 log = telemetry.logger(__name__)
 
@@ -34,6 +30,7 @@ class Intake:
         self,
         store: Store,
         objects: ObjectStore,
+        readers: Readers,
         *,
         quota_of: Callable[[str], Awaitable[Quota]],
         janitor: Janitor,
@@ -42,7 +39,9 @@ class Intake:
         self._objects = objects
         self._quota_of = quota_of
         self._janitor = janitor
-        self._reads = asyncio.Semaphore(PARALLEL_READS)
+        self._readers = readers
+        # A copy on this disk waits for its reader, too.
+        self._reads = asyncio.Semaphore(PARALLEL)
         self._running: dict[str, asyncio.Task[None]] = {}
 
     async def finish(self, upload: Upload) -> None:
@@ -59,10 +58,10 @@ class Intake:
             task.add_done_callback(lambda _: self._running.pop(upload.upload_id, None))
         await asyncio.shield(task)
 
-    async def preview(self, object_key: str, *, row_count: int) -> list[Any]:
-        """The first rows of a stored file as they were written."""
+    async def preview(self, object_key: str, *, row_count: int) -> list[str]:
+        """The first rows of a stored file as they were written, in JSON."""
         async with self._reads, self._on_disk(object_key) as path:
-            return await asyncio.to_thread(_first_rows, path, row_count)
+            return await self._readers.preview(path, row_count=row_count)
 
     async def _finish(self, upload: Upload) -> None:
         info = await self._objects.head(upload.object_key)
@@ -85,7 +84,7 @@ class Intake:
 
     async def _inspect(self, upload: Upload) -> Inspection:
         async with self._reads, self._on_disk(upload.object_key) as path:
-            return await asyncio.to_thread(inspect_file, path, file_name=upload.announced.file_name)
+            return await self._readers.inspect(path, file_name=upload.announced.file_name)
 
     async def _commit(self, upload: Upload, inspection: Inspection, quota: Quota) -> None:
         announced = upload.announced
@@ -139,7 +138,3 @@ class Intake:
                 async for chunk in await self._objects.get(object_key):
                     await asyncio.to_thread(file.write, chunk)
             yield copy
-
-
-def _first_rows(path: Path, count: int) -> list[Any]:
-    return [row for _, row in islice(iterate_rows(path), count)]

@@ -1,8 +1,7 @@
 """DatasetService: datasets and their versions as callers see them."""
 
-import json
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from chassis import idempotency, paging
 from chassis.identity import current_caller
@@ -22,8 +21,6 @@ from tunesmith.api.dataset.v1 import dataset_service_pb2, dataset_service_pb2_gr
 DEFAULT_PAGE: Final = 50
 DEFAULT_PREVIEW_ROWS: Final = 5
 MAX_PREVIEW_ROWS: Final = 100
-# Half of what a response may carry; rows beyond it are left out.
-MAX_PREVIEW_CHARACTERS: Final = 4 << 20
 
 
 class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
@@ -183,10 +180,10 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
             rule = f"row_count must be 1 to {MAX_PREVIEW_ROWS}."
             raise Fault(FaultCode.INPUT_FIELD_INVALID, rule, field="row_count")
         version = await self._version_or_latest(request.name)
-        rows = await self._intake.preview(version.object_key, row_count=count)
+        texts = await self._intake.preview(version.object_key, row_count=count)
         return dataset_service_pb2.PreviewDatasetResponse(
             version=wire.version_to_proto(version, with_uri=for_service()),
-            row_json=_row_texts(rows),
+            row_json=texts,
         )
 
     async def _upload(self, upload_id: str, *, project: str) -> Upload:
@@ -263,25 +260,3 @@ def _upload_response(upload_id: str, link: Link) -> dataset_service_pb2.CreateUp
     return dataset_service_pb2.CreateUploadResponse(
         upload_id=upload_id, url=link.url, expire_time=wire.timestamp(link.expire_time)
     )
-
-
-def _row_texts(rows: list[Any]) -> list[str]:
-    texts: list[str] = []
-    left = MAX_PREVIEW_CHARACTERS
-    for row in rows:
-        # Escaped where the text is no valid Unicode, so that it can travel at all.
-        text = json.dumps(row, ensure_ascii=False, default=str)
-        text = text if text.isascii() or _encodes(text) else json.dumps(row, default=str)
-        left -= len(text)
-        if left < 0:
-            break
-        texts.append(text)
-    return texts
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

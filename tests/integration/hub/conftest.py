@@ -24,6 +24,7 @@ from hub.intake import Intake
 from hub.janitor import Janitor
 from hub.links import Links
 from hub.model_service import ModelService
+from hub.reading import Readers
 from hub.service import DatasetService
 from hub.store import Store
 from modelspec.catalog import load_catalog
@@ -69,6 +70,7 @@ class Hub:
     service: "object_service_pb2_grpc.ObjectServiceAsyncStub"
     service_channel: grpc.aio.Channel
     numbers: "itertools.count[int]"
+    readers: Readers
 
     def request_id(self) -> str:
         return f"request-{next(self.numbers)}"
@@ -173,7 +175,9 @@ async def hub(database_url: str, objects_url: str, tmp_path: Path) -> AsyncItera
             return quotas.get(project, Quota(dataset_bytes=1 << 20, artifact_bytes=1 << 20))
 
         janitor = Janitor(store, objects)
-        intake = Intake(store, objects, quota_of=quota_of, janitor=janitor)
+        readers = Readers()
+        stack.callback(readers.close)
+        intake = Intake(store, objects, readers, quota_of=quota_of, janitor=janitor)
         numbers = itertools.count(1)
 
         def register(server: grpc.aio.Server) -> Sequence[str]:
@@ -220,4 +224,5 @@ async def hub(database_url: str, objects_url: str, tmp_path: Path) -> AsyncItera
             service=object_service_pb2_grpc.ObjectServiceStub(service_channel),
             service_channel=service_channel,
             numbers=numbers,
+            readers=readers,
         )
