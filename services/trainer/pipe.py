@@ -63,6 +63,12 @@ class StageBegan(_Message, frozen=True, kw_only=True):
     stage: str
 
 
+class Doing(_Message, frozen=True, kw_only=True):
+    """From the child: what it does now, in words for the user, while there are no figures."""
+
+    text: str
+
+
 class Started(_Message, frozen=True, kw_only=True):
     """From the child: the first optimizer step of this attempt begins now."""
 
@@ -165,6 +171,7 @@ ToChild = Train | Finish | Pause | Resume
 FromChild = (
     Ready
     | StageBegan
+    | Doing
     | Started
     | StepTaken
     | Warned

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
 
-from chassis import evictions, telemetry
+from chassis import activities, evictions, telemetry
 from chassis.inputs import InputUrls
 from chassis.leasing import LeaseSession
 from lexicon.faults import Fault, FaultCode, Stage
@@ -28,6 +28,7 @@ from trainer.domain.plan import Base, TrainPlan
 from trainer.domain.temperature import Thermostat
 from trainer.pipe import (
     CheckpointWritten,
+    Doing,
     Failed,
     Finish,
     Finished,
@@ -222,6 +223,8 @@ class Trainer:
         match message:
             case StageBegan():
                 task.enter(Stage(message.stage))
+            case Doing():
+                task.session.report(activities.report(message.text))
             case Started():
                 started = work_service_pb2.TrainingStarted(
                     from_step=message.from_step, total_steps=message.total_steps
@@ -229,10 +232,7 @@ class Trainer:
                 task.session.report(report(training_started=started))
                 task.tracking = self._tracking_of(task.plan, message.from_step)
             case StepTaken():
-                task.metrics = wire.metrics(message)
-                task.session.report(report(metrics=task.metrics))
-                if task.tracking is not None:
-                    task.tracking.add(task.metrics)
+                task.note(wire.metrics(message))
             case Warned():
                 task.session.report(report(warning=wire.warning(message)))
             case CheckpointWritten():
@@ -367,6 +367,13 @@ class _Task:
     plan: TrainPlan | None = None
     tracking: Tracking | None = None
     merges: list[run_pb2.RunMerge] = field(default_factory=list)
+
+    def note(self, metrics: run_pb2.RunMetrics) -> None:
+        """Tell the figures of a step to whoever hears of them."""
+        self.metrics = metrics
+        self.session.report(work_service_pb2.TaskReport(metrics=metrics))
+        if self.tracking is not None:
+            self.tracking.add(metrics)
 
     def enter(self, stage: Stage) -> None:
         """Tell the scheduler that a stage began."""

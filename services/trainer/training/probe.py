@@ -61,6 +61,7 @@ def probe(
     *,
     steps: range,
     healed: Callable[[Ladder], None],
+    trying: Callable[[Extent], None] = lambda _: None,
     proven: Sequence[Extent] = (),
 ) -> Extent | None:
     """Take the largest micro-batch of what is left forward and backward; how large it was.
@@ -69,6 +70,7 @@ def probe(
 
     Args:
         steps: optimizer steps that are left.
+        trying: told what is tried, before it is; it may take minutes.
         proven: what trials under the same conditions have shown to fit; a micro-batch that is no
             larger than one of them is not tried.
     Returns:
@@ -85,6 +87,7 @@ def probe(
         if any(each.covers(extent) for each in proven):
             return None
         log.info("trying the longest batch: %s", extent)
+        trying(extent)
         try:
             _try(state, examples, plan, arithmetic)
         except (RuntimeError, MemoryError) as error:

@@ -25,6 +25,7 @@ from trainer.domain.remaining import StepTimer
 from trainer.domain.scaling import LossScale
 from trainer.pipe import (
     CheckpointWritten,
+    Doing,
     Finished,
     RunMerged,
     Sampled,
@@ -43,7 +44,7 @@ from trainer.training.delivery import deliver
 from trainer.training.isolation import is_proven, keeps_examples_apart, require_working
 from trainer.training.memory import forget_peak, peak_bytes
 from trainer.training.mlx_presence import require_available
-from trainer.training.probe import largest_first, probe
+from trainer.training.probe import Extent, largest_first, probe
 from trainer.training.rails import Rails, loading
 from trainer.training.sampling import Sampler
 from trainer.training.validation import split
@@ -227,6 +228,11 @@ def _sample(sampler: Sampler, step: int, channel: Channel) -> None:
         channel.send(Sampled(samples=answers))
 
 
+def words_of(extent: Extent) -> str:
+    """What a trial of the longest batch is called while it lasts."""
+    return f"trying the longest batch: {extent.token_count:,} tokens"
+
+
 def _probe(
     state: loop.TrainState,
     course: Course,
@@ -246,6 +252,7 @@ def _probe(
             arithmetic,
             steps=steps,
             healed=lambda ladder: tell_healed(channel, ladder, what="the longest batch"),
+            trying=lambda extent: channel.send(Doing(text=words_of(extent))),
             proven=warm.proven.get(conditions, ()),
         )
         if tried is not None:

@@ -29,6 +29,7 @@ from trainer.training.probe import (
     largest_micro_batch,
     probe,
 )
+from trainer.training.run import words_of
 
 ROWS = some_rows(21)
 STEPS = 5
@@ -50,6 +51,24 @@ def probed(
         state, rows, plan, FP32, steps=range(state.step, STEPS), healed=rungs.append, proven=proven
     )
     return extent, rungs
+
+
+def test_what_is_tried_is_told_before_it_is_tried() -> None:
+    """000-25: a run whose longest batch takes minutes does not look as if it hung."""
+    plan = a_plan(max_steps=STEPS)
+    state, told = begin(plan), list[tuple[str, int]]()
+    seen = out_of_memory_beyond(state, 10**6)
+    extent = probe(
+        state,
+        ROWS,
+        plan,
+        FP32,
+        steps=range(STEPS),
+        healed=lambda _: None,
+        trying=lambda tried: told.append((words_of(tried), len(seen))),
+    )
+    assert extent is not None
+    assert told == [(f"trying the longest batch: {extent.token_count:,} tokens", 0)]
 
 
 def out_of_memory_beyond(state: loop.TrainState, tokens: int) -> list[int]:
