@@ -150,7 +150,8 @@ class Course:
             if self.validation.promote_best(state):
                 log.info("the best validation's weights were promoted")
             return
-        if state.step_of_run:
+        # A run that was cut short before it moved anything takes nothing from those before it.
+        if state.step_of_run and (self.merged is None or self._has_moved(state)):
             self._close_run(state)
         if continual.learnt_nothing_since_first(self.progress.history):
             self.warn(
@@ -246,14 +247,22 @@ class Course:
             skipped_count=state.skipped_count,
         )
         self.told(record, history.file_of(self.plan, record))
-        loop.put(state, slao.opening(self.tuned) if self.tuned else self.initial)
+        loop.put(state, self._opening)
         loop.begin_again(state, self.plan)
+
+    @property
+    def _opening(self) -> Weights:
+        """Weights that the run under way began with."""
+        return slao.opening(self.tuned) if self.tuned else self.initial
+
+    def _has_moved(self, state: loop.TrainState) -> bool:
+        return slao.distance(self._opening, _weights_of(state)) != 0.0
 
     def _judged(self, state: loop.TrainState) -> tuple[MergeRecord, Weights, Weights]:
         """The record of the run that just ended, its weights, and the adapter with it folded in."""
         number = len(self.progress.history) + 1
         tuned = _weights_of(state)
-        moved = slao.distance(slao.opening(self.tuned) if self.tuned else self.initial, tuned)
+        moved = slao.distance(self._opening, tuned)
         if moved == 0.0:
             raise Fault(
                 FaultCode.RUNTIME_ADAPTER_UNCHANGED,

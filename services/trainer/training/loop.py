@@ -334,15 +334,22 @@ def restore(state: TrainState, tensors: Mapping[str, torch.Tensor]) -> None:
         raise Fault(
             FaultCode.STATE_CHECKPOINT_INVALID, "The checkpoint holds another adapter's tensors"
         )
+    loss_scale = None if state.loss_scale is None else _scale_of(tensors[LOSS_SCALE_KEY])
     state.reclaim()
     with torch.no_grad():
         for name, target in expected.items():
             target.copy_(tensors[name])
-    if state.loss_scale is not None:
-        factor, clean_steps, skipped_count = expected[LOSS_SCALE_KEY].tolist()
-        state.loss_scale = LossScale(
-            factor=factor, clean_steps=int(clean_steps), skipped_count=int(skipped_count)
-        )
+    state.loss_scale = loss_scale
+
+
+def _scale_of(figures: torch.Tensor) -> LossScale:
+    """The loss scale in a checkpoint."""
+    factor, clean_steps, skipped_count = figures.tolist()
+    if not (
+        0.0 < factor < math.inf and 0 <= clean_steps < math.inf and 0 <= skipped_count < math.inf
+    ):
+        raise Fault(FaultCode.STATE_CHECKPOINT_INVALID, "The checkpoint holds no loss scale")
+    return LossScale(factor=factor, clean_steps=int(clean_steps), skipped_count=int(skipped_count))
 
 
 def put(state: TrainState, weights: Mapping[str, torch.Tensor]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from corpus.packing import holdout_split
-from lexicon.faults import Fault
+from lexicon.faults import Fault, FaultCode
 from trainer.domain.plan import TrainPlan, ValidationPlan, validation_interval
 from trainer.training import loop
 from trainer.training.arithmetic import Arithmetic
@@ -51,6 +51,9 @@ class Validation:
             return
         loss = self.measure(state, warn=warn)
         if loss is not None:
+            if not math.isfinite(loss) and math.isfinite(self.latest_loss or 0.0):
+                text = f"The validation loss at step {state.step} is {loss}: it is never the best"
+                warn(FaultCode.RUNTIME_LOSS_NOT_FINITE, text)
             self.judge(loss, state)
 
     def measure(self, state: loop.TrainState, *, warn: Warn) -> float | None:

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import time
 import zipfile
 from collections.abc import AsyncIterator
@@ -146,6 +147,10 @@ async def test_a_run_from_lease_to_adapter(scheduler: FakeScheduler, tmp_path: P
         fault_pb2.STAGE_UPLOAD,
     ]
     assert [metrics.step for metrics in scheduler.of_kind("metrics")] == list(range(1, 13))
+    kinds = [report.WhichOneof("report") for report in scheduler.reports]
+    assert kinds.index("stage_detailed") < kinds.index("training_started")
+    (detail,) = scheduler.of_kind("stage_detailed")
+    assert re.fullmatch(r"trying the longest batch: [0-9,]+ tokens", detail.detail)
     assert complete.train.metrics.progress_percent == 100.0
     assert len(complete.train.samples) == 3
     assert [stored.step for stored in scheduler.of_kind("checkpoint")][-1] == 12
@@ -209,6 +214,8 @@ async def test_finish_keeps_what_there_is(scheduler: FakeScheduler, tmp_path: Pa
         await ended(scheduler)
     (complete,) = scheduler.completed
     assert 5 <= complete.train.metrics.step < 100_000
+    # A node that is lost while the adapter is stored takes none of these steps along.
+    assert scheduler.of_kind("checkpoint")[-1].step == complete.train.metrics.step
 
 
 async def test_killed_child_fails_the_task_and_the_next_attempt_resumes(

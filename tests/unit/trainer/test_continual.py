@@ -296,6 +296,16 @@ def test_a_run_that_is_cut_short_is_folded_in(tmp_path: Path) -> None:
     assert are_equal(trial.course.merged, trial.weights())
 
 
+def test_a_stop_before_a_run_has_moved_anything_keeps_the_runs_before_it(tmp_path: Path) -> None:
+    """001-31: as when fp16 skips the first step of a run, and the user stops it then."""
+    trial = Trial(a_multi_run(tmp_path))
+    trial.train(until=2)
+    trial.state.step += 1
+    trial.course.finish(trial.state)
+    assert trial.outcomes == [Outcome.MERGED]
+    assert are_equal(trial.course.merged, trial.weights())
+
+
 def test_patience_counts_runs_and_the_best_adapter_is_promoted(tmp_path: Path) -> None:
     patient = replace(HOLDOUT, early_stop_patience=1)
     plan = replace(a_multi_run(tmp_path, patient), max_steps=12)

@@ -1,5 +1,7 @@
 """Loss scaling in fp16: the numbers of torch's scaler, skipped steps, a bitwise resume."""
 
+import math
+
 import pytest
 import torch
 
@@ -27,6 +29,20 @@ def take(state: loop.TrainState, plan: TrainPlan, count: int) -> list[loop.StepF
         loop.take_step(state, ROWS, plan, FP16, steps=STEPS, healed=lambda _: None)
         for _ in range(count)
     ]
+
+
+@pytest.mark.parametrize("figures", [[math.nan, 0, 0], [0.0, 0, 0], [1.0, math.inf, 0]])
+def test_a_checkpoint_without_a_loss_scale_changes_nothing(figures: list[float]) -> None:
+    """002-12: it is refused before any weight is put in its place."""
+    plan = a_plan()
+    state = loop.begin(peft_rail.attach(a_tiny_model(), plan), plan, loss_scale=LossScale())
+    before = loop.capture(state)
+    tensors = {name: torch.ones_like(tensor) for name, tensor in before.items()}
+    tensors[loop.LOSS_SCALE_KEY] = torch.tensor(figures, dtype=torch.float64)
+    with pytest.raises(Fault) as caught:
+        loop.restore(state, tensors)
+    assert caught.value.code is FaultCode.STATE_CHECKPOINT_INVALID
+    assert all(torch.equal(each, before[name]) for name, each in loop.capture(state).items())
 
 
 def test_the_scale_moves_as_torchs_scaler_moves_it() -> None:

@@ -1,5 +1,6 @@
 """Validation: held-out rows are never trained on, the best weights win, patience ends a run."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -69,6 +70,19 @@ def test_a_loss_that_is_not_a_number_is_never_the_best(loss: float) -> None:
 def losses_in_turn(monkeypatch: pytest.MonkeyPatch, *losses: float) -> None:
     given_losses = iter(losses)
     monkeypatch.setattr(loop, "mean_loss", lambda *_, **__: next(given_losses))
+
+
+def test_a_validation_loss_that_is_not_a_number_is_told_once_and_counts_as_no_gain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """002-21: else a run would seem to validate, and never improve."""
+    losses_in_turn(monkeypatch, 1.0, math.nan, math.nan)
+    validation, state, codes = a_validation(early_stop_patience=2), a_state(), list[FaultCode]()
+    for step in range(1, 4):
+        state.step = step
+        validation.after_step(state, steps=10, warn=lambda code, _: codes.append(code))
+    assert codes == [FaultCode.RUNTIME_LOSS_NOT_FINITE]
+    assert (validation.best_loss, validation.wants_stop) == (1.0, True)
 
 
 def test_run_stops_when_patience_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
