@@ -148,9 +148,9 @@ async def test_a_run_from_lease_to_adapter(scheduler: FakeScheduler, tmp_path: P
     ]
     assert [metrics.step for metrics in scheduler.of_kind("metrics")] == list(range(1, 13))
     kinds = [report.WhichOneof("report") for report in scheduler.reports]
-    assert kinds.index("stage_detailed") < kinds.index("training_started")
-    (detail,) = scheduler.of_kind("stage_detailed")
-    assert re.fullmatch(r"trying the longest batch: [0-9,]+ tokens", detail.detail)
+    assert kinds.index("activity") < kinds.index("training_started")
+    told = [activity.text for activity in scheduler.of_kind("activity")]
+    assert re.fullmatch(r"trying the longest batch: [0-9,]+ tokens", told[-1])
     assert complete.train.metrics.progress_percent == 100.0
     assert len(complete.train.samples) == 3
     assert [stored.step for stored in scheduler.of_kind("checkpoint")][-1] == 12

@@ -1,5 +1,7 @@
 """Protobuf ⇄ domain: total over the enums, and bounded in what it takes."""
 
+from datetime import timedelta
+
 import pytest
 
 from lexicon.faults import TABLE, Fault, FaultCode, Stage
@@ -98,6 +100,25 @@ def test_samples_while_training_are_bounded_as_those_at_the_end() -> None:
     assert isinstance(report.body, SamplesReported)
     assert len(report.body.samples) < 900_000
     assert [sample.step for sample in wire.samples_of(report.body.samples)] == [7, 7, 7]
+
+
+@pytest.mark.parametrize(
+    ("reason", "state"),
+    [("", work_pb2.NODE_STATE_READY), ("A process hangs.", work_pb2.NODE_STATE_DRAINING)],
+)
+def test_a_node_that_takes_no_work_is_draining_and_says_why(reason: str, state: int) -> None:
+    said = work_pb2.Node(unfit_reason=reason)
+    node = wire_work.NodeRecord(
+        name="nodes/n1",
+        incarnation="i",
+        kind=TaskKind.TRAIN,
+        tier="cpu",
+        description=said.SerializeToString(),
+        register_time=NOON,
+        heartbeat_time=NOON,
+    )
+    shown = wire_work.node_to_proto(node, now=NOON, silent=timedelta(seconds=15))
+    assert (shown.state, shown.unfit_reason) == (state, reason)
 
 
 def test_secrets_and_nul_are_taken_out_of_a_workers_words() -> None:
