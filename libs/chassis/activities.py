@@ -13,6 +13,7 @@ from tunesmith.api.work.v1 import work_service_pb2
 
 # A heartbeat carries no more than the newest anyway.
 LOOK_SECONDS: Final = 1.0
+DOWNLOAD_TEXT: Final = "downloading the base model"
 
 
 def report(text: str, percent: float | None = None) -> work_service_pb2.TaskReport:
@@ -22,9 +23,9 @@ def report(text: str, percent: float | None = None) -> work_service_pb2.TaskRepo
 
 @asynccontextmanager
 async def downloading(
-    session: LeaseSession, text: str, *, folder: Path, needed_bytes: int
+    session: LeaseSession, *, folder: Path, needed_bytes: int
 ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-    """Tells every second how far a download is, by what has come into its folder since it began.
+    """Tells every second how far the download of a base is, by what has come into its folder.
 
     Gives the look that it takes, for those who cannot wait for the next one.
 
@@ -36,14 +37,14 @@ async def downloading(
     async def look() -> None:
         come_bytes = await asyncio.to_thread(folder_bytes, folder) - before_bytes
         percent = 100.0 * min(max(come_bytes / needed_bytes, 0.0), 1.0)
-        session.report(report(text, percent))
+        session.report(report(DOWNLOAD_TEXT, percent))
 
     async def look_again() -> None:
         while needed_bytes > 0:
             await asyncio.sleep(LOOK_SECONDS)
             await look()
 
-    session.report(report(text, 0.0 if needed_bytes > 0 else None))
+    session.report(report(DOWNLOAD_TEXT, 0.0 if needed_bytes > 0 else None))
     looking = asyncio.create_task(look_again())
     try:
         yield look

@@ -36,7 +36,6 @@ log = telemetry.logger(__name__)
 ADAPTER_CONFIG: Final = "adapter_config.json"
 # What is fetched of a model on the hub: weights as safetensors and what describes them; no pickle.
 MODEL_PATTERNS: Final = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt")
-DOWNLOAD_TEXT: Final = "downloading the base model"
 # What a rotten file of the base could be the cause of; then it is looked at again, byte by byte.
 _DOUBTS_BASE: Final = frozenset(
     {
@@ -253,7 +252,7 @@ class Exporter:
         missing = await hub.missing_bytes(model_id, base.revision, patterns=MODEL_PATTERNS)
         await evictions.make_room(self._cache, missing)
         async with activities.downloading(
-            session, DOWNLOAD_TEXT, folder=hub.folder_of(model_id), needed_bytes=missing
+            session, folder=hub.folder_of(model_id), needed_bytes=missing
         ):
             return await hub.fetch(model_id, base.revision, patterns=MODEL_PATTERNS)
 
@@ -271,9 +270,7 @@ class Exporter:
             size_bytes = sum(file.size_bytes for file in files)
             missing = max(0, size_bytes - folder_bytes(folder))
             await evictions.make_room(self._cache, missing)
-            async with activities.downloading(
-                session, DOWNLOAD_TEXT, folder=folder, needed_bytes=missing
-            ):
+            async with activities.downloading(session, folder=folder, needed_bytes=missing):
                 await transfer.download_shared(files, folder, refresh=base.renewed)
         return folder
 

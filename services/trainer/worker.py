@@ -155,8 +155,7 @@ class Trainer:
     async def _train(self, task: "_Task") -> None:
         session = task.session
         task.enter(Stage.DATA_DOWNLOAD)
-        renewed = InputUrls(session).renewed
-        files = await self._fetch(session.lease.train, task.folder, renewed)
+        files = await self._fetch(session, task.folder)
         plan = wire.plan_from_lease(
             session.lease,
             base=files.base,
@@ -290,9 +289,8 @@ class Trainer:
         await asyncio.to_thread(shutil.rmtree, self._run_folder(session.lease), ignore_errors=True)
         await asyncio.to_thread(forget_old_logs, self._config.work_dir / "logs")
 
-    async def _fetch(
-        self, task: work_pb2.TrainTask, folder: Path, renewed: transfer.Refresh | None = None
-    ) -> Files:
+    async def _fetch(self, session: LeaseSession, folder: Path) -> Files:
+        task, renewed = session.lease.train, InputUrls(session).renewed
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         datasets = [
             await _fetch_dataset(dataset, folder / "datasets" / str(index), renewed)
@@ -307,14 +305,14 @@ class Trainer:
             checkpoint = paths[0].parent
         # Last of all: it may take longer than the signed URLs of the others live.
         return Files(
-            base=await self._fetch_base(task.base, renewed),
+            base=await self._fetch_base(session, task.base, renewed),
             datasets=tuple(datasets),
             validation=validation,
             checkpoint=checkpoint,
         )
 
     async def _fetch_base(
-        self, base: work_pb2.BaseModelInput, renewed: transfer.Refresh | None = None
+        self, session: LeaseSession, base: work_pb2.BaseModelInput, renewed: transfer.Refresh
     ) -> Base:
         if not base.files:
             hub = ModelHub(
@@ -326,7 +324,10 @@ class Trainer:
             self._held.enter_context(self._cache.using(hub.folder_of(base.model_id)))
             missing = await hub.missing_bytes(base.model_id, revision, patterns=MODEL_PATTERNS)
             await evictions.make_room(self._cache, missing)
-            folder = await hub.fetch(base.model_id, revision, patterns=MODEL_PATTERNS)
+            async with activities.downloading(
+                session, folder=hub.folder_of(base.model_id), needed_bytes=missing
+            ):
+                folder = await hub.fetch(base.model_id, revision, patterns=MODEL_PATTERNS)
             # The folder bears the commit; a branch may be elsewhere tomorrow.
             digest = f"{base.model_id}@{folder.name}"
         else:
@@ -336,8 +337,10 @@ class Trainer:
             # The mark spares a warm node the hashing of gigabytes before every run.
             if not (folder / transfer.COMPLETE_MARK).exists():
                 size_bytes = sum(file.size_bytes for file in base.files)
-                await evictions.make_room(self._cache, max(0, size_bytes - folder_bytes(folder)))
-                await transfer.download_shared(base.files, folder, refresh=renewed)
+                missing = max(0, size_bytes - folder_bytes(folder))
+                await evictions.make_room(self._cache, missing)
+                async with activities.downloading(session, folder=folder, needed_bytes=missing):
+                    await transfer.download_shared(base.files, folder, refresh=renewed)
         return Base(
             base_model=base.base_model,
             model_id=base.model_id,
@@ -397,7 +400,7 @@ def unforeseen(error: Exception) -> Fault:
 
 
 async def _fetch_dataset(
-    dataset: work_pb2.DatasetInput, folder: Path, renewed: transfer.Refresh | None
+    dataset: work_pb2.DatasetInput, folder: Path, renewed: transfer.Refresh
 ) -> Path:
     """The local file of a dataset.
 

@@ -119,8 +119,7 @@ def a_trainer(folder: Path) -> Trainer:
 
 async def fetched(session: LeaseSession, folder: Path) -> Any:
     """The inputs of a lease on the trainer's disk."""
-    renewed = InputUrls(session).renewed
-    return await a_trainer(folder)._fetch(session.lease.train, folder / "run", renewed)
+    return await a_trainer(folder)._fetch(session, folder / "run")
 
 
 def is_whole(folder: Path, files: Any) -> bool:

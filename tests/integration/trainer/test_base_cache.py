@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from chassis.inputs import InputUrls
+from chassis.leasing import LeaseSession
 from deploy.models.anvil.grammar import HOME
 from tests.support.modelhub_server import ModelHubServer, Repo
 from tests.support.work import ObjectServer
 from trainer.config import Config
+from trainer.domain.plan import Base
 from trainer.worker import Trainer
 from tunesmith.api.work.v1 import work_pb2
 
@@ -32,6 +35,13 @@ def a_trainer(
             model_cache_bytes=cache_bytes,
         )
     )
+
+
+async def fetched(trainer: Trainer, base: work_pb2.BaseModelInput) -> Base:
+    """The base as a lease gets it; its URLs live long enough, and nobody hears of the progress."""
+    lease = work_pb2.Lease(train=work_pb2.TrainTask(base=base))
+    session = LeaseSession(None, lease, node="nodes/n-1")  # type: ignore[arg-type]
+    return await trainer._fetch_base(session, base, InputUrls(session).renewed)
 
 
 @pytest.fixture
@@ -58,10 +68,10 @@ async def test_a_second_run_neither_fetches_nor_hashes_the_weights(
     )
     size_bytes = sum(file.size_bytes for file in base.files)
     trainer = a_trainer(tmp_path)
-    first = await trainer._fetch_base(base)
+    first = await fetched(trainer, base)
     objects.files.clear()
     before = bytes_read()
-    again = await trainer._fetch_base(base)
+    again = await fetched(trainer, base)
     assert bytes_read() - before < size_bytes / 20
     assert again == first
 
@@ -77,9 +87,9 @@ async def test_another_file_is_another_base(objects: ObjectServer, tmp_path: Pat
     bases.append(work_pb2.BaseModelInput(base_model="b", model_id="b", files=others))
     trainer = a_trainer(tmp_path)
     objects.files["/in/config.json"] = (WEIGHTS / "config.json").read_bytes()
-    first = await trainer._fetch_base(bases[0])
+    first = await fetched(trainer, bases[0])
     objects.files["/in/config.json"] = changed.read_bytes()
-    assert (await trainer._fetch_base(bases[1])).digest != first.digest
+    assert (await fetched(trainer, bases[1])).digest != first.digest
 
 
 async def test_the_longest_unused_base_goes_when_the_bound_is_reached(tmp_path: Path) -> None:
@@ -91,7 +101,7 @@ async def test_the_longest_unused_base_goes_when_the_bound_is_reached(tmp_path: 
 
         async def fetch(name: str) -> Path:
             base = work_pb2.BaseModelInput(base_model=name, model_id=f"someone/{name}")
-            return Path((await trainer._fetch_base(base)).folder)
+            return Path((await fetched(trainer, base)).folder)
 
         old, new = await fetch("old"), await fetch("new")
         third = await fetch("third")
@@ -111,10 +121,10 @@ async def test_a_branch_that_moved_is_another_base(tmp_path: Path) -> None:
     base = work_pb2.BaseModelInput(base_model="someone/llama", model_id="someone/llama")
     with ModelHubServer(repos={"someone/llama": repo}) as hub:
         trainer = a_trainer(tmp_path, hub_url=hub.url)
-        first = await trainer._fetch_base(base)
+        first = await fetched(trainer, base)
         moved = Repo(files={**repo.files, "generation_config.json": b"{}"})
         hub.repos["someone/llama"] = moved
-        second = await trainer._fetch_base(base)
+        second = await fetched(trainer, base)
     assert first.digest == f"someone/llama@{repo.sha}"
     assert second.digest == f"someone/llama@{moved.sha}"
     assert repo.sha != moved.sha

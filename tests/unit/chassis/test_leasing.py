@@ -418,7 +418,7 @@ async def test_a_download_is_told_by_what_has_come_into_its_folder(tmp_path: Pat
     (tmp_path / "from-before").write_bytes(bytes(500))
     async with (
         asyncio.timeout(10),
-        activities.downloading(session, "downloading", folder=tmp_path, needed_bytes=1000) as look,
+        activities.downloading(session, folder=tmp_path, needed_bytes=1000) as look,
     ):
         assert newest() == 0.0
         await look()
@@ -428,7 +428,7 @@ async def test_a_download_is_told_by_what_has_come_into_its_folder(tmp_path: Pat
         (tmp_path / "more").write_bytes(bytes(2000))
         await look()
         assert newest() == 100.0
-    async with activities.downloading(session, "downloading", folder=tmp_path, needed_bytes=0):
+    async with activities.downloading(session, folder=tmp_path, needed_bytes=0):
         assert not session._reports[-1].message.activity.HasField("percent")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from chassis.leasing import LeaseSession
 from lexicon.faults import TABLE, Fault, FaultCode
 from trainer.config import Config
 from trainer.worker import LOGS_KEPT_COUNT, Trainer, forget_old_logs, unforeseen
@@ -56,8 +57,9 @@ async def test_what_signed_urls_give_is_fetched_before_the_base(tmp_path: Path) 
             work_dir=tmp_path / "work",
             model_cache=tmp_path / "cache",
         )
+        session = LeaseSession(None, work_pb2.Lease(train=task), node="n")  # type: ignore[arg-type]
         with pytest.raises(Fault) as caught:
-            await Trainer(config)._fetch(task, tmp_path / "run")
+            await Trainer(config)._fetch(session, tmp_path / "run")
     assert caught.value.code is FaultCode.STORAGE_KEY_INVALID
     assert (tmp_path / "run" / "datasets" / "0" / "rows.jsonl").read_bytes() == content
 
