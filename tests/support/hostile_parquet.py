@@ -39,6 +39,15 @@ def repeated_rows(count: int) -> bytes:
     return file.getvalue()
 
 
+def row_of_nothing(count: int) -> bytes:
+    """A sound file of half a kilobyte with one row: a conversation of so many empty turns."""
+    turns = pa.StructArray.from_arrays([pa.nulls(count, pa.string())] * 2, ["role", "content"])
+    rows = pa.ListArray.from_arrays(pa.array([0, count], pa.int32()), turns)
+    file = io.BytesIO()
+    pq.write_table(pa.table({"messages": rows}), file, compression="zstd")
+    return file.getvalue()
+
+
 def _written(values: list[object], kind: pa.DataType | None = None) -> bytes:
     table = pa.table({"text": pa.array(values, kind or pa.string())})
     file = io.BytesIO()

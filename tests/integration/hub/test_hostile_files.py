@@ -27,16 +27,21 @@ ROOT = Path(__file__).parents[3]
 MIB = 1 << 20
 
 
-@pytest.fixture(scope="module")
-def bomb() -> bytes:
-    """Ten kilobytes that are a text of 300 MiB; made elsewhere, for the sake of our own memory."""
+def made_elsewhere(expression: str) -> bytes:
+    """A file that another process makes, so that our own memory stays small."""
     script = (
-        "import sys; from tests.support.hostile_parquet import packed_text;"
-        "sys.stdout.buffer.write(packed_text(300 << 20))"
+        "import sys; from tests.support import hostile_parquet;"
+        f"sys.stdout.buffer.write(hostile_parquet.{expression})"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True)
     assert len(done.stdout) < 20_000
     return done.stdout
+
+
+@pytest.fixture(scope="module")
+def bomb() -> bytes:
+    """Ten kilobytes that are a text of 300 MiB."""
+    return made_elsewhere("packed_text(300 << 20)")
 
 
 @pytest.fixture
@@ -64,13 +69,15 @@ async def a_file(folder: Path, data: bytes = ROWS) -> Path:
     return path
 
 
+@pytest.mark.parametrize("expression", ["packed_text(300 << 20)", "row_of_nothing(20_000_000)"])
 async def test_a_small_file_that_unpacks_to_much_is_refused_and_the_hub_stays_small(
-    hub: Hub, bomb: bytes
+    hub: Hub, expression: str
 ) -> None:
-    """attacks 18, attacks 12: it took 3 GiB of the hub for 32 kB."""
+    """attacks 18, attacks 12: a long text, and a row whose texts take no byte at all."""
     await hub.push("sound", ROWS)
+    data = await asyncio.to_thread(made_elsewhere, expression)
     before_bytes = highest_bytes()
-    fault = await refusal(hub.push("bomb", bomb, file_name="rows.parquet"))
+    fault = await refusal(hub.push("bomb", data, file_name="rows.parquet"))
     assert fault.code is FaultCode.DATASET_FILE_INVALID
     assert "more than 512 MiB of memory" in fault.message
     assert "smaller row groups" in fault.remedy
@@ -233,6 +240,41 @@ async def test_a_reading_that_nobody_waits_for_ends_with_its_reader(tmp_path: Pa
     with pytest.raises(ProcessLookupError):
         os.kill(process_id, 0)
     readers.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="whether it runs is read from /proc")
+async def test_readers_end_with_a_hub_that_is_killed(tmp_path: Path) -> None:
+    """Nobody is left to end them: they find that nobody asks any more."""
+    path = await a_file(tmp_path)
+    script = (
+        "import asyncio, pathlib, sys\n"
+        "from hub.reading import Readers\n"
+        "async def work():\n"
+        "    readers = Readers()\n"
+        f"    await readers.inspect(pathlib.Path({str(path)!r}), file_name='rows.jsonl')\n"
+        "    print(*readers.process_ids, flush=True)\n"
+        "    await asyncio.Event().wait()\n"
+        "asyncio.run(work())\n"
+    )
+    hub = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE
+    )
+    assert hub.stdout is not None
+    reader = int(await hub.stdout.readline())
+    hub.kill()
+    await hub.wait()
+    async with asyncio.timeout(10):
+        while is_running(reader):
+            await asyncio.sleep(0.01)
+
+
+def is_running(process_id: int) -> bool:
+    """Whether a process is there and no mere entry that nobody has looked at."""
+    try:
+        state = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what a process holds is read from /proc")
