@@ -93,6 +93,16 @@ def test_progress_never_falls_and_ends_at_a_hundred(taught: Taught) -> None:
     assert metrics[-1].loss < metrics[0].loss
 
 
+def test_what_has_no_metrics_is_told_too(taught: Taught) -> None:
+    """001-22: the steps of the export, each after the one before it."""
+    told = [e for e in taught.told if e.WhichOneof("payload") == "activity_changed"]
+    exporting = [e for e in told if e.stage == fault_pb2.STAGE_EXPORTING]
+    words = list(dict.fromkeys(e.activity_changed.activity.text for e in exporting))
+    assert words[-1].startswith("storing")
+    for event in exporting:
+        assert 0 <= event.activity_changed.activity.percent <= 100
+
+
 def test_a_foreign_client_lists_submits_and_watches(client: Client, habit: str) -> None:
     """001-22"""
     listed = _buf(client, "--list-methods", path="").splitlines()
