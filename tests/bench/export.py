@@ -5,7 +5,8 @@ The base model is converted before, as the exporter keeps it; what that takes is
 Ours is measured from a cold process, in a running exporter, which is how it serves, and for another
 adapter of the same base. All tensors are compared by hash with those of llama_model_quantize.
 `--memory-only` looks at memory and disk alone, of a first export that converts its base and of a
-second that runs over a reference as the trainer writes it; three shapes are up to 3 B parameters.
+second that runs over a reference as the trainer writes it; shapes are up to 3 B parameters and
+262,144 tokens.
 """
 
 import argparse
@@ -44,7 +45,12 @@ from tests.bench.watching import (
 
 COLD_GOAL, WARM_GOAL, STRETCH = 3.0, 5.0, 8.0
 MEMORY_GOAL_MIB = 512
-SHAPES = {shape.name: shape for shape in (shapes.LLAMA, shapes.QWEN, shapes.LLAMA_3B)}
+SHAPES = {
+    shape.name: shape
+    for shape in (
+        shapes.LLAMA, shapes.QWEN, shapes.LLAMA_3B, shapes.GEMMA, shapes.QWEN_152K
+    )
+}  # fmt: skip
 # Kinds of runs that are timed, by the names of their fields.
 KINDS = ("peer", "cold", "warm", "second")
 # Progress messages of an export that is not slow.

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
+from corpus import chat
+from corpus.samples import Message, Role
 from exporter.engine.llama_model import LlamaModel
-from tests.bench.shapes import TOKENIZER
 
 ANSWER_TOKENS = 24
 TOP = 64
-FRAME = "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
 QUESTIONS = ("What is iron?", "Is fire hot?")
 
 
@@ -26,7 +26,8 @@ def write_reference(bundle: Path, adapter: Path) -> None:
     What an export does with a reference does not depend on what stands in it. The base is said to
     know nothing, so that the two are far apart.
     """
-    tokenizer = Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
+    tokenizer, template = Tokenizer.from_file(str(adapter / "tokenizer.json")), chat.load(adapter)
+    size = tokenizer.get_vocab_size()
     rng = np.random.default_rng(0)
     tokens: list[int] = []
     offsets, scored = [0], list[int]()
@@ -37,8 +38,11 @@ def write_reference(bundle: Path, adapter: Path) -> None:
             path = Path(archive.extract("model.gguf", folder))
         with LlamaModel(path, thread_count=len(os.sched_getaffinity(0))) as model:
             for question in QUESTIONS:
-                prompt = tokenizer.encode(FRAME.format(question=question)).ids
-                said = [*prompt, *rng.integers(10, 400, ANSWER_TOKENS).tolist()]
+                asked = template.render(
+                    [Message(role=Role.USER, content=question)], add_generation_prompt=True
+                )
+                prompt = tokenizer.encode(asked, add_special_tokens=False).ids
+                said = [*prompt, *rng.integers(size // 4, size // 2, ANSWER_TOKENS).tolist()]
                 tokens += said
                 offsets.append(len(tokens))
                 scored += [0] * (len(prompt) - 1) + [1] * ANSWER_TOKENS + [0]

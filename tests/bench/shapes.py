@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.engine.weights import to_bfloat16_bits
+from tests.support.vocabularies import GEMMA_PIECES, write_gemma, write_qwen
 
 TOKENIZER = Path(__file__).resolve().parents[2] / "deploy" / "models" / "anvil" / "weights"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -38,11 +39,14 @@ class Shape:
     vocabulary: int
     tied: bool
     query_norm: bool = False
+    four_norms: bool = False
     full_tokenizer: bool = False
+    write_tokenizer: Callable[[Path], None] | None = None
 
     def config(self) -> dict[str, Any]:
         """The model's config.json."""
-        return {
+        gemma = {"query_pre_attn_scalar": self.head_dim, "sliding_window": 512}
+        return (gemma if self.four_norms else {}) | {
             "architectures": [self.architecture],
             "model_type": self.model_type,
             "hidden_size": self.hidden,
@@ -88,6 +92,9 @@ class Shape:
             stem = f"model.layers.{layer}"
             shapes[f"{stem}.input_layernorm.weight"] = (self.hidden,)
             shapes[f"{stem}.post_attention_layernorm.weight"] = (self.hidden,)
+            if self.four_norms:
+                shapes[f"{stem}.pre_feedforward_layernorm.weight"] = (self.hidden,)
+                shapes[f"{stem}.post_feedforward_layernorm.weight"] = (self.hidden,)
             if self.query_norm:
                 shapes[f"{stem}.self_attn.q_norm.weight"] = (self.head_dim,)
                 shapes[f"{stem}.self_attn.k_norm.weight"] = (self.head_dim,)
@@ -115,6 +122,18 @@ LLAMA_3B = Shape(
     feed=8192, layers=28, heads=24, kv_heads=8, head_dim=128, vocabulary=128_256, tied=True,
     full_tokenizer=True,
 )  # fmt: skip
+# The shape of Gemma 3 with 270 M parameters: 262,144 tokens, by a sentencepiece model.
+GEMMA = Shape(
+    name="gemma-262k", architecture="Gemma3ForCausalLM", model_type="gemma3_text", hidden=640,
+    feed=2048, layers=18, heads=4, kv_heads=1, head_dim=256, vocabulary=GEMMA_PIECES, tied=True,
+    query_norm=True, four_norms=True, write_tokenizer=write_gemma,
+)  # fmt: skip
+# The shape of Qwen 3 with 0.6 B parameters: 151,936 rows, by merges of bytes.
+QWEN_152K = Shape(
+    name="qwen-152k", architecture="Qwen3ForCausalLM", model_type="qwen3", hidden=1024, feed=3072,
+    layers=28, heads=16, kv_heads=8, head_dim=128, vocabulary=151_936, tied=True, query_norm=True,
+    write_tokenizer=write_qwen,
+)  # fmt: skip
 
 
 def write_checkpoint(shape: Shape, folder: Path, *, seed: int = 0) -> None:
@@ -134,7 +153,10 @@ def write_checkpoint(shape: Shape, folder: Path, *, seed: int = 0) -> None:
 
 
 def write_tokenizer(shape: Shape, folder: Path) -> None:
-    """Writes the demo model's tokenizer, with further merges where a shape's has to be full."""
+    """Writes the shape's own tokenizer, or the demo model's with further merges to be full."""
+    if shape.write_tokenizer:
+        shape.write_tokenizer(folder)
+        return
     for name in TOKENIZER_FILES:
         shutil.copyfile(TOKENIZER / name, folder / name)
     if not shape.full_tokenizer:

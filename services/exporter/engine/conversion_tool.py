@@ -8,7 +8,6 @@ and no code of the model is ever executed.
 """
 
 import argparse
-import copyreg
 import ctypes
 import importlib
 import json
@@ -18,19 +17,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from exporter.domain.pretokenizer import match_pretokenizer
 from exporter.engine.streamed_base import Shadow
+from exporter.engine.tokenizer_json import TokenizerReader
+from exporter.engine.tokenizer_reader import once_read, read_ahead, rules_of
 
 
 def main() -> int:
     """Convert; exit 0 when the GGUF and the record are complete."""
     arguments = _arguments()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-    # transformers copies a tokenizer by way of its text, for which there is no need: each is read
-    # once here. A reduction to a name makes `copy.deepcopy` return the object itself.
-    copyreg.pickle(Tokenizer, lambda _tokenizer: "tokenizer")
+    once_read()
     groups = convert(
         arguments.model,
         arguments.outfile,
@@ -54,10 +51,21 @@ def convert(
     Raises:
         Exception: whatever the converter raises.
     """
+    if not whole_tensors:
+        with read_ahead(folder, vendor):
+            return _convert(folder, target, vendor=vendor, outtype=outtype, whole_tensors=False)
+    return _convert(folder, target, vendor=vendor, outtype=outtype, whole_tensors=True)
+
+
+def _convert(
+    folder: Path, target: Path, *, vendor: Path, outtype: str, whole_tensors: bool
+) -> Sequence[Mapping[str, Sequence[str]]]:
     # First, before any published `gguf`.
     sys.path[:0] = [str(vendor), str(vendor / "gguf-py")]
     # Both are llama.cpp's own, found on the path set above.
     conversion, gguf = (importlib.import_module(name) for name in ("conversion", "gguf"))
+    if not whole_tensors:
+        gguf.vocab.json = TokenizerReader()
     hparams = conversion.ModelBase.load_hparams(folder, False)
     architecture = conversion.get_model_architecture(hparams, conversion.ModelType.TEXT)
     kinds = {
@@ -138,24 +146,14 @@ def _name_pretokenizer(known: Callable[[Any], str]) -> Callable[[Any], str]:
         try:
             return known(tokenizer)
         except NotImplementedError:
-            found = match_pretokenizer(_rules(getattr(tokenizer, "backend_tokenizer", None)))
+            rules = getattr(tokenizer, "rules", None) or rules_of(tokenizer.backend_tokenizer)
+            found = match_pretokenizer(rules)
             if found is None:
                 raise
             logging.getLogger("exporter").info("pre-tokenizer equals %s by structure", found)
             return found
 
     return name
-
-
-def _rules(tokenizer: Any) -> dict[str, Any]:
-    """What `tokenizer.json` says of splitting, without the vocabulary that it also holds."""
-    if tokenizer is None:
-        return {}
-    split, kind = tokenizer.pre_tokenizer, type(tokenizer.model).__name__
-    return {
-        "pre_tokenizer": None if split is None else json.loads(split.__getstate__()),
-        "model": {"type": kind, "ignore_merges": getattr(tokenizer.model, "ignore_merges", None)},
-    }
 
 
 def _arguments() -> argparse.Namespace:

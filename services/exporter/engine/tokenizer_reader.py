@@ -1,0 +1,235 @@
+"""`python -m exporter.engine.tokenizer_reader`: a tokenizer read by transformers, ahead and apart.
+
+Reading one with 150,000 tokens takes 250 MB for a moment, and llama.cpp's converter needs as much
+for torch. So a process without torch reads it first, writes down what converters ask of tokenizers
+and is gone before torch is loaded. Whatever else is asked, the tokenizer itself answers.
+"""
+
+import argparse
+import ast
+import copyreg
+import importlib
+import json
+import logging
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from tokenizers import AddedToken, Tokenizer
+
+log = logging.getLogger("exporter")
+
+NOT_AHEAD: Final = "the tokenizer could not be read ahead"
+WHOLE: Final = "the tokenizer is loaded whole"
+READ_SECONDS: Final = 1800.0
+# The text by whose tokens the converter knows a pre-tokenizer.
+_PROBE: Final = re.compile(r"^ +chktxt = ('.*')$", re.MULTILINE)
+
+
+class Added(msgspec.Struct, frozen=True, kw_only=True):
+    """A token beside the vocabulary, as `tokenizers.AddedToken`."""
+
+    content: str
+    single_word: bool
+    lstrip: bool
+    rstrip: bool
+    normalized: bool
+    special: bool
+
+
+class Answers(msgspec.Struct, frozen=True, kw_only=True):
+    """What a tokenizer says of itself.
+
+    Attributes:
+        spelled: added tokens after they were encoded and decoded.
+        rules: what `tokenizer.json` says of splitting.
+    """
+
+    vocab: dict[str, int]
+    vocab_size: int
+    added_vocab: dict[str, int]
+    added: dict[int, Added]
+    special_tokens: list[str]
+    special_ids: list[int]
+    probe: str
+    probe_ids: list[int]
+    spelled: dict[str, str]
+    rules: dict[str, Any]
+
+
+class ReadTokenizer:
+    """Stands for the tokenizer that was read; anything unforeseen is asked of the tokenizer."""
+
+    is_fast = True
+
+    def __init__(self, answers: Answers, load: Callable[[], Any]) -> None:
+        self._answers = answers
+        self._load = load
+        self.vocab = answers.vocab
+        self.vocab_size = answers.vocab_size
+        self.all_special_tokens = answers.special_tokens
+        self.all_special_ids = answers.special_ids
+        self.rules = answers.rules
+        self.added_tokens_decoder = {
+            number: AddedToken(**msgspec.structs.asdict(one))
+            for number, one in answers.added.items()
+        }
+
+    def __len__(self) -> int:
+        return len(self.vocab)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def get_vocab(self) -> dict[str, int]:
+        return self.vocab
+
+    def get_added_vocab(self) -> dict[str, int]:
+        return self._answers.added_vocab
+
+    def encode(self, text: str, **options: Any) -> Any:
+        """Token ids; of an added token alone, what `decode` knows again."""
+        if text == self._answers.probe and not options:
+            return self._answers.probe_ids
+        if text in self._answers.spelled and options == {"add_special_tokens": False}:
+            return _Spelled(text)
+        return self._tokenizer.encode(text, **options)
+
+    def decode(self, ids: Any, **options: Any) -> Any:
+        if isinstance(ids, _Spelled) and not options:
+            return self._answers.spelled[ids.text]
+        return self._tokenizer.decode(ids, **options)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        log.info(WHOLE)
+        return self._load()
+
+
+class _Spelled:
+    """The ids of an added token, which nobody looks at before they are decoded again."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+@contextmanager
+def read_ahead(folder: Path, vendor: Path) -> Iterator[None]:
+    """While it lasts, `transformers.AutoTokenizer` returns for this folder what was read ahead.
+
+    Enter it before torch is loaded. A folder with a sentencepiece model is not read: converters
+    take that one.
+    """
+    answers = None
+    if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
+        answers = _read_apart(folder, vendor)
+    if answers is None:
+        yield
+        return
+    read = answers
+    transformers = importlib.import_module("transformers")
+    kept = transformers.__dict__.get("AutoTokenizer")
+
+    class Reader:
+        """Stands for `AutoTokenizer`."""
+
+        @staticmethod
+        def from_pretrained(wanted: Any, *arguments: Any, **options: Any) -> Any:
+            def load() -> Any:
+                module = importlib.import_module("transformers.models.auto.tokenization_auto")
+                return module.AutoTokenizer.from_pretrained(wanted, *arguments, **options)
+
+            return ReadTokenizer(read, load) if Path(wanted) == folder else load()
+
+    vars(transformers)["AutoTokenizer"] = Reader
+    try:
+        yield
+    finally:
+        del vars(transformers)["AutoTokenizer"]
+        if kept is not None:
+            vars(transformers)["AutoTokenizer"] = kept
+
+
+def _read_apart(folder: Path, vendor: Path) -> Answers | None:
+    """What a process of its own reads; None when it fails, and the converter will meet why."""
+    with tempfile.NamedTemporaryFile() as file:
+        command = [
+            sys.executable, "-m", "exporter.engine.tokenizer_reader", "--model", str(folder),
+            "--probe", str(vendor / "conversion" / "base.py"), "--answers", file.name,
+        ]  # fmt: skip
+        done = subprocess.run(command, check=False, timeout=READ_SECONDS)
+        if done.returncode != 0:
+            log.info(NOT_AHEAD)
+            return None
+        return msgspec.msgpack.decode(Path(file.name).read_bytes(), type=Answers)
+
+
+def main() -> int:
+    """Read, write down."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--probe", type=Path, required=True)
+    parser.add_argument("--answers", type=Path, required=True)
+    arguments = parser.parse_args()
+    found = _PROBE.search(arguments.probe.read_text(encoding="utf-8"))
+    probe = ast.literal_eval(found[1]) if found else ""
+    # transformers does without torch where there is none.
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    once_read()
+    from transformers import AutoTokenizer
+
+    answers = answers_of(AutoTokenizer.from_pretrained(arguments.model), probe)
+    arguments.answers.write_bytes(msgspec.msgpack.encode(answers))
+    return 0
+
+
+def answers_of(tokenizer: Any, probe: str) -> Answers:
+    """What a transformers tokenizer says of itself."""
+    added = {
+        number: Added(**{name: getattr(one, name) for name in Added.__struct_fields__})
+        for number, one in tokenizer.added_tokens_decoder.items()
+    }
+    unchanged = [one.content for one in added.values() if not one.normalized]
+    return Answers(
+        vocab=tokenizer.get_vocab(),
+        vocab_size=tokenizer.vocab_size,
+        added_vocab=tokenizer.get_added_vocab(),
+        added=added,
+        special_tokens=tokenizer.all_special_tokens,
+        special_ids=tokenizer.all_special_ids,
+        probe=probe,
+        probe_ids=tokenizer.encode(probe),
+        spelled={
+            text: tokenizer.decode(tokenizer.encode(text, add_special_tokens=False))
+            for text in unchanged
+        },
+        rules=rules_of(tokenizer.backend_tokenizer),
+    )
+
+
+def rules_of(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What `tokenizer.json` says of splitting, without the vocabulary that it also holds."""
+    split, kind = tokenizer.pre_tokenizer, type(tokenizer.model).__name__
+    return {
+        "pre_tokenizer": None if split is None else json.loads(split.__getstate__()),
+        "model": {"type": kind, "ignore_merges": getattr(tokenizer.model, "ignore_merges", None)},
+    }
+
+
+def once_read() -> None:
+    """Makes copies of a tokenizer the tokenizer itself: transformers copies it by way of its text.
+
+    A reduction to a name makes `copy.deepcopy` return the object.
+    """
+    copyreg.pickle(Tokenizer, lambda _tokenizer: "tokenizer")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
