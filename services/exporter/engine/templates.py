@@ -1,6 +1,8 @@
 """The chat template of an export: embedded, translated, and proven token by token."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -153,15 +155,31 @@ def fitting_space_prefix(base: Header, trained: TrainedTemplate, scratch: Path) 
     probes = [(trained.ids(text), text) for _, text in template_synthesis.probes_of(trained.render)]
     for change in ([], [bool_value(SPACE_PREFIX_KEY, False)], [bool_value(SPACE_PREFIX_KEY, True)]):
         changed = {**base.metadata, **{entry.key: entry for entry in change}}
-        path = scratch / "vocabulary.gguf"
-        path.write_bytes(encode_header(list(changed.values()), [], alignment=base.alignment))
-        try:
-            with LlamaModel(path, thread_count=1, vocabulary_only=True) as model:
-                if all(model.tokenize(text) == wanted for wanted, text in probes):
-                    return change
-        finally:
-            path.unlink()
+        header = encode_header(list(changed.values()), [], alignment=base.alignment)
+        with (
+            _as_file(header, scratch) as path,
+            LlamaModel(path, thread_count=1, vocabulary_only=True) as model,
+        ):
+            if all(model.tokenize(text) == wanted for wanted, text in probes):
+                return change
     return []
+
+
+@contextmanager
+def _as_file(content: bytes, scratch: Path) -> Iterator[Path]:
+    """A file of that content: in memory where the system has such, in the folder elsewhere."""
+    if hasattr(os, "memfd_create"):
+        with open(os.memfd_create("vocabulary"), "wb") as file:
+            file.write(content)
+            file.flush()
+            yield Path(f"/proc/self/fd/{file.fileno()}")
+        return
+    path = scratch / "vocabulary.gguf"
+    path.write_bytes(content)
+    try:
+        yield path
+    finally:
+        path.unlink()
 
 
 def prove_template(

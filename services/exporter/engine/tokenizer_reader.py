@@ -164,8 +164,9 @@ def _read_apart(folder: Path, vendor: Path) -> Answers | None:
             sys.executable, "-m", "exporter.engine.tokenizer_reader", "--model", str(folder),
             "--probe", str(vendor / "conversion" / "base.py"), "--answers", file.name,
         ]  # fmt: skip
-        done = subprocess.run(command, check=False, timeout=READ_SECONDS)
-        if done.returncode != 0:
+        try:
+            subprocess.run(command, check=True, timeout=READ_SECONDS)
+        except subprocess.SubprocessError:
             log.info(NOT_AHEAD)
             return None
         return msgspec.msgpack.decode(Path(file.name).read_bytes(), type=Answers)

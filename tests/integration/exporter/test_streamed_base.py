@@ -53,6 +53,15 @@ def test_weights_of_several_types_are_converted_on_the_way(
     require_equal(model, outtype)
 
 
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_every_family_s_file_is_the_converter_s(
+    name: str, require_equal: Callable[..., str], tmp_path: Path
+) -> None:
+    """Its vocabulary included, which a process without torch reads ahead."""
+    make_base(FAMILIES[name], tmp_path / "model")
+    require_equal(tmp_path / "model", "f16")
+
+
 def test_experts_are_stacked_from_their_rows(
     require_equal: Callable[..., str], tmp_path: Path
 ) -> None:
