@@ -1,5 +1,6 @@
 """The chat template of an export: embedded, translated, and proven token by token."""
 
+import mmap
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -169,9 +170,10 @@ def fitting_space_prefix(base: Header, trained: TrainedTemplate, scratch: Path) 
 def _as_file(content: bytes, scratch: Path) -> Iterator[Path]:
     """A file of that content: in memory where the system has such, in the folder elsewhere."""
     if hasattr(os, "memfd_create"):
-        with open(os.memfd_create("vocabulary"), "wb") as file:
-            file.write(content)
-            file.flush()
+        with open(os.memfd_create("vocabulary"), "r+b") as file:
+            file.truncate(len(content))
+            with mmap.mmap(file.fileno(), len(content)) as pages:
+                pages[:] = content
             yield Path(f"/proc/self/fd/{file.fileno()}")
         return
     path = scratch / "vocabulary.gguf"
