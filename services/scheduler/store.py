@@ -7,7 +7,7 @@ for each other in a circle. Times are those of the database.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from scheduler.domain.alerts import Channel, Delivery
 from scheduler.domain.effects import Decision
 from scheduler.domain.leftovers import Superseded, Sweep
 from scheduler.domain.queueing import Candidate
-from scheduler.domain.run import Labels, Lease, Record, Submission, TaskKind, TaskState
+from scheduler.domain.run import Labels, Lease, Record, State, Submission, TaskKind, TaskState
 from scheduler.export_store import ExportRows
 from scheduler.wire_work import NodeRecord
 
@@ -114,7 +114,11 @@ class Transaction:
         row = await self._connection.fetchrow(self._queries["read_run"], name)
         if row is None:
             raise Fault(FaultCode.RUN_NOT_FOUND, run=name)
-        return (await self._records([row]))[0], row["now"]
+        record = (await self._records([row]))[0]
+        if record.run.checkpoint is not None and record.run.state is State.RETRYING:
+            earlier = [point.files for point in await self.superseded(name)]
+            record = replace(record, earlier=tuple(earlier))
+        return record, row["now"]
 
     async def page_of_runs(
         self, project: str, *, before: int, states: Sequence[str], tag: str, size: int

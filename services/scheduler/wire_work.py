@@ -55,6 +55,10 @@ _QUANTIZATION = re.compile(r"[A-Za-z0-9_]{0,32}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
+# Each is fetched before training: one more than the newest is enough for one that is broken.
+EARLIER_CHECKPOINTS_MAX = 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeRecord:
     """A worker as the scheduler knows it; `description` is what it said of itself."""
@@ -333,6 +337,8 @@ def inputs_of(record: Record) -> list[str]:
     uris += [dataset.uri for dataset in inputs.datasets]
     if record.run.checkpoint is not None:
         uris += [file.uri for file in unpack_files(record.run.checkpoint.files)]
+    for files in _earlier(record):
+        uris += [file.uri for file in unpack_files(files)]
     return uris
 
 
@@ -368,6 +374,10 @@ def lease_to_proto(
         proto.train.CopyFrom(
             _train_task(spec, snapshot, inputs, record.run.checkpoint, base=base, urls=urls)
         )
+        proto.train.earlier_checkpoints.extend(
+            work_pb2.CheckpointInput(files=input_files(unpack_files(files), urls))
+            for files in _earlier(record)
+        )
     else:
         proto.export.CopyFrom(
             work_pb2.ExportTask(
@@ -390,6 +400,7 @@ def files_of(lease: work_pb2.Lease) -> list[work_pb2.InputFile]:
         *(dataset.file for dataset in train.datasets),
         *validation,
         *train.checkpoint,
+        *(file for each in train.earlier_checkpoints for file in each.files),
         *export.base.files,
         *export.adapter,
     ]
@@ -442,6 +453,12 @@ def _train_task(
         task.checkpoint.extend(input_files(unpack_files(checkpoint.files), urls))
         task.checkpoint_step = checkpoint.step
     return task
+
+
+def _earlier(record: Record) -> Sequence[Document]:
+    """The superseded checkpoints that an attempt may fall back to; older ones may be gone."""
+    keep_count = parse(run_pb2.RunSnapshot, record.submission.snapshot).training
+    return record.earlier[: min(keep_count.checkpoint_keep_count, EARLIER_CHECKPOINTS_MAX)]
 
 
 def _is_of(version: dataset_pb2.DatasetVersion, dataset: str) -> bool:

@@ -104,7 +104,7 @@ def plan_from_lease(
     base: Base,
     dataset_paths: Sequence[Path],
     validation_path: Path | None,
-    checkpoint_folder: Path | None,
+    checkpoint_folders: Sequence[Path],
     work_folder: Path,
     log_path: Path,
 ) -> TrainPlan:
@@ -161,7 +161,8 @@ def plan_from_lease(
         sample_prompts=tuple(task.sample_prompts),
         work_folder=str(work_folder),
         log_path=str(log_path),
-        checkpoint_folder=str(checkpoint_folder) if checkpoint_folder else None,
+        checkpoint_folder=str(checkpoint_folders[0]) if checkpoint_folders else None,
+        earlier_checkpoint_folders=tuple(map(str, checkpoint_folders[1:])),
     )
 
 

@@ -53,6 +53,8 @@ log = telemetry.logger(__name__)
 # Logs of attempts, as `_log_path` names them; for an operator who looks after something went wrong.
 LOG_PATTERN = "*.*.*.log"
 LOGS_KEPT_COUNT = 500
+# What the store says of a file that no other try brings back.
+LOST_CODES = frozenset({FaultCode.STORAGE_OBJECT_NOT_FOUND, FaultCode.STORAGE_CHECKSUM_MISMATCH})
 # What is fetched of a model on the hub: weights as safetensors and what describes them; no pickle.
 MODEL_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt")
 
@@ -64,7 +66,7 @@ class Files:
     base: Base
     datasets: tuple[Path, ...]
     validation: Path | None
-    checkpoint: Path | None
+    checkpoints: tuple[Path, ...]
 
 
 class Trainer:
@@ -161,7 +163,7 @@ class Trainer:
             base=files.base,
             dataset_paths=files.datasets,
             validation_path=files.validation,
-            checkpoint_folder=files.checkpoint,
+            checkpoint_folders=files.checkpoints,
             work_folder=task.folder,
             log_path=self._log_path(session.lease),
         )
@@ -299,16 +301,13 @@ class Trainer:
         validation = None
         if task.HasField("validation"):
             validation = await _fetch_dataset(task.validation, folder / "validation", renewed)
-        checkpoint = None
-        if task.checkpoint:
-            paths = await transfer.download(task.checkpoint, folder / "resume", refresh=renewed)
-            checkpoint = paths[0].parent
+        checkpoints = await _fetch_checkpoints(task, folder / "resume", renewed)
         # Last of all: it may take longer than the signed URLs of the others live.
         return Files(
             base=await self._fetch_base(session, task.base, renewed),
             datasets=tuple(datasets),
             validation=validation,
-            checkpoint=checkpoint,
+            checkpoints=checkpoints,
         )
 
     async def _fetch_base(
@@ -417,6 +416,28 @@ async def _fetch_dataset(
             f"{dataset.name} was deleted after the run was submitted.",
             dataset=dataset.name,
         ) from fault
+
+
+async def _fetch_checkpoints(
+    task: work_pb2.TrainTask, folder: Path, renewed: transfer.Refresh | None
+) -> tuple[Path, ...]:
+    """The folders of the checkpoints to go on from, the newest first.
+
+    One that the store has lost or spoilt costs its steps, and no attempt.
+    """
+    found = []
+    given = [task.checkpoint, *(each.files for each in task.earlier_checkpoints)]
+    for number, files in enumerate(given):
+        try:
+            paths = await transfer.download(files, folder / str(number), refresh=renewed)
+        except Fault as fault:
+            if fault.code not in LOST_CODES:
+                raise
+            log.warning("checkpoint_lost", number=number, code=fault.code.value, why=fault.message)
+            continue
+        if paths:
+            found.append(paths[0].parent)
+    return tuple(found)
 
 
 def _with_stage(fault: Fault, stage: Stage) -> Fault:

@@ -276,13 +276,18 @@ class RunWarning:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """A run with everything that is shown of it."""
+    """A run with everything that is shown of it.
+
+    Attributes:
+        earlier: files of superseded checkpoints, newest first; of a run that is tried again alone.
+    """
 
     run: Run
     submission: Submission
     labels: Labels
     warnings: tuple[RunWarning, ...] = ()
     attempts: tuple[Lease, ...] = ()
+    earlier: tuple[Document, ...] = ()
 
 
 def check(run: Run) -> None:

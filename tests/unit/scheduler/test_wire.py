@@ -7,11 +7,11 @@ import pytest
 from lexicon.faults import TABLE, Fault, FaultCode, Stage
 from scheduler import events, wire, wire_exports, wire_work
 from scheduler.domain.run import Labels, Record, RunFault, State, Submission, TaskKind
-from scheduler.domain.signals import SamplesReported
+from scheduler.domain.signals import CheckpointReported, SamplesReported
 from tests.support.runs import NAME, NOON, TERMS, Story, a_run
 from tunesmith.api.event.v1 import event_pb2
 from tunesmith.api.fault.v1 import fault_pb2
-from tunesmith.api.run.v1 import run_pb2
+from tunesmith.api.run.v1 import run_pb2, spec_pb2
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2
 
 
@@ -123,6 +123,48 @@ def test_a_node_that_takes_no_work_is_draining_and_says_why(reason: str, state: 
 
 def test_secrets_and_nul_are_taken_out_of_a_workers_words() -> None:
     assert wire.clean("a\x00b Bearer abcdefghijkl") == "ab Bearer ***"
+
+
+@pytest.mark.parametrize("keep_count", [0, 1, 5])
+def test_an_attempt_may_fall_back_to_the_checkpoint_before_if_one_is_kept(keep_count: int) -> None:
+    """002-13: the newest alone would be all or nothing."""
+    newest, before, oldest = (
+        wire_work.pack_files(
+            [work_pb2.OutputFile(path=f"{name}/m.json", uri=f"object://{name}", sha256="a" * 64)]
+        )
+        for name in ("newest", "before", "oldest")
+    )
+    story = Story().training().reported(CheckpointReported(step=4, files=newest)).lost().leased()
+    snapshot = run_pb2.RunSnapshot(
+        training=spec_pb2.TrainingConfig(checkpoint_keep_count=keep_count)
+    )
+    record = Record(
+        run=story.run,
+        submission=Submission(
+            spec=b"",
+            snapshot=snapshot.SerializeToString(),
+            quote=b"",
+            inputs=b"",
+            plan="local",
+            fingerprint="f",
+        ),
+        labels=Labels(display_name="x"),
+        earlier=(before, oldest),
+    )
+    uris = wire_work.inputs_of(record)
+    assert uris == ["object://newest", "object://before"][: 1 + min(keep_count, 1)]
+    assert story.run.lease is not None
+    lease = wire_work.lease_to_proto(
+        record,
+        story.run.lease,
+        urls={uri: f"https://{uri}" for uri in uris},
+        losses=(),
+        heartbeat_millis=1,
+        hub_token="",
+    )
+    earlier = [file.path for each in lease.train.earlier_checkpoints for file in each.files]
+    assert earlier == ["before/m.json"][:keep_count]
+    assert len(wire_work.files_of(lease)) == len(uris)
 
 
 def test_an_output_lies_under_its_run_epoch_and_digest() -> None:

@@ -167,7 +167,7 @@ def plan_of(training: spec_pb2.TrainingConfig) -> TrainPlan:
         base=Base(base_model="b", model_id="b", revision="", folder="/b", digest="d"),
         dataset_paths=[Path("/d.jsonl")],
         validation_path=None,
-        checkpoint_folder=None,
+        checkpoint_folders=(),
         work_folder=Path("/w"),
         log_path=Path("/l"),
     )

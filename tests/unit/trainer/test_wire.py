@@ -41,7 +41,7 @@ def plan_of(lease: work_pb2.Lease) -> TrainPlan:
         base=BASE,
         dataset_paths=[Path("/d.jsonl")],
         validation_path=None,
-        checkpoint_folder=None,
+        checkpoint_folders=(),
         work_folder=Path("/w"),
         log_path=Path("/l"),
     )
@@ -50,7 +50,7 @@ def plan_of(lease: work_pb2.Lease) -> TrainPlan:
 def test_plan_has_what_the_lease_says() -> None:
     plan = wire.plan_from_lease(
         a_lease(), base=BASE, dataset_paths=[Path("/d.jsonl")], validation_path=None,
-        checkpoint_folder=None, work_folder=Path("/w"), log_path=Path("/l"),
+        checkpoint_folders=(), work_folder=Path("/w"), log_path=Path("/l"),
     )  # fmt: skip
     assert (plan.run, plan.attempt, plan.fencing_epoch) == ("projects/p/runs/r", 2, 5)
     assert (plan.epochs, plan.effective_batch_size, plan.seed) == (2, 8, 7)

@@ -10,7 +10,7 @@ import pytest
 from chassis.leasing import LeaseSession
 from lexicon.faults import TABLE, Fault, FaultCode
 from trainer.config import Config
-from trainer.worker import LOGS_KEPT_COUNT, Trainer, forget_old_logs, unforeseen
+from trainer.worker import LOGS_KEPT_COUNT, Trainer, _fetch_checkpoints, forget_old_logs, unforeseen
 from tunesmith.api.work.v1 import work_pb2
 
 
@@ -62,6 +62,38 @@ async def test_what_signed_urls_give_is_fetched_before_the_base(tmp_path: Path) 
             await Trainer(config)._fetch(session, tmp_path / "run")
     assert caught.value.code is FaultCode.STORAGE_KEY_INVALID
     assert (tmp_path / "run" / "datasets" / "0" / "rows.jsonl").read_bytes() == content
+
+
+async def test_a_checkpoint_that_the_store_has_lost_costs_its_steps_and_no_attempt(
+    tmp_path: Path,
+) -> None:
+    """002-13: the one before it is fetched, and training goes on from there."""
+    content = b"{}"
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked = await reader.readline()
+        body = b"spoilt" if b"newest" in asked else content
+        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        writer.write(head.encode() + body)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        newest, before = (
+            work_pb2.InputFile(
+                path=f"checkpoints/{name}/manifest.json",
+                url=f"http://127.0.0.1:{port}/{name}",
+                size_bytes=len(content),
+                sha256=hashlib.sha256(content).hexdigest(),
+            )
+            for name in ("newest", "before")
+        )
+        task = work_pb2.TrainTask(
+            checkpoint=[newest], earlier_checkpoints=[work_pb2.CheckpointInput(files=[before])]
+        )
+        (found,) = await _fetch_checkpoints(task, tmp_path, None)
+    assert found.name == "before"
+    assert (found / "manifest.json").read_bytes() == content
 
 
 def test_a_node_keeps_the_latest_logs_alone(tmp_path: Path) -> None:

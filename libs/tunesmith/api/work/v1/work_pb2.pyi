@@ -104,8 +104,14 @@ class DatasetInput(_message.Message):
     file: InputFile
     def __init__(self, name: _Optional[str] = ..., format: _Optional[_Union[_dataset_pb2.Format, str]] = ..., file: _Optional[_Union[InputFile, _Mapping]] = ...) -> None: ...
 
+class CheckpointInput(_message.Message):
+    __slots__ = ("files",)
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    files: _containers.RepeatedCompositeFieldContainer[InputFile]
+    def __init__(self, files: _Optional[_Iterable[_Union[InputFile, _Mapping]]] = ...) -> None: ...
+
 class TrainTask(_message.Message):
-    __slots__ = ("base", "datasets", "training", "lora", "sample_prompts", "checkpoint", "checkpoint_step", "validation")
+    __slots__ = ("base", "datasets", "training", "lora", "sample_prompts", "checkpoint", "checkpoint_step", "validation", "earlier_checkpoints")
     BASE_FIELD_NUMBER: _ClassVar[int]
     DATASETS_FIELD_NUMBER: _ClassVar[int]
     TRAINING_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +120,7 @@ class TrainTask(_message.Message):
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_STEP_FIELD_NUMBER: _ClassVar[int]
     VALIDATION_FIELD_NUMBER: _ClassVar[int]
+    EARLIER_CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
     base: BaseModelInput
     datasets: _containers.RepeatedCompositeFieldContainer[DatasetInput]
     training: _spec_pb2.TrainingConfig
@@ -122,7 +129,8 @@ class TrainTask(_message.Message):
     checkpoint: _containers.RepeatedCompositeFieldContainer[InputFile]
     checkpoint_step: int
     validation: DatasetInput
-    def __init__(self, base: _Optional[_Union[BaseModelInput, _Mapping]] = ..., datasets: _Optional[_Iterable[_Union[DatasetInput, _Mapping]]] = ..., training: _Optional[_Union[_spec_pb2.TrainingConfig, _Mapping]] = ..., lora: _Optional[_Union[_spec_pb2.LoraConfig, _Mapping]] = ..., sample_prompts: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[_Iterable[_Union[InputFile, _Mapping]]] = ..., checkpoint_step: _Optional[int] = ..., validation: _Optional[_Union[DatasetInput, _Mapping]] = ...) -> None: ...
+    earlier_checkpoints: _containers.RepeatedCompositeFieldContainer[CheckpointInput]
+    def __init__(self, base: _Optional[_Union[BaseModelInput, _Mapping]] = ..., datasets: _Optional[_Iterable[_Union[DatasetInput, _Mapping]]] = ..., training: _Optional[_Union[_spec_pb2.TrainingConfig, _Mapping]] = ..., lora: _Optional[_Union[_spec_pb2.LoraConfig, _Mapping]] = ..., sample_prompts: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[_Iterable[_Union[InputFile, _Mapping]]] = ..., checkpoint_step: _Optional[int] = ..., validation: _Optional[_Union[DatasetInput, _Mapping]] = ..., earlier_checkpoints: _Optional[_Iterable[_Union[CheckpointInput, _Mapping]]] = ...) -> None: ...
 
 class ExportTask(_message.Message):
     __slots__ = ("base", "adapter", "quantizations", "snapshot", "losses")
