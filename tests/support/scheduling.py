@@ -78,7 +78,9 @@ class FakeValidator(validation_service_pb2_grpc.ValidationServiceServicer):
         snapshot.plan = self.plan
         snapshot.export.gguf = self.gguf
         snapshot.export.quantizations.append("Q4_K_M")
-        snapshot.training.epochs = request.spec.training.epochs or 1
+        training = request.spec.training
+        snapshot.training.epochs = training.epochs or 1
+        snapshot.training.checkpoint_keep_count = training.checkpoint_keep_count
         snapshot.lora.CopyFrom(request.spec.lora)
         snapshot.timeout.FromSeconds(3600)
         for name in request.spec.datasets:

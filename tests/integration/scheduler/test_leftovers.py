@@ -10,6 +10,7 @@ from chassis.identity import Role
 from lexicon.faults import Fault, FaultCode
 from tests.support.scheduler_calls import (
     NODE,
+    a_spec,
     an_output,
     complete,
     heartbeat,
@@ -147,6 +148,38 @@ async def test_superseded_checkpoints_of_a_run_under_way_are_removed(
         await cancelled(user, run.name)
         await until(lambda: bool(fakes.hub.sweeps))
         assert not fakes.hub.sweeps[0].only_uris
+
+
+async def test_another_attempt_gets_the_checkpoint_before_the_newest_too(
+    scheduler: SchedulerProcess,
+) -> None:
+    """002-13: it goes on from there where the newest cannot be used, and that is free."""
+    spec = a_spec()
+    spec.training.checkpoint_keep_count = 1
+    async with (
+        calling(scheduler.address) as user,
+        calling(scheduler.address, Role.NODE, subject=NODE) as trainer,
+    ):
+        run = await submitted(user, spec=spec)
+        await registered(trainer, NODE, work_pb2.TASK_KIND_TRAIN)
+        lease = await leased(trainer)
+        assert not lease.train.earlier_checkpoints
+        await heartbeat(trainer, lease, started())
+        for step in (1, 2, 3):
+            await stored_checkpoint(trainer, lease, step, step + 1)
+        await registered(trainer, NODE, work_pb2.TASK_KIND_TRAIN, incarnation="i2")
+        again = await leased(trainer, incarnation="i2", wait_millis=20_000)
+        assert [file.path for file in again.train.checkpoint] == ["checkpoints/3/state"]
+        (earlier,) = again.train.earlier_checkpoints
+        assert [file.path for file in earlier.files] == ["checkpoints/2/state"]
+        assert all(file.url for file in earlier.files)
+        began = work_service_pb2.TrainingStarted(from_step=2, total_steps=10)
+        report = work_service_pb2.TaskReport(report_number=1, training_started=began)
+        await heartbeat(trainer, again, report)
+        request = run_service_pb2.GetRunRequest(name=run.name)
+        shown = (await user.runs.GetRun(request)).run
+        assert shown.state == run_pb2.RUN_STATE_TRAINING
+        assert shown.attempts[-1].resumed_from_step == 2
 
 
 async def test_a_submission_that_fails_lets_go_of_its_datasets(
