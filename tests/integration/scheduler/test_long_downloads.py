@@ -223,7 +223,7 @@ async def sign_inputs(stubs: Stubs, lease: work_pb2.Lease, **fields: Any) -> Any
 async def test_only_the_holder_of_the_newest_lease_gets_urls(
     scheduler: SchedulerProcess, fakes: Neighbours, door: Door
 ) -> None:
-    """attacks 14, 000-20: by node, by epoch, by lease; nothing after its end."""
+    """Attack 14: by node, by epoch, by lease; nothing after its end."""
     async with (
         calling(scheduler.address) as user,
         calling(scheduler.address, Role.NODE, subject=NODE) as node,
@@ -274,7 +274,7 @@ async def test_only_the_holder_of_the_newest_lease_gets_urls(
 async def test_a_url_that_cannot_be_renewed_is_the_platforms_fault_and_tried_again(
     scheduler: SchedulerProcess, fakes: Neighbours, door: Door, tmp_path: Path
 ) -> None:
-    """000-27, 001-53: a hub whose clock is an hour behind; the user is not blamed for it."""
+    """A hub whose clock is an hour behind; the user is not blamed for it."""
     door.hub_behind = timedelta(hours=1)
     async with a_lease(scheduler) as session:
         with pytest.raises(Fault) as caught:
