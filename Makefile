@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 # A file's tests stay on one core, beside the fixtures that they share; so do those of the stack.
-ON_EVERY_CORE := --numprocesses auto --dist loadgroup
+ON_EVERY_CORE := --numprocesses auto --dist loadfile
 
 .PHONY: help setup demo test unit integration check protos golden acceptance lock clean
 
@@ -18,7 +18,7 @@ demo: setup ## One run, end to end: dataset to a GGUF that answers, with its bil
 
 test: setup ## Every test that needs no GPU: unit first, then those that start servers
 	$(VENV)/python -m pytest $(ON_EVERY_CORE)
-	$(VENV)/python -m pytest --numprocesses 2 --dist loadgroup --timeout 900 \
+	$(VENV)/python -m pytest --numprocesses 2 --dist loadfile --timeout 900 \
 	  -m "not gpu and (integration or e2e or chaos or slow)"
 
 unit: setup ## The tests that need no server, GPU or network

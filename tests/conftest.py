@@ -4,6 +4,10 @@ import gc
 from collections.abc import Iterator
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
+
+ON_THE_STACK = ("tests/e2e/", "tests/chaos/")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,11 +22,16 @@ def _imported_objects_are_not_searched() -> Iterator[None]:
     gc.unfreeze()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup` one process runs the whole stack, the others the rest by file.
+class Lanes(LoadFileScheduling):  # type: ignore[misc]  # it has no types
+    """A file's tests stay in one process, and all that need the whole stack in one.
 
     A stack has ten processes of its own; two of them at once would only wait for each other.
     """
-    for item in items:
-        on_the_stack = any(item.iter_markers("e2e")) or any(item.iter_markers("chaos"))
-        item.add_marker(pytest.mark.xdist_group("stack" if on_the_stack else str(item.path)))
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "stack" if nodeid.startswith(ON_THE_STACK) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Lanes:
+    """How tests are spread over processes, whatever `--dist` says."""
+    return Lanes(config, log)

@@ -28,6 +28,8 @@ log = logging.getLogger("exporter")
 
 NOT_AHEAD: Final = "the tokenizer could not be read ahead"
 WHOLE: Final = "the tokenizer is loaded whole"
+# What nobody else decides about a load.
+_OURS: Final = frozenset({"trust_remote_code", "local_files_only"})
 READ_SECONDS: Final = 1800.0
 # The text by whose tokens the converter knows a pre-tokenizer.
 _PROBE: Final = re.compile(r"^ +chktxt = ('.*')$", re.MULTILINE)
@@ -142,9 +144,14 @@ def read_ahead(folder: Path, vendor: Path) -> Iterator[None]:
 
         @staticmethod
         def from_pretrained(wanted: Any, *arguments: Any, **options: Any) -> Any:
+            # Some converters would let a model's own code run.
+            kept = {name: value for name, value in options.items() if name not in _OURS}
+
             def load() -> Any:
                 module = importlib.import_module("transformers.models.auto.tokenization_auto")
-                return module.AutoTokenizer.from_pretrained(wanted, *arguments, **options)
+                return module.AutoTokenizer.from_pretrained(
+                    wanted, *arguments, **kept, trust_remote_code=False, local_files_only=True
+                )
 
             return ReadTokenizer(read, load) if Path(wanted) == folder else load()
 
@@ -186,7 +193,10 @@ def main() -> int:
     once_read()
     from transformers import AutoTokenizer
 
-    answers = answers_of(AutoTokenizer.from_pretrained(arguments.model), probe)
+    tokenizer = AutoTokenizer.from_pretrained(
+        arguments.model, trust_remote_code=False, local_files_only=True
+    )
+    answers = answers_of(tokenizer, probe)
     arguments.answers.write_bytes(msgspec.msgpack.encode(answers))
     return 0
 
