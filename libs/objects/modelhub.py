@@ -47,6 +47,8 @@ SAFE_PATTERNS = (
     "tokenizer.model",
 )
 MAX_JSON_BYTES = 16 << 20
+# Objects, lists and their members: in memory each takes some thirty times what it is as text.
+MAX_JSON_PARTS = 1_000_000
 MAX_FILE_COUNT = 10_000
 
 REQUEST_SECONDS = 8.0
@@ -254,6 +256,8 @@ class ModelHub:
         content = self._read(model_id, sha, name, files)
         if content is None:
             return {}
+        if sum(map(content.count, (b"{", b"[", b","))) > MAX_JSON_PARTS:
+            raise _config_fault(model_id, name, f"has more than {MAX_JSON_PARTS:,} parts")
         try:
             value = json.loads(content)
         except (ValueError, RecursionError) as error:
@@ -265,9 +269,14 @@ class ModelHub:
     def _read(self, model_id: str, sha: str, name: str, files: Mapping[str, int]) -> bytes | None:
         if name not in files:
             return None
+        too_large = _config_fault(model_id, name, f"is larger than {MAX_JSON_BYTES >> 20} MiB")
         if files[name] > MAX_JSON_BYTES:
-            raise _config_fault(model_id, name, f"is larger than {MAX_JSON_BYTES >> 20} MiB")
-        return self._download(model_id, sha, name).read_bytes()
+            raise too_large
+        path = self._download(model_id, sha, name)
+        # A hub may say nothing of a file's size, or not the truth.
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise too_large
+        return path.read_bytes()
 
     def _download(self, model_id: str, sha: str, name: str) -> Path:
         return Path(

@@ -248,6 +248,25 @@ async def test_a_config_that_is_not_json_is_refused(hub: ModelHub, server: Model
         assert caught.value.code is FaultCode.MODEL_CONFIG_INVALID
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"[" + b"{}," * 1_000_000 + b"{}]", "1,000,000 parts"),
+        (b'{"a": ' + b"[" * 2_000_000, "1,000,000 parts"),
+        (b'{"a": "' + b" " * (16 << 20) + b'"}', "16 MiB"),
+    ],
+)
+async def test_a_config_that_would_fill_the_memory_is_refused(
+    hub: ModelHub, server: ModelHubServer, content: bytes, words: str
+) -> None:
+    """Attack 10: three bytes of text are a hundred in memory."""
+    server.repos[MODEL].files["config.json"] = content
+    with pytest.raises(Fault) as caught:
+        await hub.describe(MODEL)
+    assert caught.value.code is FaultCode.MODEL_CONFIG_INVALID
+    assert words in caught.value.message
+
+
 @pytest.mark.parametrize("kind", ["gated", "private"])
 async def test_what_one_user_may_read_is_not_given_to_another(
     tmp_path: Path, server: ModelHubServer, kind: str
