@@ -55,6 +55,7 @@ LOG_PATTERN = "*.*.*.log"
 LOGS_KEPT_COUNT = 500
 # What the store says of a file that no other try brings back.
 LOST_CODES = frozenset({FaultCode.STORAGE_OBJECT_NOT_FOUND, FaultCode.STORAGE_CHECKSUM_MISMATCH})
+LOST_TEXT = "A checkpoint cannot be fetched; its steps are taken again, and charged once"
 # What is fetched of a model on the hub: weights as safetensors and what describes them; no pickle.
 MODEL_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt")
 
@@ -301,7 +302,7 @@ class Trainer:
         validation = None
         if task.HasField("validation"):
             validation = await _fetch_dataset(task.validation, folder / "validation", renewed)
-        checkpoints = await _fetch_checkpoints(task, folder / "resume", renewed)
+        checkpoints = await _fetch_checkpoints(session, folder / "resume", renewed)
         # Last of all: it may take longer than the signed URLs of the others live.
         return Files(
             base=await self._fetch_base(session, task.base, renewed),
@@ -419,13 +420,13 @@ async def _fetch_dataset(
 
 
 async def _fetch_checkpoints(
-    task: work_pb2.TrainTask, folder: Path, renewed: transfer.Refresh | None
+    session: LeaseSession, folder: Path, renewed: transfer.Refresh | None
 ) -> tuple[Path, ...]:
     """The folders of the checkpoints to go on from, the newest first.
 
-    One that the store has lost or spoilt costs its steps, and no attempt.
+    One that the store has lost or spoilt costs its steps, and no attempt; the user is told.
     """
-    found = []
+    task, found = session.lease.train, list[Path]()
     given = [task.checkpoint, *(each.files for each in task.earlier_checkpoints)]
     for number, files in enumerate(given):
         try:
@@ -434,6 +435,8 @@ async def _fetch_checkpoints(
             if fault.code not in LOST_CODES:
                 raise
             log.warning("checkpoint_lost", number=number, code=fault.code.value, why=fault.message)
+            lost = Warned(code=fault.code.value, message=f"{LOST_TEXT}: {fault.message}")
+            session.report(work_service_pb2.TaskReport(warning=wire.warning(lost)))
             continue
         if paths:
             found.append(paths[0].parent)

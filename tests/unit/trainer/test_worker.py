@@ -91,7 +91,11 @@ async def test_a_checkpoint_that_the_store_has_lost_costs_its_steps_and_no_attem
         task = work_pb2.TrainTask(
             checkpoint=[newest], earlier_checkpoints=[work_pb2.CheckpointInput(files=[before])]
         )
-        (found,) = await _fetch_checkpoints(task, tmp_path, None)
+        lease = work_pb2.Lease(train=task)
+        session = LeaseSession(None, lease, node="n")  # type: ignore[arg-type]
+        (found,) = await _fetch_checkpoints(session, tmp_path, None)
+    (told,) = session._reports
+    assert told.message.warning.code == FaultCode.STORAGE_CHECKSUM_MISMATCH
     assert found.name == "before"
     assert (found / "manifest.json").read_bytes() == content
 
