@@ -98,8 +98,10 @@ class Child:
         terms: Terms,
         *,
         end_seconds: float = END_SECONDS_MAX,
+        inherited: tuple[int, ...] = (),
     ) -> None:
         self._line = line
+        self._inherited = inherited
         self._end_seconds = end_seconds
         self._terms = terms
         self.log_path = log_path
@@ -128,10 +130,17 @@ class Child:
         return self._line.process.pid
 
     @classmethod
-    async def start(cls, log_path: Path, terms: Terms | None = None) -> "Child":
-        """Start a child; it loads its libraries while nobody waits for it."""
+    async def start(
+        cls, log_path: Path, terms: Terms | None = None, *, inherited: tuple[int, ...] = ()
+    ) -> "Child":
+        """Start a child; it loads its libraries while nobody waits for it.
+
+        Args:
+            inherited: descriptors that it keeps open for as long as it is there.
+        """
         terms = terms or Terms()
-        return cls(await _spawn(log_path, terms), log_path, terms)
+        line = await _spawn(log_path, terms, inherited)
+        return cls(line, log_path, terms, inherited=inherited)
 
     async def ready(self) -> None:
         """Wait until the libraries are loaded.
@@ -232,7 +241,9 @@ class Child:
         wish = self._wish
         await self._end()
         line = await _spawn(
-            self.log_path, msgspec.structs.replace(self._terms, unsloth_failure=cause)
+            self.log_path,
+            msgspec.structs.replace(self._terms, unsloth_failure=cause),
+            self._inherited,
         )
         self._line, self.reusable = line, False
         if self._killed:
@@ -267,9 +278,10 @@ class Child:
             self._line.writer.close()
 
 
-def stuck_text(pid: int) -> str:
-    """Why a node takes no work, for its operators."""
-    return f"Training process {pid} cannot be ended and may still hold the device"
+def stuck_text(pid: int | None) -> str:
+    """Why a node takes no work, for its operators; None for a process of an earlier agent."""
+    which = "of an earlier agent" if pid is None else str(pid)
+    return f"Training process {which} cannot be ended and may still hold the device"
 
 
 def _spoils(message: FromChild) -> bool:
@@ -287,7 +299,7 @@ def _spoils(message: FromChild) -> bool:
             return False
 
 
-async def _spawn(log_path: Path, terms: Terms) -> _Line:
+async def _spawn(log_path: Path, terms: Terms, inherited: tuple[int, ...]) -> _Line:
     ours, theirs = socket.socketpair()
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("ab") as output, theirs:
@@ -300,7 +312,7 @@ async def _spawn(log_path: Path, terms: Terms) -> _Line:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            pass_fds=(theirs.fileno(),),
+            pass_fds=(theirs.fileno(), *inherited),
             env=child_environment(os.environ),
             start_new_session=True,
         )

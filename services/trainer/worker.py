@@ -22,7 +22,8 @@ from objects import transfer
 from objects.cache import FolderCache, folder_bytes
 from objects.modelhub import ModelHub
 from trainer import node, outputs, wire
-from trainer.child import Child, stuck_text
+from trainer.child import END_SECONDS_MAX, Child, stuck_text
+from trainer.claim import Claim
 from trainer.config import Config
 from trainer.domain.plan import Base, TrainPlan
 from trainer.domain.temperature import Thermostat
@@ -83,6 +84,7 @@ class Trainer:
         self._held = ExitStack()
         self._child: Child | None = None
         self._child_lock = asyncio.Lock()
+        self._claim = Claim(config.work_dir)
         self._preparing: asyncio.Task[None] | None = None
 
     @property
@@ -98,7 +100,9 @@ class Trainer:
     @property
     def unfit_reason(self) -> str:
         """Why this node may take no work now; empty when it may."""
-        return stuck_text(self._child.pid) if self._child and self._child.is_stuck else ""
+        if self._child is not None and self._child.is_stuck:
+            return stuck_text(self._child.pid)
+        return "" if self._claim.take() else stuck_text(None)
 
     async def handle(self, session: LeaseSession) -> None:
         """Train what is leased, or stop at once when told to."""
@@ -137,6 +141,7 @@ class Trainer:
             return
         if self._child is child:
             self._child = None
+            self._claim.drop()
 
     async def _work(self, session: LeaseSession) -> None:
         task = _Task(session=session, folder=self._run_folder(session.lease))
@@ -277,8 +282,14 @@ class Trainer:
                 # Once more; it may have ended by now, or may end at this.
                 await self._child.kill()
             if self._child is None or not self._child.alive:
+                if not await self._claim.wait(seconds=END_SECONDS_MAX):
+                    raise Fault(FaultCode.RUNTIME_PROCESS_STUCK, stuck_text(None))
                 terms = Terms(tier=self._config.node_tier, unsloth=self._config.unsloth)
-                self._child = await Child.start(self._config.work_dir / "logs" / "child.log", terms)
+                self._child = await Child.start(
+                    self._config.work_dir / "logs" / "child.log",
+                    terms,
+                    inherited=self._claim.descriptors,
+                )
                 await self._child.ready()
             return self._child
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import sys
 import zipfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ from lexicon.faults import Fault, FaultCode
 from tests.support.training import a_plan
 from trainer.bundle import write_zip
 from trainer.child import Child, child_environment
+from trainer.claim import Claim
 from trainer.config import Config
 from trainer.domain.temperature import COOLING_TEXT, Action, Limits, Thermostat
 from trainer.node import alone_in
@@ -182,6 +184,16 @@ def a_hanging_child() -> tuple[Child, Hanging]:
     return Child(cast(Any, line), Path("log"), Terms(), end_seconds=0.01), line
 
 
+def a_config(work_dir: Path) -> Config:
+    return Config(
+        scheduler_addr="127.0.0.1:1",
+        node_token="t",
+        node_name="n",
+        work_dir=work_dir,
+        model_cache=work_dir / "cache",
+    )
+
+
 async def test_a_child_that_cannot_be_ended_says_so_and_nobody_listens_for_ever() -> None:
     child, _ = a_hanging_child()
     listening = asyncio.create_task(child.receive())
@@ -197,14 +209,7 @@ async def test_a_child_that_cannot_be_ended_says_so_and_nobody_listens_for_ever(
 
 async def test_no_second_child_is_started_beside_one_that_hangs(tmp_path: Path) -> None:
     """Two processes could hold the device; the node takes no work until the first has ended."""
-    config = Config(
-        scheduler_addr="127.0.0.1:1",
-        node_token="t",
-        node_name="n",
-        work_dir=tmp_path / "work",
-        model_cache=tmp_path / "cache",
-    )
-    trainer, (child, line) = Trainer(config), a_hanging_child()
+    trainer, (child, line) = Trainer(a_config(tmp_path)), a_hanging_child()
     trainer._child = child
     assert not trainer.unfit_reason
     await trainer.close()
@@ -483,6 +488,26 @@ async def test_a_checkpoint_that_is_gone_costs_its_upload_and_no_more(tmp_path: 
     uploader.add(gone)
     assert not await uploader.upload_newest()
     assert not session.reports
+
+
+async def test_an_agent_that_is_started_anew_waits_for_a_process_that_hangs(
+    tmp_path: Path,
+) -> None:
+    """003-18: a process of the agent before it may hold the device; no run is begun beside it."""
+    before = Claim(tmp_path)
+    assert before.take()
+    hanging = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "input()", stdin=asyncio.subprocess.PIPE, pass_fds=before.descriptors
+    )
+    before.drop()
+    trainer = Trainer(a_config(tmp_path))
+    assert "of an earlier agent" in trainer.unfit_reason
+    assert not await Claim(tmp_path).wait(seconds=0)
+    hanging.kill()
+    await hanging.wait()
+    assert await Claim(tmp_path).wait(seconds=5)
+    assert trainer.unfit_reason == ""
+    await trainer.close()
 
 
 def test_second_agent_in_a_folder_is_refused(tmp_path: Path) -> None:
