@@ -1,0 +1,102 @@
+"""A training process that no signal ends: no other is started beside it, whoever its agent was."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from lexicon.faults import Fault, FaultCode
+from tests.support.child_lines import Line
+from trainer.child import Child
+from trainer.claim import Claim
+from trainer.config import Config
+from trainer.pipe import Terms
+from trainer.worker import Trainer
+
+
+class Hanging(Line):
+    """A process that no signal ends, until the driver lets it go."""
+
+    # Beyond what the kernel gives: no signal of these tests reaches anybody.
+    pid = 1 << 30
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.returncode: int | None = None  # type: ignore[assignment]
+        self._ended = asyncio.Event()
+
+    async def wait(self) -> None:
+        await self._ended.wait()
+
+    def close(self) -> None:
+        self.reader.feed_eof()
+
+    def let_go(self) -> None:
+        self.returncode = -9
+        self._ended.set()
+
+
+def a_hanging_child() -> tuple[Child, Hanging]:
+    line = Hanging()
+    return Child(cast(Any, line), Path("log"), Terms(), end_seconds=0.01), line
+
+
+def a_config(work_dir: Path) -> Config:
+    return Config(
+        scheduler_addr="127.0.0.1:1",
+        node_token="t",
+        node_name="n",
+        work_dir=work_dir,
+        model_cache=work_dir / "cache",
+    )
+
+
+async def test_a_child_that_cannot_be_ended_says_so_and_nobody_listens_for_ever() -> None:
+    child, _ = a_hanging_child()
+    listening = asyncio.create_task(child.receive())
+    await asyncio.sleep(0)
+    with pytest.raises(Fault) as killed:
+        await child.kill()
+    assert killed.value.code is FaultCode.RUNTIME_PROCESS_STUCK
+    with pytest.raises(Fault) as heard:
+        await listening
+    assert heard.value.code is FaultCode.RUNTIME_PROCESS_STUCK
+    assert child.is_stuck
+
+
+async def test_no_second_child_is_started_beside_one_that_hangs(tmp_path: Path) -> None:
+    """Two processes could hold the device; the node takes no work until the first has ended."""
+    trainer, (child, line) = Trainer(a_config(tmp_path)), a_hanging_child()
+    trainer._child = child
+    assert not trainer.unfit_reason
+    await trainer.close()
+    assert str(line.pid) in trainer.unfit_reason
+    with pytest.raises(Fault) as caught:
+        await trainer._ready_child()
+    assert caught.value.code is FaultCode.RUNTIME_PROCESS_STUCK
+    line.let_go()
+    assert not trainer.unfit_reason
+    await trainer.close()
+    assert trainer._child is None
+
+
+async def test_an_agent_that_is_started_anew_waits_for_a_process_that_hangs(
+    tmp_path: Path,
+) -> None:
+    """003-18: a process of the agent before it may hold the device; no run is begun beside it."""
+    before = Claim(tmp_path)
+    assert before.take()
+    hanging = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "input()", stdin=asyncio.subprocess.PIPE, pass_fds=before.descriptors
+    )
+    before.drop()
+    trainer = Trainer(a_config(tmp_path))
+    assert "of an earlier agent" in trainer.unfit_reason
+    assert not await Claim(tmp_path).wait(seconds=0)
+    hanging.kill()
+    await hanging.wait()
+    assert await Claim(tmp_path).wait(seconds=5)
+    assert trainer.unfit_reason == ""
+    await trainer.close()
