@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +40,8 @@ def shown(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def imports(path: Path) -> list[tuple[str, int]]:
+@cache
+def imports(path: Path) -> tuple[tuple[str, int], ...]:
     """Each imported module with its line; `from a import b` gives a.b, since b may be a module."""
     found: list[tuple[str, int]] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
@@ -50,4 +52,4 @@ def imports(path: Path) -> list[tuple[str, int]]:
                 found += [(f"{module}.{alias.name}", node.lineno) for alias in names]
             case ast.ImportFrom(level=level) if level:
                 found.append(("." * level, node.lineno))
-    return found
+    return tuple(found)
