@@ -4,10 +4,15 @@ import gc
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 ON_THE_STACK = ("tests/e2e/", "tests/chaos/")
+
+# An example that takes long says something of the machine that day, and nothing of the code.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)
