@@ -11,7 +11,6 @@ server/routes.go of 0.34).
 import hashlib
 import json
 import re
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,14 +81,6 @@ def an_ollama(ollama: Ollama) -> Iterator[Ollama]:
     finally:
         server.shutdown()
         server.server_close()
-
-
-def closed_port() -> int:
-    """A port of this machine at which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 class _Handler(BaseHTTPRequestHandler):

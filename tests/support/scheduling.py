@@ -20,6 +20,7 @@ from chassis.client import connect
 from chassis.identity import Role, mint
 from lexicon.faults import Fault, FaultCode
 from tests.support.desk import SIGNING_KEY, serving
+from tests.support.ports import free_port
 from tunesmith.api.artifact.v1 import (
     artifact_pb2,
     artifact_service_pb2,
@@ -309,7 +310,7 @@ class SchedulerProcess:
         return f"127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        self.port = self.port or _free_port()
+        self.port = self.port or free_port()
         environment = {**self.environment, "TUNESMITH_LISTEN": self.address}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(  # noqa: ASYNC220 (starting is short)
@@ -405,10 +406,3 @@ async def calling(
         )
     finally:
         await channel.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

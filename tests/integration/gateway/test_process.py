@@ -15,6 +15,7 @@ import pytest
 
 from chassis import identity
 from tests.support.certificates import make_tls
+from tests.support.ports import free_port
 from tunesmith import Client, Credentials
 from tunesmith.errors import UnavailableError
 from tunesmith.transfer import trust
@@ -26,23 +27,16 @@ START_SECONDS = 20
 ONE_TRY = RetryPolicy(tries=1)
 
 
-def a_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
 def environment(folder: Path, **changes: str) -> dict[str, str]:
     settings = {
         "PATH": os.defpath,
-        "TUNESMITH_LISTEN": f"127.0.0.1:{a_port()}",
-        "TUNESMITH_HTTP_LISTEN": f"127.0.0.1:{a_port()}",
+        "TUNESMITH_LISTEN": f"127.0.0.1:{free_port()}",
+        "TUNESMITH_HTTP_LISTEN": f"127.0.0.1:{free_port()}",
         "TUNESMITH_SIGNING_KEY": KEY,
         "TUNESMITH_OBJECTS_URL": (folder / "objects").as_uri(),
         "TUNESMITH_OBJECTS_SIGNING_KEYS": KEY,
         **{
-            f"TUNESMITH_{name}_ADDR": f"127.0.0.1:{a_port()}"
+            f"TUNESMITH_{name}_ADDR": f"127.0.0.1:{free_port()}"
             for name in ("SCHEDULER", "VALIDATOR", "BILLING", "HUB")
         },
     }
@@ -97,7 +91,7 @@ def test_a_missing_setting_is_named_with_a_hint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("door", ["TUNESMITH_LISTEN", "TUNESMITH_HTTP_LISTEN"])
 def test_neither_door_opens_to_the_network_without_tls(tmp_path: Path, door: str) -> None:
-    said = refusal(environment(tmp_path, **{door: f"0.0.0.0:{a_port()}"}), tmp_path)
+    said = refusal(environment(tmp_path, **{door: f"0.0.0.0:{free_port()}"}), tmp_path)
     assert "RUNTIME_AUTH_NOT_ENFORCED" in said
 
 

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.training import a_plan
 from trainer.trackers import Mlflow, WeightsAndBiases
 from trainer.tracking import Outcome, Point, subject_of
@@ -29,9 +29,7 @@ def mlflow(tmp_path: Path) -> Iterator[str]:
     command = shutil.which("mlflow")
     if command is None:
         pytest.skip("no mlflow on the PATH")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     arguments = [
         command, "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",

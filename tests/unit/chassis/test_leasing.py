@@ -46,6 +46,7 @@ class Scheduler(work_service_pb2_grpc.WorkServiceServicer):
     faults: list[fault_pb2.Fault] = field(default_factory=list)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     beats_before_failing: asyncio.Semaphore | None = None
+    worker: asyncio.Task[None] | None = None
     nodes: list[work_pb2.Node] = field(default_factory=list)
 
     async def RegisterNode(self, request: Any, context: Any) -> Any:
@@ -144,6 +145,7 @@ async def working(scheduler: Scheduler) -> AsyncIterator[Working]:
         async def work(handle: Handle, **named: Any) -> AsyncIterator[asyncio.Event]:
             stop = asyncio.Event()
             running = asyncio.create_task(Worker(channel, NODE, handle, **named).run(stop))
+            scheduler.worker = running
             try:
                 yield stop
             finally:
@@ -376,9 +378,13 @@ async def test_a_refused_node_ends_the_worker(scheduler: Scheduler, working: Wor
     async def handle(session: LeaseSession) -> None:
         raise AssertionError
 
+    async def work_to_the_end() -> None:
+        async with working(handle), asyncio.timeout(5):
+            assert scheduler.worker is not None
+            await asyncio.wait([scheduler.worker])
+
     with pytest.raises(Fault) as refused:
-        async with working(handle):
-            await asyncio.sleep(0.2)
+        await work_to_the_end()
     assert refused.value.code is FaultCode.ACCESS_DENIED
 
 

@@ -22,6 +22,7 @@ from chassis import client, identity, server
 from chassis.identity import Role
 from lexicon.faults import Fault, FaultCode
 from tests.support.chassis import KEY, serving
+from tests.support.ports import free_port
 from tests.unit.chassis.support import wall_clock
 from tunesmith.api.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
 
@@ -265,8 +266,7 @@ async def test_a_worker_answers_health_and_nothing_else() -> None:
 
 
 async def test_a_client_waits_for_a_server_that_is_starting() -> None:
-    async with serving(register) as port:
-        pass
+    port = free_port()
     channel = client.connect(f"127.0.0.1:{port}", token=token)
     some: Any = event_service_pb2_grpc.EventServiceStub(channel)
     call = asyncio.ensure_future(some.ListEvents(asking(), timeout=10))

@@ -129,7 +129,7 @@ async def test_what_hangs_is_killed_and_started_again(tmp_path: Path) -> None:
         tmp_path, "hanging", "", argv=(sys.executable, "-c", code, str(beat)), is_ready=is_ready
     )
     other = a_spec(tmp_path, "other", FOREVER)
-    running = a_supervisor(tmp_path, hanging, other, pulse_seconds=0.01, pulse_deadline_seconds=0.2)
+    running = a_supervisor(tmp_path, hanging, other, pulse_seconds=0.01, pulse_deadline_seconds=1.0)
     task = asyncio.create_task(running.run())
     await until(lambda: (tmp_path / "status.json").exists() and status(tmp_path)["ready"])
     first = status(tmp_path)["by_name"]["hanging"]["pid"]

@@ -15,8 +15,9 @@ from typer.testing import CliRunner, Result
 
 from exporter.engine.export import _ollama_name
 from exporter.pipe import Export
-from tests.support.ollama_server import Ollama, an_ollama, closed_port
+from tests.support.ollama_server import Ollama, an_ollama
 from tests.support.platform_double import Script, a_file, a_platform
+from tests.support.ports import free_port
 from tunesmith import credentials
 from tunesmith.api.artifact.v1 import artifact_pb2
 from tunesmith.cli import session
@@ -101,7 +102,7 @@ def test_a_file_that_is_there_is_not_sent_again(ollama: Ollama, bundle: Path) ->
 def test_a_closed_port_has_its_code_and_its_remedy(bundle: Path) -> None:
     """002-09, 002-10"""
     slept: list[float] = []
-    port = closed_port()
+    port = free_port()
     with pytest.raises(UnavailableError) as caught:
         a_server(f"http://127.0.0.1:{port}", slept).version()
     error = caught.value
@@ -311,7 +312,7 @@ def test_pull_registers_what_it_downloads(shell: Shell, tmp_path: Path) -> None:
 def test_nothing_is_downloaded_when_ollama_is_away(shell: Shell, script: Script) -> None:
     """002-09, 002-10"""
     waits: list[float] = []
-    words = ("--ollama", "--ollama-url", f"http://127.0.0.1:{closed_port()}")
+    words = ("--ollama", "--ollama-url", f"http://127.0.0.1:{free_port()}")
     done = shell(*words, sleep=waits.append)
     assert done.exit_code == UnavailableError.exit_code == 8
     assert CODE in done.stderr
