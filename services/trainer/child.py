@@ -240,13 +240,16 @@ class Child:
         log.warning("child_without_unsloth", run=plan.run, cause=cause)
         wish = self._wish
         await self._end()
+        if self._is_unwanted():
+            # Nobody waits for it any more, and what it would inherit may be closed by now.
+            raise Fault(FaultCode.RUNTIME_WORKER_LOST, "The training process was ended")
         line = await _spawn(
             self.log_path,
             msgspec.structs.replace(self._terms, unsloth_failure=cause),
             self._inherited,
         )
         self._line, self.reusable = line, False
-        if self._killed:
+        if self._is_unwanted():
             # It was ended while the new process started.
             await self._end()
         await self.ready()
@@ -262,6 +265,10 @@ class Child:
         """
         self._killed = True
         await self._end()
+
+    def _is_unwanted(self) -> bool:
+        """Whether it was ended, which may happen during every wait."""
+        return self._killed
 
     async def _end(self) -> None:
         try:

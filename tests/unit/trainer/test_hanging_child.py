@@ -9,10 +9,11 @@ import pytest
 
 from lexicon.faults import Fault, FaultCode
 from tests.support.child_lines import Line
+from tests.support.training import a_plan
 from trainer.child import Child
 from trainer.claim import Claim
 from trainer.config import Config
-from trainer.pipe import Terms
+from trainer.pipe import Terms, UnslothFailed, encode
 from trainer.worker import Trainer
 
 
@@ -80,6 +81,19 @@ async def test_no_second_child_is_started_beside_one_that_hangs(tmp_path: Path) 
     assert not trainer.unfit_reason
     await trainer.close()
     assert trainer._child is None
+
+
+async def test_a_child_that_was_ended_gets_no_successor(tmp_path: Path) -> None:
+    """002-24: the run was aborted while the process that Unsloth had spoiled came to its end."""
+    child, line = a_hanging_child()
+    line.reader.feed_data(encode(UnslothFailed(cause="no accelerator")))
+    line.let_go()
+    await child.kill()
+    log_path = tmp_path / "successor.log"
+    with pytest.raises(Fault) as caught:
+        await anext(child.train(a_plan(log_path=str(log_path))))
+    assert caught.value.code is FaultCode.RUNTIME_WORKER_LOST
+    assert not log_path.exists()
 
 
 async def test_an_agent_that_is_started_anew_waits_for_a_process_that_hangs(
