@@ -457,8 +457,8 @@ def _train_task(
 
 def _earlier(record: Record) -> Sequence[Document]:
     """The superseded checkpoints that an attempt may fall back to; older ones may be gone."""
-    keep_count = parse(run_pb2.RunSnapshot, record.submission.snapshot).training
-    return record.earlier[: min(keep_count.checkpoint_keep_count, EARLIER_CHECKPOINTS_MAX)]
+    training = parse(run_pb2.RunSnapshot, record.submission.snapshot).training
+    return record.earlier[: min(training.checkpoint_keep_count, EARLIER_CHECKPOINTS_MAX)]
 
 
 def _is_of(version: dataset_pb2.DatasetVersion, dataset: str) -> bool:
