@@ -183,6 +183,13 @@ def test_a_manifest_without_a_key_is_refused_by_its_name(
     assert named in refusal(change(saved[1], tmp_path / "c", lambda each: remove(each, path)))
 
 
+def damage(document: dict[str, Any], data: st.DataObject, value: Any) -> None:
+    """Take one place out of a document, or put something else there."""
+    path = data.draw(st.sampled_from(list(paths(document))))
+    is_gone = data.draw(st.booleans())
+    remove(document, path) if is_gone else put(document, path, value)
+
+
 @given(data=st.data(), value=STRANGE)
 @FUZZ
 def test_a_manifest_with_any_other_value_is_refused_or_the_same_step(
@@ -193,14 +200,8 @@ def test_a_manifest_with_any_other_value_is_refused_or_the_same_step(
     value: Any,
 ) -> None:
     """002-12: keys gone, wrong kinds, huge numbers, nested where a number stood."""
-    original = json.loads((saved[1] / MANIFEST_NAME).read_text())
-    path = data.draw(st.sampled_from(list(paths(original))))
-    is_gone = data.draw(st.booleans())
-
-    def act(manifest: dict[str, Any]) -> None:
-        remove(manifest, path) if is_gone else put(manifest, path, value)
-
-    resumes_or_stays(trained, change(saved[1], tmp_path / "c", act))
+    damaged = change(saved[1], tmp_path / "c", lambda manifest: damage(manifest, data, value))
+    resumes_or_stays(trained, damaged)
 
 
 def with_header(folder: Path, target: Path, header: bytes) -> Path:
@@ -230,9 +231,7 @@ def test_tensors_with_any_other_header_are_refused_or_fit(
     content = (saved[1] / STATE_NAME).read_bytes()
     size = int.from_bytes(content[:8], "little")
     original = json.loads(content[8 : 8 + size])
-    path = data.draw(st.sampled_from(list(paths(original))))
-    is_gone = data.draw(st.booleans())
-    remove(original, path) if is_gone else put(original, path, value)
+    damage(original, data, value)
     header = json.dumps(original).encode()
     resumes_or_stays(trained, with_header(saved[1], tmp_path / "c", header))
 
