@@ -5,10 +5,10 @@ VENV := .venv/bin
 # A file's tests stay on one core, beside the fixtures that they share; so do those of the stack.
 ON_EVERY_CORE := --numprocesses auto --dist loadfile
 
-.PHONY: help setup demo test unit integration check protos golden acceptance lock clean
+.PHONY: help setup demo test unit integration check protos golden golden-exports acceptance lock clean
 
 help: ## Show what can be made
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' | column -t -s '|'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | column -t -s '|'
 
 setup: ## Virtual environment, packages, llama.cpp, Postgres, nats-server; instant when done
 	@$(PYTHON) -m deploy.local.bootstrap
@@ -42,6 +42,10 @@ protos: setup ## Generate libs/tunesmith/api anew
 golden: setup ## Write the pages that are made from the code anew; read the diff
 	$(VENV)/python -m lexicon.document > docs/faults.md.making && mv docs/faults.md.making docs/faults.md
 	$(VENV)/python -m scheduler.diagram docs/run-lifecycle.md
+
+golden-exports: setup ## Write the digests of the golden exports anew; read the diff
+	$(VENV)/python -m tests.integration.exporter.golden_exports > tests/golden/exporter/exports.json.making
+	mv tests/golden/exporter/exports.json.making tests/golden/exporter/exports.json
 
 acceptance: setup ## How many rows of the acceptance table a test proves
 	@$(VENV)/python -m tests.tidy.acceptance

@@ -57,6 +57,12 @@ ROWS: Mapping[FaultCode, FaultRow] = {
         meaning="The hub entry has a GGUF of this type already.",
         remedy="Download it with `tunesmith pull`, or ask for it anew with `--replace`.",
     ),
+    FaultCode.EXPORT_MERGE_MISMATCH: _export(
+        meaning="The merged model does not behave as the adapter did in training, before any "
+        "quantisation.",
+        remedy="The adapter is stored and stays: load it with PEFT on its base. Send "
+        "`tunesmith run report RUN`, so that the merge of this kind of adapter can be mended.",
+    ),
     FaultCode.EXPORT_NOOP_MERGE: _export(
         meaning="The merged model equals the base: the adapter changed nothing.",
         remedy="The adapter is stored and stays, but exporting it again gives the same. Submit a "
@@ -69,8 +75,9 @@ ROWS: Mapping[FaultCode, FaultRow] = {
     ),
     FaultCode.EXPORT_QUANTIZATION_BROKEN: _export(
         meaning="The quantised model is further from the trained one than it may be.",
-        remedy="The adapter is stored and stays; export it again: `tunesmith artifact export RUN`. "
-        "Operators: when it comes back, the exporter's processor, memory or disk is at fault.",
+        remedy="The adapter is stored and stays; export it again in a type of more bits: "
+        "`tunesmith artifact export RUN -q Q8_0`. Operators: when that fails too, the exporter's "
+        "processor, memory or disk is at fault.",
     ),
     FaultCode.EXPORT_TEMPLATE_MISMATCH: _export(
         meaning="The chat template in the GGUF is not the one that was trained with.",

@@ -164,7 +164,8 @@ def _refusals(kernel: Kernel) -> tuple[int, int]:
                 rows.flat[place] = bad
                 offered += 1
                 try:
-                    kernel.merge(_stored(rows, stored), stored, a=zero_a, b=zero_b, scale=1.0)
+                    base = _stored(rows, stored)
+                    kernel.merge(base, stored, a=zero_a, b=zero_b, scale=1.0, into=stored)
                 except Fault:
                     refused += 1
     return refused, offered

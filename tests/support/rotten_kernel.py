@@ -26,19 +26,12 @@ int kquant_encode(int type, const void *in, uint8_t *out, int64_t blocks, uint8_
     for (int64_t block = 0; block < blocks; block++) out[64 * block] ^= 0x15;
   return answer;
 }
-int merge_rows_of_base(int type, const void *base, const void *a, const void *b, float scale,
-                       void *out, int64_t rows, int64_t columns, int64_t rank) {
-  int (*merge)(int, const void *, const void *, const void *, float, void *, int64_t, int64_t,
-               int64_t) = sound("merge_rows_of_base");
-  return merge(type, base, a, b, scale, out, rows, columns, rank);
-}
-int merge_is_available(void) {
-  int (*is)(void) = sound("merge_is_available");
-  return is();
-}
-int merge_column_step(void) {
-  int (*step)(void) = sound("merge_column_step");
-  return step();
+int merge_rows_of_base(int type, int stored, const void *base, const void *a, const void *b,
+                       double scale, const void *magnitude, void *out, int64_t rows,
+                       int64_t columns, int64_t rank) {
+  int (*merge)(int, int, const void *, const void *, const void *, double, const void *, void *,
+               int64_t, int64_t, int64_t) = sound("merge_rows_of_base");
+  return merge(type, stored, base, a, b, scale, magnitude, out, rows, columns, rank);
 }
 """
 

@@ -25,7 +25,7 @@ from exporter.engine.weights import Checkpoint, GgufFile, as_bits, read_json
 from lexicon.faults import Fault, FaultCode
 
 # Changes whenever entries made before must not be used any more.
-CACHE_FORMAT: Final = 3
+CACHE_FORMAT: Final = 4
 CONVERSION_SECONDS: Final = 4 * 3600.0
 # Of a failed tool's output, the end says why.
 OUTPUT_CHARACTERS: Final = 4000
@@ -227,6 +227,8 @@ def _tool_environment() -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
         "TOKENIZERS_PARALLELISM": "false",
+        # torch's vector code differs between instruction sets in the last place of exponentials.
+        "ATEN_CPU_CAPABILITY": "default",
     }
 
 

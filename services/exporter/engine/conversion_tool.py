@@ -12,8 +12,10 @@ import ctypes
 import importlib
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +87,32 @@ def _convert(
     model.get_vocab_base_pre = _name_pretokenizer(model.get_vocab_base_pre)
     model.get_vocab_base = _giving_back(model.get_vocab_base)
     model.set_vocab = _giving_back(model.set_vocab)
-    model.write()
+    with exact_powers():
+        model.write()
     return record.groups
+
+
+@contextmanager
+def exact_powers() -> Iterator[None]:
+    """While it lasts, `number ** tensor` of float32 is rounded correctly.
+
+    Converters take the factors of rotary embeddings from such powers, and torch's own are off by
+    one in the last place here and there, depending on the processor's instruction set.
+    """
+    torch = importlib.import_module("torch")
+    kept = torch.Tensor.__rpow__
+
+    def power(exponents: Any, base: Any) -> Any:
+        if exponents.dtype != torch.float32 or not isinstance(base, int | float):
+            return kept(exponents, base)
+        values = [math.pow(base, exponent) for exponent in exponents.flatten().tolist()]
+        return torch.tensor(values, dtype=torch.float64).float().reshape(exponents.shape)
+
+    torch.Tensor.__rpow__ = power
+    try:
+        yield
+    finally:
+        torch.Tensor.__rpow__ = kept
 
 
 class _Recorder:

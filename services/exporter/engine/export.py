@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 from exporter.domain import bundle
 from exporter.domain.adapter import Adapter, read_adapter
 from exporter.domain.bundle import BundleFacts
-from exporter.domain.gates import Figures
+from exporter.domain.gates import Behaviour, Figures
 from exporter.domain.gguf_format import Header, string_value
 from exporter.domain.quantization import Quantization, TensorType, parse_quantization
 from exporter.engine import proof, templates, writer
@@ -89,9 +89,10 @@ def export(
     Raises:
         BaseNeededError: the job names no files of its base, and there is no conversion of it.
         Fault: EXPORT_ADAPTER_MISSING, EXPORT_ADAPTER_UNTRAINED, EXPORT_DISK_FULL,
-            EXPORT_NOOP_MERGE, EXPORT_WRONG_BASE, EXPORT_QUANTIZATION_BROKEN,
-            EXPORT_TEMPLATE_MISMATCH, EXPORT_TENSOR_UNMAPPED, EXPORT_VERIFY_MISMATCH,
-            CONFIG_QUANTIZATION_UNKNOWN, MODEL_NOT_CONVERTIBLE, MODEL_WEIGHTS_INVALID.
+            EXPORT_NOOP_MERGE, EXPORT_WRONG_BASE, EXPORT_MERGE_MISMATCH,
+            EXPORT_QUANTIZATION_BROKEN, EXPORT_TEMPLATE_MISMATCH, EXPORT_TENSOR_UNMAPPED,
+            EXPORT_VERIFY_MISMATCH, CONFIG_QUANTIZATION_UNKNOWN, MODEL_NOT_CONVERTIBLE,
+            MODEL_WEIGHTS_INVALID.
     """
     parse_quantization(job.quantization)
     require_adapter(Path(job.adapter))
@@ -148,7 +149,8 @@ def _export(work: _Work, base: BaseModel) -> Exported:
             string_value("general.name", _title(job)),
         ]
         proof.require_change(tensors)
-        plan = writer.plan_file(gguf.header, mix, metadata)
+        header = replace(gguf.header, tensors=tuple(one.info for one in tensors.values()))
+        plan = writer.plan_file(header, mix, metadata)
         model_path = target.parent / "model.gguf"
         work.make_room(plan.size_bytes, at=target.parent)
         store = EncodedStore(base.folder, version=engine.llama_version)
@@ -210,10 +212,15 @@ def require_adapter(folder: Path) -> None:
 class _Evidence:
     """What the proof found."""
 
-    figures: Figures | None
+    behaviour: Behaviour | None
     row_errors: Mapping[TensorType, float]
     template: templates.TemplateEvidence
     ends_by_itself: bool | None
+
+    @property
+    def figures(self) -> Figures | None:
+        """Those of the finished file."""
+        return self.behaviour.file if self.behaviour else None
 
 
 def _adapter(folder: Path, weights: SafetensorsFile) -> Adapter:
@@ -257,14 +264,16 @@ def _prove(
 ) -> _Evidence:
     row_errors = proof.read_back(path, tensors)
     segments = proof.read_reference(adapter_folder) or []
-    figures = None
+    behaviour = None
     if segments:
-        figures = proof.prove(path, base.gguf, segments, mix, thread_count=engine.thread_count)
+        behaviour = proof.prove(
+            path, base.gguf, tensors, segments, mix, thread_count=engine.thread_count
+        )
     with LlamaModel(path, thread_count=engine.thread_count) as model:
         template = templates.prove_template(path, trained, segments, model)
         ends_by_itself = templates.prove_end(model, segments)
     return _Evidence(
-        figures=figures,
+        behaviour=behaviour,
         row_errors=row_errors,
         template=template,
         ends_by_itself=ends_by_itself,
@@ -302,7 +311,7 @@ def _report(
     path: Path,
 ) -> dict[str, Any]:
     """The content of export_proof.json."""
-    figures = evidence.figures
+    behaviour = evidence.behaviour
     return {
         "format": PROOF_FORMAT,
         "run": job.run,
@@ -311,8 +320,9 @@ def _report(
         "model_sha256": sums.sha256,
         "model_bytes": path.stat().st_size,
         "merged_matrices": len(adapter.deltas) + len(adapter.replacements),
-        "proven": figures is not None,
-        "behaviour": None if figures is None else _behaviour(figures),
+        "proven": behaviour is not None,
+        "behaviour": None if behaviour is None else _behaviour(behaviour.file),
+        "before_quantization": None if behaviour is None else _before(behaviour),
         "relative_error_by_type": {
             kind.name: round(error, 6) for kind, error in sorted(evidence.row_errors.items())
         },
@@ -342,6 +352,17 @@ def _behaviour(figures: Figures) -> dict[str, Any]:
         "gguf_loss_nats_per_token": round(figures.loss, 6),
         "loss_delta_nats_per_token": round(figures.loss_delta, 6),
         "adapter_and_base_differ_by_nats": round(figures.separation_kl, 6),
+    }
+
+
+def _before(behaviour: Behaviour) -> dict[str, Any]:
+    """The same of the merge and of the base, over fewer tokens."""
+    merge = behaviour.merge
+    return {
+        "tokens": merge.token_count,
+        "merge_top1_agreement": round(merge.adapter.top1_agreement, 6),
+        "merge_mean_kl_nats": round(merge.adapter.mean_kl, 6),
+        "base_mean_kl_nats_from_its_reference": round(behaviour.base_kl_of_base, 6),
     }
 
 

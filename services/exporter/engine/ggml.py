@@ -81,6 +81,17 @@ def to_float16(rows: NDArray[np.float32]) -> NDArray[np.float16]:
         return rows.astype(np.float16)
 
 
+def operation_name(operation: int) -> str:
+    """What ggml calls an operation of its graphs."""
+    name: bytes = library().ggml_op_name(operation)
+    return name.decode()
+
+
+def tensor_overhead_bytes() -> int:
+    """Bytes that ggml takes for a tensor beside its numbers."""
+    return int(library().ggml_tensor_overhead())
+
+
 @cache
 def library() -> ctypes.CDLL:
     """The base library of llama-cpp-python's build.
@@ -106,6 +117,9 @@ def library() -> ctypes.CDLL:
         raise Fault(
             FaultCode.RUNTIME_GGUF_EXPORT_FAILED, f"llama.cpp's library lacks a function: {error}."
         ) from error
+    loaded.ggml_op_name.restype = ctypes.c_char_p
+    loaded.ggml_op_name.argtypes = [ctypes.c_int]
+    loaded.ggml_tensor_overhead.restype = ctypes.c_size_t
     quantize.restype = ctypes.c_size_t
     quantize.argtypes = [
         ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64,

@@ -4,6 +4,7 @@ import ctypes
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -104,7 +105,32 @@ class LlamaModel:
             Fault: EXPORT_VERIFY_MISMATCH when llama.cpp cannot evaluate it.
         """
         with self._context(len(tokens)) as context:
-            yield from self._evaluate(context, tokens, set(wanted), first=0)
+            for (_, position), row in self._evaluate(context, _places(tokens, wanted)):
+                yield position, row
+
+    def logits_together(
+        self, conversations: Sequence[tuple[Sequence[int], Sequence[int]]], *, on_node: Any
+    ) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
+        """Yields (conversation, position, logits) of conversations that are evaluated at once.
+
+        Args:
+            conversations: tokens and wanted positions of each.
+            on_node: a `ggml_backend_sched_eval_callback`, which sees every operation once.
+        Raises:
+            Fault: EXPORT_VERIFY_MISMATCH when llama.cpp cannot evaluate them.
+        """
+        places = [
+            place
+            for number, (tokens, wanted) in enumerate(conversations)
+            for place in _places(tokens, wanted, conversation=number)
+        ]
+        with self._context(
+            len(places), conversation_count=len(conversations), on_node=on_node
+        ) as context:
+            for (conversation, position), row in self._evaluate(
+                context, places, at_once=len(places)
+            ):
+                yield conversation, position, row
 
     def answer(self, tokens: Sequence[int], *, max_tokens: int) -> list[int]:
         """Returns the most likely continuation, with the token that ends it if it came."""
@@ -112,8 +138,8 @@ class LlamaModel:
         with self._context(len(tokens) + max_tokens) as context:
             fresh, first = list(tokens), 0
             while len(made) < max_tokens:
-                last = len(fresh) - 1 + first
-                rows = [row for _, row in self._evaluate(context, fresh, {last}, first=first)]
+                places = _places(fresh, [len(fresh) - 1], first=first)
+                rows = [row for _, row in self._evaluate(context, places)]
                 made.append(int(rows[0].argmax()))
                 if self.ends_generation(made[-1]):
                     break
@@ -122,12 +148,19 @@ class LlamaModel:
         return made
 
     @contextmanager
-    def _context(self, token_count: int) -> Iterator[Any]:
+    def _context(
+        self, token_count: int, *, conversation_count: int = 1, on_node: Any = None
+    ) -> Iterator[Any]:
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx = token_count
         parameters.n_batch = parameters.n_ubatch = min(token_count, self._batch_tokens)
         parameters.n_threads = parameters.n_threads_batch = self._threads
         parameters.no_perf = True
+        if on_node is not None:
+            parameters.n_batch = parameters.n_ubatch = token_count
+            parameters.n_seq_max = conversation_count
+            parameters.kv_unified = True
+            parameters.cb_eval = on_node
         # Exact numbers matter more than speed here: no lossy attention or cache.
         parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         parameters.type_k = parameters.type_v = llama_cpp.GGML_TYPE_F32
@@ -144,32 +177,57 @@ class LlamaModel:
             llama_cpp.llama_free(context)
 
     def _evaluate(
-        self, context: Any, tokens: Sequence[int], wanted: set[int], *, first: int
-    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        for start in range(0, len(tokens), self._batch_tokens):
-            part = tokens[start : start + self._batch_tokens]
+        self, context: Any, places: Sequence["_Place"], *, at_once: int | None = None
+    ) -> Iterator[tuple[tuple[int, int], NDArray[np.float32]]]:
+        """Yields ((conversation, position), logits) of the wanted places."""
+        step = at_once or self._batch_tokens
+        for start in range(0, len(places), step):
+            part = places[start : start + step]
             batch = llama_cpp.llama_batch_init(len(part), 0, 1)
             try:
                 batch.n_tokens = len(part)
-                for index, token in enumerate(part):
-                    position = first + start + index
-                    batch.token[index] = token
-                    batch.pos[index] = position
+                for index, place in enumerate(part):
+                    batch.token[index] = place.token
+                    batch.pos[index] = place.position
                     batch.n_seq_id[index] = 1
-                    batch.seq_id[index][0] = 0
-                    batch.logits[index] = position in wanted
+                    batch.seq_id[index][0] = place.conversation
+                    batch.logits[index] = place.is_wanted
                 if llama_cpp.llama_decode(context, batch) != 0:
                     raise Fault(
                         FaultCode.EXPORT_VERIFY_MISMATCH,
                         "llama.cpp does not evaluate the model.",
                         llama_log="".join(_log)[-2000:],
                     )
-                for index in range(len(part)):
-                    if first + start + index in wanted:
+                for index, place in enumerate(part):
+                    if place.is_wanted:
                         row = llama_cpp.llama_get_logits_ith(context, index)
-                        yield (
-                            first + start + index,
-                            np.ctypeslib.as_array(row, shape=(self.token_count,)).copy(),
-                        )
+                        logits = np.ctypeslib.as_array(row, shape=(self.token_count,)).copy()
+                        yield (place.conversation, place.position), logits
             finally:
                 llama_cpp.llama_batch_free(batch)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A token of a conversation, and whether the logits behind it are asked for."""
+
+    token: int
+    conversation: int
+    position: int
+    is_wanted: bool
+
+
+def _places(
+    tokens: Sequence[int], wanted: Sequence[int], *, conversation: int = 0, first: int = 0
+) -> list[_Place]:
+    """Places of tokens.
+
+    Args:
+        wanted: indices into `tokens`.
+        first: position of the first token.
+    """
+    asked = set(wanted)
+    return [
+        _Place(token, conversation, first + index, index in asked)
+        for index, token in enumerate(tokens)
+    ]

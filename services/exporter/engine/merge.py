@@ -1,5 +1,6 @@
-"""The merged rows of a tensor: base + scale · B · A, rounded exactly as PEFT's own merge rounds.
+"""The merged rows of a tensor: base + scale · B · A, in float64 and rounded once.
 
+The order of operations is stated in `kernel/merge.cc` and is the same on every machine.
 Rows are made block by block in the order of the GGUF; nothing larger than a block exists in memory.
 """
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from exporter.domain.gguf_format import TensorInfo
 from exporter.domain.quantization import TensorType
 from exporter.engine import ggml
-from exporter.engine.kernel.kernel import product, rounded
+from exporter.engine.kernel.kernel import rounded
 from exporter.engine.weights import GgufFile
 from lexicon.faults import Fault, FaultCode
 
@@ -29,6 +30,8 @@ class Merge(Protocol):
         a: NDArray[np.float32],
         b: NDArray[np.float32],
         scale: float,
+        into: TensorType,
+        magnitude: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]: ...
 
 
@@ -37,15 +40,14 @@ class LowRank:
     """scale · B · A for a matrix, or for one expert's slice of it.
 
     `a` is (rank, in); `b` is (out, rank) with its rows in the order of the GGUF, as is DoRA's
-    `magnitude` (out). `is_rounded_first` says that the delta itself is rounded before it is added,
-    as PEFT does for bare parameters and embeddings.
+    `magnitude` (out).
+    Source: Liu et al. 2024, arXiv:2402.09353 (DoRA), equation 5, the norm over the input dimension.
     """
 
     a: NDArray[np.float32]
     b: NDArray[np.float32]
     scale: float
     magnitude: NDArray[np.float32] | None = None
-    is_rounded_first: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,26 +120,12 @@ class MergedTensor:
         by = change.by
         if isinstance(by, Replacement):
             return rounded(by.rows[start:end], change.stored)
-        b = by.b[start:end]
-        is_plain = by.magnitude is None and not by.is_rounded_first
-        if is_plain and change.stored is self.info.type:
-            return self.merge(stored, change.stored, a=by.a, b=b, scale=by.scale)
-        base = ggml.decode(stored, self.info.type, column_count=self.info.column_count)
-        with np.errstate(over="ignore", invalid="ignore"):
-            delta = product(b, by.a) * np.float32(by.scale)
-            if by.is_rounded_first:
-                delta = rounded(delta, change.stored)
-            merged = base + delta
-            if by.magnitude is not None:
-                merged = _directed(merged, by.magnitude[start:end])
-        return rounded(merged, change.stored)
-
-
-def _directed(merged: NDArray[np.float32], magnitude: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows stretched to their learnt lengths.
-
-    Source: Liu et al. 2024, arXiv:2402.09353 (DoRA), equation 5, the norm over the input dimension.
-    """
-    norms = np.sqrt(np.square(merged, dtype=np.float64).sum(axis=1)).astype(np.float32)
-    directed: NDArray[np.float32] = (magnitude / norms)[:, None] * merged
-    return directed
+        return self.merge(
+            stored,
+            self.info.type,
+            a=by.a,
+            b=by.b[start:end],
+            scale=by.scale,
+            into=change.stored,
+            magnitude=None if by.magnitude is None else by.magnitude[start:end],
+        )

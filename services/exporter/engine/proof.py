@@ -1,7 +1,7 @@
 """The proof: the finished file is read back and runs over the trainer's held-out conversations."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.domain import gates
-from exporter.domain.gates import Closeness, Distributions, Figures, RowError
+from exporter.domain.gates import Behaviour, Closeness, Distributions, Figures, RowError
 from exporter.domain.quantization import Quantization, TensorType
 from exporter.engine import ggml
 from exporter.engine.llama_model import LlamaModel
 from exporter.engine.merge import MergedTensor
+from exporter.engine.weight_swap import WeightSwap
 from exporter.engine.weights import GgufFile, SafetensorsFile
 from lexicon.faults import Fault, FaultCode
 
@@ -25,6 +26,11 @@ ROWS_READ_BACK: Final = 8
 # Memory for the keys and values of one conversation, whatever the model's size.
 CACHE_BYTES: Final = 192 << 20
 ELEMENTS_COMPARED: Final = 1 << 18
+# Tokens over which the base and the unquantised merge are measured, beyond those of the shortest
+# conversation: enough to tell another base or a wrong merge by its divergence.
+BRIEF_TOKENS: Final = 96
+# Logits of one evaluation, whatever the vocabulary's size.
+BRIEF_LOGIT_BYTES: Final = 64 << 20
 MAX_REFERENCE_TOKENS: Final = 1 << 20
 
 
@@ -52,6 +58,16 @@ class Segment:
         """Tokens before the answer."""
         return self.tokens[: self.scored[0] + 1]
 
+    def beginning(self, scored_count: int) -> "Segment":
+        """The conversation up to the token after its first scored positions."""
+        scored = self.scored[:scored_count]
+        return Segment(
+            tokens=self.tokens[: scored[-1] + 2],
+            scored=scored,
+            adapter=self.adapter.first(scored_count),
+            base=self.base.first(scored_count),
+        )
+
 
 def read_reference(adapter_folder: Path) -> list[Segment] | None:
     """Returns the trainer's reference, or None when the adapter came without one.
@@ -74,20 +90,57 @@ def read_reference(adapter_folder: Path) -> list[Segment] | None:
             ) from error
 
 
-def measure(model: LlamaModel, segments: list[Segment]) -> Figures:
-    """Runs a model over the reference."""
+def measure(model: LlamaModel, segments: Sequence[Segment]) -> Figures:
+    """Runs a model over the reference, one conversation after another."""
+    seen = []
+    for segment in segments:
+        _require_known_tokens(model, segment)
+        rows = model.logits(segment.tokens[:-1], segment.scored)
+        seen.append(_look_up(segment, rows))
+    return _figures(segments, seen)
+
+
+def measure_merge(
+    base_path: Path,
+    tensors: Mapping[str, MergedTensor],
+    segments: Sequence[Segment],
+    *,
+    thread_count: int,
+) -> Figures:
+    """Runs the unquantised merge over the reference; its weights are never all there.
+
+    Raises:
+        Fault: see `WeightSwap`.
+    """
+    conversations = [(segment.tokens[:-1], segment.scored) for segment in segments]
+    token_ids = [token for tokens, _ in conversations for token in tokens]
+    found: list[list[tuple[int, NDArray[np.float32]]]] = [[] for _ in segments]
+    with (
+        LlamaModel(base_path, thread_count=thread_count) as model,
+        WeightSwap(tensors, token_ids, thread_count=thread_count) as swap,
+    ):
+        for segment in segments:
+            _require_known_tokens(model, segment)
+        for number, position, row in model.logits_together(conversations, on_node=swap.callback):
+            found[number].append((position, row))
+        swap.require_complete()
+    pairs = zip(segments, found, strict=True)
+    return _figures(segments, [_look_up(segment, rows) for segment, rows in pairs])
+
+
+def _figures(segments: Sequence[Segment], seen: Sequence["_Seen"]) -> Figures:
+    """How what was seen compares with the references."""
     adapter_kl: list[float] = []
     base_kl: list[float] = []
     adapter_hits = base_hits = 0
     losses: list[float] = []
     adapter_losses: list[float] = []
-    for segment in segments:
-        seen = _look_up(model, segment)
-        adapter_kl += gates.row_divergences(segment.adapter, seen.at_adapter).tolist()
-        base_kl += gates.row_divergences(segment.base, seen.at_base).tolist()
-        adapter_hits += int((seen.best == segment.adapter.ids[:, 0]).sum())
-        base_hits += int((seen.best == segment.base.ids[:, 0]).sum())
-        losses += seen.losses.tolist()
+    for segment, one in zip(segments, seen, strict=True):
+        adapter_kl += gates.row_divergences(segment.adapter, one.at_adapter).tolist()
+        base_kl += gates.row_divergences(segment.base, one.at_base).tolist()
+        adapter_hits += int((one.best == segment.adapter.ids[:, 0]).sum())
+        base_hits += int((one.best == segment.base.ids[:, 0]).sum())
+        losses += one.losses.tolist()
         adapter_losses += _reference_losses(segment.adapter, segment.targets)
     count = len(losses)
     return Figures(
@@ -147,22 +200,32 @@ def require_change(tensors: Mapping[str, MergedTensor]) -> None:
 
 
 def prove(
-    path: Path, base_path: Path, segments: list[Segment], mix: Quantization, *, thread_count: int
-) -> Figures:
-    """Runs the gates over a finished file.
+    path: Path,
+    base_path: Path,
+    tensors: Mapping[str, MergedTensor],
+    segments: list[Segment],
+    mix: Quantization,
+    *,
+    thread_count: int,
+) -> Behaviour:
+    """Measures the finished file, the unquantised merge and the base, and judges all three.
 
     Raises:
-        Fault: EXPORT_WRONG_BASE, EXPORT_NOOP_MERGE, EXPORT_QUANTIZATION_BROKEN,
-            EXPORT_VERIFY_MISMATCH.
+        Fault: EXPORT_WRONG_BASE, EXPORT_NOOP_MERGE, EXPORT_MERGE_MISMATCH,
+            EXPORT_QUANTIZATION_BROKEN, EXPORT_VERIFY_MISMATCH.
     """
     segments = _short_enough(segments, path)
     with LlamaModel(path, thread_count=thread_count) as model:
-        figures = measure(model, segments)
-    if not gates.is_plainly_sound(figures, mix):
-        with LlamaModel(base_path, thread_count=thread_count) as model:
-            base_figures = measure(model, segments)
-        gates.judge(figures, mix, base_kl_of_base=base_figures.base.mean_kl)
-    return figures
+        file = measure(model, segments)
+        brief = _brief(segments, token_count=model.token_count)
+    with LlamaModel(base_path, thread_count=thread_count) as model:
+        base = measure(model, brief)
+    merge = file
+    if mix.default_type.is_quantized:
+        merge = measure_merge(base_path, tensors, brief, thread_count=thread_count)
+    behaviour = Behaviour(file=file, merge=merge, base_kl_of_base=base.base.mean_kl)
+    gates.judge(behaviour, mix)
+    return behaviour
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,30 +238,59 @@ class _Seen:
     losses: NDArray[np.float64]
 
 
-def _look_up(model: LlamaModel, segment: Segment) -> _Seen:
-    """Keeps of each distribution only what is asked, since a vocabulary may have 262,144 tokens."""
+def _require_known_tokens(model: LlamaModel, segment: Segment) -> None:
     highest = max(*segment.tokens, segment.adapter.ids.max(), segment.base.ids.max())
     if highest >= model.token_count:
         raise Fault(
             FaultCode.EXPORT_WRONG_BASE, "The reference holds tokens that the base does not have."
         )
+
+
+def _look_up(segment: Segment, rows: Iterable[tuple[int, NDArray[np.float32]]]) -> _Seen:
+    """Keeps of each distribution only what is asked, since a vocabulary may have 262,144 tokens.
+
+    Args:
+        rows: the scored positions in order, each with the logits behind it.
+    """
     seen = _Seen(
         at_adapter=np.empty_like(segment.adapter.logprobs),
         at_base=np.empty_like(segment.base.logprobs),
         best=np.empty(len(segment.scored), np.int64),
         losses=np.empty(len(segment.scored), np.float64),
     )
-    rows = model.logits(segment.tokens[:-1], segment.scored)
     for index, (position, row) in enumerate(rows):
-        if not np.isfinite(row).all():
-            raise Fault(FaultCode.EXPORT_QUANTIZATION_BROKEN, "The export's logits are not finite.")
-        shifted = row - row.max()
-        logprobs = shifted - np.log(np.exp(shifted).sum())
+        # What is not finite stays so, and the gates refuse it.
+        with np.errstate(invalid="ignore"):
+            shifted = row - row.max()
+            logprobs = shifted - np.log(np.exp(shifted).sum())
         seen.at_adapter[index] = logprobs[segment.adapter.ids[index]]
         seen.at_base[index] = logprobs[segment.base.ids[index]]
         seen.best[index] = row.argmax()
         seen.losses[index] = -logprobs[segment.tokens[position + 1]]
     return seen
+
+
+def _brief(segments: Sequence[Segment], *, token_count: int) -> list[Segment]:
+    """Conversations, or beginnings of them, for the evaluations that read every weight unquantised.
+
+    The shortest comes first and is never left out; the last is cut where the tokens or the logits
+    would become too many.
+
+    Args:
+        token_count: size of the vocabulary.
+    """
+    chosen: list[Segment] = []
+    tokens_left = BRIEF_TOKENS
+    rows_left = max(1, BRIEF_LOGIT_BYTES // (token_count * np.dtype(np.float32).itemsize))
+    for segment in sorted(segments, key=lambda one: len(one.tokens)):
+        fits = [place for place in segment.scored if place < tokens_left] or segment.scored[:1]
+        if chosen and (rows_left <= 0 or segment.scored[0] >= tokens_left):
+            break
+        part = segment.beginning(min(len(fits), max(1, rows_left)))
+        chosen.append(part)
+        tokens_left -= len(part.tokens)
+        rows_left -= len(part.scored)
+    return chosen
 
 
 def _short_enough(segments: list[Segment], path: Path) -> list[Segment]:

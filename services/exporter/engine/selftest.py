@@ -19,7 +19,7 @@ from exporter.domain.quantization import Quantization, TensorType
 from exporter.engine import ggml, writer
 from exporter.engine.base import prepare_base
 from exporter.engine.disk import forget_leftovers
-from exporter.engine.kernel.kernel import merge_slowly
+from exporter.engine.kernel.kernel import Kernel
 from exporter.engine.llama_model import LlamaModel
 from exporter.engine.merge import MergedTensor
 from exporter.engine.weights import GgufFile
@@ -78,10 +78,10 @@ def check_conversion(cache: Path, vendor: Path, *, llama_version: str) -> None:
         checkpoint = folder / "model"
         _write_tiny_model(checkpoint)
         base = prepare_base(checkpoint, folder, "base", vendor=vendor)
-        target = folder / "model.gguf"
+        target, slow = folder / "model.gguf", Kernel.absent()
         with GgufFile(base.gguf) as gguf:
             tensors = {
-                i.name: MergedTensor(base=gguf, info=i, changes={}, merge=merge_slowly)
+                i.name: MergedTensor(base=gguf, info=i, changes={}, merge=slow.merge)
                 for i in gguf.header.tensors
             }
             plan = writer.plan_file(gguf.header, Quantization.Q4_K_M)
@@ -89,7 +89,7 @@ def check_conversion(cache: Path, vendor: Path, *, llama_version: str) -> None:
                 plan,
                 tensors,
                 target,
-                encode=ggml.encode,
+                encode=slow.encode,
                 thread_count=1,
                 on_elements=lambda _count: None,
             )

@@ -2,19 +2,23 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from exporter.engine import conversion_tool
+from exporter.engine import conversion_tool, ggml
 from exporter.engine.export import Engine, OnEvicted, export
+from exporter.engine.weights import GgufFile
 from exporter.pipe import Export, Exported
 
 ANVIL = Path(__file__).resolve().parents[3] / "deploy" / "models" / "anvil" / "weights"
@@ -33,17 +37,34 @@ def make_adapter(
     *,
     seed: int = 1,
     b_std: float = 0.05,
+    saved_std: float = 0.0,
     dtype: torch.dtype = torch.bfloat16,
     **lora: Any,
 ) -> None:
-    """Writes an adapter with random factors; `b_std` says how far it is from its base."""
+    """Writes an adapter with random factors.
+
+    Args:
+        b_std: how far the low-rank changes are from none.
+        saved_std: how far modules trained whole are from the base's, in their own deviations.
+    """
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
-    settings = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-    peft = get_peft_model(model, LoraConfig(**{**settings, **lora}))
+    settings: dict[str, Any] = {
+        "r": 8,
+        "lora_alpha": 16,
+        "target_modules": "all-linear",
+        "task_type": "CAUSAL_LM",
+    }
+    settings.update(lora)
+    peft = get_peft_model(model, LoraConfig(**settings))
     for name, parameter in peft.named_parameters():
         if "lora_B" in name or "lora_embedding_A" in name:
             torch.nn.init.normal_(parameter, std=b_std)
+        elif "modules_to_save" in name and saved_std:
+            with torch.no_grad():
+                parameter.add_(torch.randn_like(parameter) * parameter.std() * saved_std)
+    if settings.get("ensure_weight_tying") and not settings.get("modules_to_save"):
+        _tie(peft)
     peft.save_pretrained(str(folder))
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.save_pretrained(folder)
@@ -52,6 +73,14 @@ def make_adapter(
     config = json.loads((folder / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = "tunesmith/anvil-3m"
     (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+@torch.no_grad()
+def _tie(model: Any) -> None:
+    """Gives the head the factors of the embedding, as training with `ensure_weight_tying` does."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    head.lora_A["default"].weight.copy_(embedding.lora_embedding_B["default"].t())
+    head.lora_B["default"].weight.copy_(embedding.lora_embedding_A["default"].t())
 
 
 def merge_classically(base: Path, adapter: Path, folder: Path, *, dtype: torch.dtype) -> None:
@@ -164,6 +193,54 @@ def export_bundle(
         run="projects/local/runs/run-1",
     )
     return export(engine, job, lambda _step, _percent: None, on_evicted)
+
+
+def model_in(bundle: Path, folder: Path) -> Path:
+    """The GGUF of a bundle, unpacked."""
+    with zipfile.ZipFile(bundle) as archive:
+        return Path(archive.extract("model.gguf", folder))
+
+
+def matrices_of(path: Path) -> dict[str, NDArray[np.float32]]:
+    """All matrices of an unquantised GGUF by name, as float32."""
+    with GgufFile(path) as file:
+        return {
+            info.name: ggml.decode(
+                np.array(file.raw(info, first_row=0, row_count=info.row_count)),
+                info.type,
+                column_count=info.column_count,
+            )
+            for info in file.header.tensors
+            if len(info.dimensions) > 1
+        }
+
+
+# What a float32 sum of some products loses, relative to the largest number of a matrix.
+FLOAT32_LOSS = 2.0**-20
+
+
+def require_peft_s(
+    ours: Mapping[str, NDArray[np.float32]],
+    theirs: Mapping[str, NDArray[np.float32]],
+    *,
+    bits: int = 8,
+) -> None:
+    """Checks matrices against PEFT's, which are sums in float32 by whatever BLAS there is.
+
+    They may be one unit in the last place apart, few of them, and further only where base and
+    change nearly cancel, so that what float32 lost is much for the small rest.
+
+    Args:
+        bits: of the type's significand: 8 for bfloat16, 11 for float16.
+    """
+    assert ours.keys() == theirs.keys()
+    for name, wanted in theirs.items():
+        apart = np.abs(ours[name].astype(np.float64) - wanted)
+        _, exponent = np.frexp(np.maximum(np.abs(ours[name]), np.abs(wanted)))
+        # float16 has no smaller step than 2^-24.
+        step = np.ldexp(1.0, np.maximum(exponent - bits, -24 if bits == 11 else -133))
+        assert np.all((apart <= step) | (apart <= FLOAT32_LOSS * np.abs(wanted).max())), name
+        assert (apart > 0).mean() < 0.01, name
 
 
 def _top(logits_TV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
@@ -108,6 +109,39 @@ def test_a_merge_into_another_base_is_refused(
 ) -> None:
     found = code_of(engine, adapter, tmp_path, mix=mix, checkpoint=other_base, key="other")
     assert found is FaultCode.EXPORT_WRONG_BASE
+
+
+@pytest.fixture(scope="module")
+def noisy_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as another revision of it would have it."""
+    other = shutil.copytree(ANVIL, tmp_path_factory.mktemp("noisy") / "model")
+    weights = load_file(other / "model.safetensors")
+    rng = np.random.default_rng(0)
+    for name, tensor in weights.items():
+        if tensor.ndim > 1:
+            noise = torch.from_numpy(rng.standard_normal(tensor.shape, np.float32))
+            weights[name] = (tensor + 0.3 * tensor.float().std() * noise).to(tensor.dtype)
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    return other
+
+
+@pytest.mark.parametrize("mix", ["F16", "Q4_K_M", "Q2_K"])
+def test_another_revision_of_the_base_is_refused(
+    mix: str, engine: Engine, adapter: Path, noisy_base: Path, tmp_path: Path
+) -> None:
+    found = code_of(engine, adapter, tmp_path, mix=mix, checkpoint=noisy_base, key="noisy")
+    assert found is FaultCode.EXPORT_WRONG_BASE
+
+
+@pytest.mark.parametrize("mix", ["BF16", "Q8_0", "Q2_K"])
+def test_a_merge_with_another_factor_is_refused_and_blamed(
+    mix: str, engine: Engine, adapter: Path, tmp_path: Path
+) -> None:
+    """Half the adapter is nearer to it than to the base, and still not what was trained."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["lora_alpha"] *= 0.5
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    assert code_of(engine, adapter, tmp_path, mix=mix) is FaultCode.EXPORT_MERGE_MISMATCH
 
 
 @pytest.mark.parametrize("mix", list(Quantization))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.domain import gates
-from exporter.domain.gates import Closeness, Distributions, Figures
+from exporter.domain.gates import Behaviour, Closeness, Distributions, Figures
 from exporter.domain.quantization import Quantization, TensorType
 from lexicon.faults import Fault, FaultCode
 
@@ -52,48 +52,80 @@ def test_separation_of_a_model_from_itself_is_zero() -> None:
     assert gates.separation(model, model) < 1e-6
 
 
-def test_near_the_adapter_and_nearer_than_to_the_base_is_sound() -> None:
-    assert gates.is_plainly_sound(figures(adapter_kl=0.01, base_kl=1.0), Q4)
-    assert not gates.is_plainly_sound(figures(adapter_kl=0.02, base_kl=0.01), Q4)
-    assert not gates.is_plainly_sound(figures(adapter_kl=0.9, base_kl=1.0), Q4)
+SOUND = figures(adapter_kl=0.001, base_kl=1.0)
+
+
+def verdict(
+    file: Figures, *, merge: Figures = SOUND, noise: float = 0.001, mix: Quantization = Q4
+) -> FaultCode | None:
+    """The code of the refusal, None for an export that may go out."""
+    try:
+        gates.judge(Behaviour(file=file, merge=merge, base_kl_of_base=noise), mix)
+    except Fault as fault:
+        return fault.code
+    return None
+
+
+@pytest.mark.parametrize("mix", list(Quantization))
+def test_every_bound_binds(mix: Quantization) -> None:
+    """However far the base is: nearer to the adapter than to the base is not near enough."""
+    bound = gates.KL_BOUNDS[mix]
+    assert verdict(figures(adapter_kl=bound, base_kl=9.0), mix=mix) is None
+    beyond = figures(adapter_kl=1.01 * bound + 0.002, base_kl=9.0)
+    assert verdict(beyond, mix=mix) is FaultCode.EXPORT_QUANTIZATION_BROKEN
 
 
 def test_an_adapter_that_hardly_differs_from_its_base_raises_no_false_alarm() -> None:
     """Behaviour cannot tell them apart, so that it must not be held against the export."""
-    assert gates.is_plainly_sound(figures(adapter_kl=0.02, base_kl=0.01, separation=0.001), Q4)
+    alike = figures(adapter_kl=0.02, base_kl=0.01, separation=0.001)
+    assert verdict(alike, merge=alike) is None
 
 
 def test_rounding_that_blurs_the_difference_raises_no_false_alarm() -> None:
     """A coarse mix may come out nearer to the base by chance when the two are close."""
-    assert gates.is_plainly_sound(
-        figures(adapter_kl=0.031, base_kl=0.03, separation=0.025), Quantization.Q2_K
-    )
+    blurred = figures(adapter_kl=0.031, base_kl=0.03, separation=0.025)
+    assert verdict(blurred, mix=Quantization.Q2_K) is None
 
 
-@pytest.mark.parametrize(
-    ("found", "base_kl_of_base", "code"),
-    [
-        (figures(adapter_kl=3.0, base_kl=3.1), 2.0, FaultCode.EXPORT_WRONG_BASE),
-        (figures(adapter_kl=1.0, base_kl=0.01), 0.001, FaultCode.EXPORT_NOOP_MERGE),
-        (
-            figures(adapter_kl=3.0, base_kl=4.0, loss_delta=3.0),
-            0.001,
-            FaultCode.EXPORT_QUANTIZATION_BROKEN,
-        ),
-    ],
-)
-def test_each_failure_has_its_own_code(
-    found: Figures, base_kl_of_base: float, code: FaultCode
-) -> None:
-    with pytest.raises(Fault) as caught:
-        gates.judge(found, Q4, base_kl_of_base=base_kl_of_base)
-    assert caught.value.code is code
+def test_a_merge_that_went_wrong_is_blamed_before_its_quantisation() -> None:
+    wrong = figures(adapter_kl=0.8, base_kl=2.0)
+    broken = figures(adapter_kl=1.4, base_kl=2.0)
+    assert verdict(broken, merge=wrong) is FaultCode.EXPORT_MERGE_MISMATCH
+    # Also where the mix would have room for it.
+    assert verdict(wrong, merge=wrong, mix=Quantization.Q2_K) is FaultCode.EXPORT_MERGE_MISMATCH
 
 
-def test_a_coarse_mix_of_the_right_model_may_go_out() -> None:
-    gates.judge(
-        figures(adapter_kl=2.5, base_kl=3.0, loss_delta=1.0), Quantization.Q2_K, base_kl_of_base=0.0
-    )
+def test_a_merge_that_is_the_base_is_named_so() -> None:
+    same = figures(adapter_kl=1.0, base_kl=0.01)
+    assert verdict(same, merge=same) is FaultCode.EXPORT_NOOP_MERGE
+
+
+def test_a_mix_that_wipes_the_adapter_out_is_refused() -> None:
+    wiped = figures(adapter_kl=0.3, base_kl=0.2, separation=0.9)
+    assert verdict(wiped) is FaultCode.EXPORT_QUANTIZATION_BROKEN
+
+
+def test_another_base_is_found_in_every_mix() -> None:
+    far = figures(adapter_kl=3.0, base_kl=3.1)
+    for mix in Quantization:
+        assert verdict(far, merge=far, noise=0.011, mix=mix) is FaultCode.EXPORT_WRONG_BASE
+        # Whatever the file's own figures say.
+        assert verdict(SOUND, noise=2.0, mix=mix) is FaultCode.EXPORT_WRONG_BASE
+
+
+def test_the_noise_of_the_reference_is_not_held_against_the_merge() -> None:
+    """Training in bfloat16 shows in the base's reference as in the adapter's."""
+    noisy = figures(adapter_kl=0.035, base_kl=1.0)
+    assert verdict(noisy, merge=noisy, noise=0.009) is None
+    assert verdict(noisy, merge=noisy, noise=0.001) is FaultCode.EXPORT_MERGE_MISMATCH
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_figures_that_are_no_numbers_are_refused(bad: float) -> None:
+    assert verdict(SOUND, noise=bad) is FaultCode.EXPORT_WRONG_BASE
+    broken = figures(adapter_kl=bad, base_kl=bad)
+    assert verdict(broken, merge=broken) is FaultCode.EXPORT_MERGE_MISMATCH
+    assert verdict(broken) is FaultCode.EXPORT_QUANTIZATION_BROKEN
 
 
 def test_rows_that_are_stored_otherwise_are_refused() -> None:

@@ -11,11 +11,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 SOURCES: Final = ("kquant.cc", "merge.cc")
-HEADERS: Final = ("lanes.h",)
+HEADERS: Final = ("half.h", "lanes.h")
 # Contraction would round once where the reference rounds twice. The last two only allow loops over
 # lanes to become vector code; they change no result.
 FLAGS: Final = (
@@ -37,15 +38,17 @@ class CannotBuildError(Exception):
     """There is no kernel here; the text says why."""
 
 
-def kernel_library(folder: Path) -> Path:
+def kernel_library(folder: Path, *, architectures: Sequence[tuple[str, ...]] | None = None) -> Path:
     """Returns the compiled kernel of this machine, compiling it unless the folder holds it.
 
+    Args:
+        architectures: compiler options to try in this order; by default those of this processor.
     Raises:
         CannotBuildError: no compiler works, or the folder cannot be written.
     """
     problems = []
     for compiler in _compilers():
-        for architecture in _architectures():
+        for architecture in architectures_here() if architectures is None else architectures:
             target = folder / f"kernel-{_key(compiler, architecture)}.so"
             if target.is_file():
                 return target
@@ -85,7 +88,7 @@ def _compilers() -> list[str]:
     return list(dict.fromkeys(found for name in names if (found := shutil.which(name))))
 
 
-def _architectures() -> list[tuple[str, ...]]:
+def architectures_here() -> list[tuple[str, ...]]:
     """Compiler options to try, the best for this processor first."""
     if platform.machine() not in {"x86_64", "AMD64"}:
         return [()]

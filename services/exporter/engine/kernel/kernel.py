@@ -1,8 +1,9 @@
 """The kernel in use: proven against the reference before its first real block, part by part."""
 
 import ctypes
+import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -25,8 +26,9 @@ BLOCK: Final = 256
 # Blocks of each kind of numbers in the proof; odd, so that the last tile is not full.
 _PROOF_BLOCKS: Final = 37
 _PROOF_RANKS: Final = (1, 7, 16, 64)
-# Floats in the widest vectors that a BLAS sums in.
-_VECTOR_COLUMNS: Final = 16
+# Not a multiple of any vector, so that the last columns of a row are merged as well.
+_PROOF_COLUMNS: Final = 301
+UNQUANTIZED: Final = (TensorType.BF16, TensorType.F16, TensorType.F32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,18 +40,28 @@ class Kernel:
     merges: bool
 
     @classmethod
-    def prepare(cls, folder: Path) -> Self:
-        """Loads or compiles the kernel and proves it; without one the reference does everything."""
+    def absent(cls) -> Self:
+        """Without compiled code: llama.cpp encodes and numpy merges, to the same bytes."""
+        return cls(library=None, types=frozenset(), merges=False)
+
+    @classmethod
+    def prepare(
+        cls, folder: Path, *, architectures: Sequence[tuple[str, ...]] | None = None
+    ) -> Self:
+        """Loads or compiles the kernel and proves it; without one the reference does everything.
+
+        Args:
+            architectures: see `kernel_library`.
+        """
         try:
-            library = load_library(kernel_library(folder))
+            library = load_library(kernel_library(folder, architectures=architectures))
         except (CannotBuildError, OSError, AttributeError) as error:
             log.warning("exports run without the compiled kernel, slowly: %s", error)
-            return cls(library=None, types=frozenset(), merges=False)
+            return cls.absent()
         proven = frozenset(kind for kind in TYPES if _encodes_equally(library, kind))
         for kind in sorted(set(TYPES) - proven):
             log.error("the kernel differs from llama.cpp for %s and is not used for it", kind.name)
-        merges = bool(library.merge_is_available()) and _merges_equally(library)
-        return cls(library=library, types=proven, merges=merges)
+        return cls(library=library, types=proven, merges=_merges_equally(library))
 
     def encode(self, rows: NDArray[np.float32], kind: TensorType) -> NDArray[np.uint8]:
         """Returns finite rows in a storage type, (rows, bytes of a row)."""
@@ -65,22 +77,23 @@ class Kernel:
         a: NDArray[np.float32],
         b: NDArray[np.float32],
         scale: float,
+        into: TensorType,
+        magnitude: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
-        """Returns stored rows + scale · B · A as float32, rounded to the stored type.
+        """Returns stored rows + scale · B · A as float32, rounded once to the type `into`.
 
         Args:
             stored: rows as they lie in the file, (rows, bytes of a row).
             a: (rank, columns).
             b: (rows, rank).
+            magnitude: (rows), the lengths to which DoRA stretches the rows.
         Raises:
             Fault: MODEL_WEIGHTS_INVALID when a number that comes out is not finite.
         """
-        fits = kind in {TensorType.BF16, TensorType.F32}
-        if self.library is None or not self.merges or not fits:
-            return merge_slowly(stored, kind, a=a, b=b, scale=scale)
-        if a.shape[1] % self.library.merge_column_step() != 0:
-            return merge_slowly(stored, kind, a=a, b=b, scale=scale)
-        return _merge(self.library, stored, kind, a=a, b=b, scale=scale)
+        change = _Change(a=a, b=b, scale=scale, into=into, magnitude=magnitude)
+        if self.library is None or not self.merges or kind.is_quantized:
+            return _merge_in_numpy(stored, kind, change)
+        return _merge(self.library, stored, kind, change)
 
 
 def load_library(path: Path) -> ctypes.CDLL:
@@ -96,42 +109,45 @@ def load_library(path: Path) -> ctypes.CDLL:
     ]  # fmt: skip
     library.merge_rows_of_base.restype = ctypes.c_int
     library.merge_rows_of_base.argtypes = [
-        ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_float,
-        ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64,
+        ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p,
+        ctypes.c_double, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64,
+        ctypes.c_int64,
     ]  # fmt: skip
     return library
 
 
-def merge_slowly(
-    stored: NDArray[np.uint8],
-    kind: TensorType,
-    *,
-    a: NDArray[np.float32],
-    b: NDArray[np.float32],
-    scale: float,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Change:
+    """Arguments of `Kernel.merge`."""
+
+    a: NDArray[np.float32]
+    b: NDArray[np.float32]
+    scale: float
+    into: TensorType
+    magnitude: NDArray[np.float32] | None
+
+
+def _merge_in_numpy(
+    stored: NDArray[np.uint8], kind: TensorType, change: _Change
 ) -> NDArray[np.float32]:
-    """What `Kernel.merge` computes, in numpy: PEFT's own order of operations."""
-    base = ggml.decode(stored, kind, column_count=a.shape[1])
-    with np.errstate(over="ignore", invalid="ignore"):
-        merged = base + product(b, a) * np.float32(scale)
-    return rounded(merged, kind)
+    """What merge.cc computes, operation by operation, for machines without the kernel.
 
-
-def product(b: NDArray[np.float32], a: NDArray[np.float32]) -> NDArray[np.float32]:
-    """B · A, each number summed in the order of the rank.
-
-    BLAS takes other orders at the edges: for a single row, and for the columns that do not fill a
-    vector. Rows would then depend on how many of them are asked for at once, hence the padding.
-    Source: measured with OpenBLAS of numpy 2; torch sums in this order up to rank 192, above which
-    its BLAS takes the rank in parts that depend on the processor.
+    No BLAS takes part: its order of summation depends on the processor and on the shape. The
+    product of two float32 is exact in float64, so that multiplying and adding one after the other
+    gives what a fused multiply-add gives.
     """
-    row_count, column_count = len(b), a.shape[1]
-    if row_count == 1:
-        b = np.repeat(b, 2, axis=0)
-    if column_count % _VECTOR_COLUMNS:
-        a = np.pad(a, ((0, 0), (0, -column_count % _VECTOR_COLUMNS)))
-    whole: NDArray[np.float32] = b @ a
-    return whole[:row_count, :column_count]
+    a, b = change.a.astype(np.float64), change.b.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        total = np.zeros((len(b), a.shape[1]), np.float64)
+        for k in range(len(a)):
+            total += np.multiply.outer(b[:, k], a[k])
+        base = ggml.decode(stored, kind, column_count=a.shape[1])
+        values = base + total * change.scale
+        if change.magnitude is not None:
+            # A cumulative sum is the only sum of numpy that adds one number after the other.
+            norms = np.sqrt(np.cumsum(values * values, axis=1)[:, -1])
+            values *= (change.magnitude / norms)[:, None]
+        return _rounded_once(values, change.into)
 
 
 def rounded(rows: NDArray[np.float32], kind: TensorType) -> NDArray[np.float32]:
@@ -152,6 +168,24 @@ def rounded(rows: NDArray[np.float32], kind: TensorType) -> NDArray[np.float32]:
     return kept
 
 
+def _rounded_once(values: NDArray[np.float64], kind: TensorType) -> NDArray[np.float32]:
+    """Numbers rounded to an unquantised type, to nearest and ties to even.
+
+    Going by float32 would round twice. So a number between two floats becomes the one of them whose
+    last bit is odd, after which the second rounding gives what a single one gives.
+    Source: Boldo and Melquiond 2008, "Emulation of a FMA and correctly rounded sums: proved
+    algorithms using rounding to odd".
+    """
+    near = values.astype(np.float32)
+    if kind is TensorType.F32:
+        return rounded(near, kind)
+    bits = near.view(np.uint32)
+    size, near_size = np.abs(values), np.abs(near.astype(np.float64))
+    is_even = ~bits & np.uint32(1)
+    odd = bits + is_even * (size > near_size) - is_even * (size < near_size)
+    return rounded(odd.astype(np.uint32).view(np.float32), kind)
+
+
 def _encode(library: ctypes.CDLL, rows: NDArray[np.float32], kind: TensorType) -> NDArray[np.uint8]:
     """Encodes by the kernel; blocks that it leaves go to the reference."""
     row_count, column_count = rows.shape
@@ -170,19 +204,14 @@ def _encode(library: ctypes.CDLL, rows: NDArray[np.float32], kind: TensorType) -
 
 
 def _merge(
-    library: ctypes.CDLL,
-    stored: NDArray[np.uint8],
-    kind: TensorType,
-    *,
-    a: NDArray[np.float32],
-    b: NDArray[np.float32],
-    scale: float,
+    library: ctypes.CDLL, stored: NDArray[np.uint8], kind: TensorType, change: _Change
 ) -> NDArray[np.float32]:
-    base, first, second = (np.ascontiguousarray(part) for part in (stored, a, b))
+    base, a, b = (np.ascontiguousarray(part) for part in (stored, change.a, change.b))
     out = np.empty((len(b), a.shape[1]), np.float32)
+    magnitude = None if change.magnitude is None else np.ascontiguousarray(change.magnitude)
     is_broken = library.merge_rows_of_base(
-        int(kind), base.ctypes.data, first.ctypes.data, second.ctypes.data, scale,
-        out.ctypes.data, *out.shape, len(a),
+        int(kind), int(change.into), base.ctypes.data, a.ctypes.data, b.ctypes.data, change.scale,
+        None if magnitude is None else magnitude.ctypes.data, out.ctypes.data, *out.shape, len(a),
     )  # fmt: skip
     if is_broken:
         raise _not_finite()
@@ -197,16 +226,23 @@ def _encodes_equally(library: ctypes.CDLL, kind: TensorType) -> bool:
 
 
 def _merges_equally(library: ctypes.CDLL) -> bool:
-    """Compares with numpy, whose matrix product also sums over the rank in order."""
+    """Compares every bit with numpy's for all types, with and without DoRA."""
     rng = np.random.default_rng(0)
-    for rank in _PROOF_RANKS:
-        a = rng.standard_normal((rank, 2 * BLOCK), np.float32)
-        b = rng.standard_normal((_PROOF_BLOCKS, rank), np.float32)
-        base = rng.standard_normal((_PROOF_BLOCKS, 2 * BLOCK), np.float32)
-        for kind in (TensorType.BF16, TensorType.F32):
-            stored = ggml.encode(base, kind)
-            ours = _merge(library, stored, kind, a=a, b=b, scale=0.37)
-            if not np.array_equal(ours, merge_slowly(stored, kind, a=a, b=b, scale=0.37)):
+    shape = (_PROOF_BLOCKS, _PROOF_COLUMNS)
+    for rank, kind, into in itertools.product(_PROOF_RANKS, UNQUANTIZED, UNQUANTIZED):
+        stored = ggml.encode(rng.standard_normal(shape, np.float32), kind)
+        for magnitude in (None, np.abs(rng.standard_normal(len(stored), np.float32))):
+            change = _Change(
+                a=rng.standard_normal((rank, _PROOF_COLUMNS), np.float32),
+                b=rng.standard_normal((_PROOF_BLOCKS, rank), np.float32),
+                scale=0.37,
+                into=into,
+                magnitude=magnitude,
+            )
+            ours = _merge(library, stored, kind, change)
+            if not np.array_equal(
+                ours.view(np.uint32), _merge_in_numpy(stored, kind, change).view(np.uint32)
+            ):
                 log.error("the kernel merges otherwise than numpy at rank %d and is not used", rank)
                 return False
     return True

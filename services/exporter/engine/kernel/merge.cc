@@ -1,123 +1,248 @@
-// Rows of base + scale * B * A, rounded as a merged checkpoint would hold them.
+// Rows of base + scale * B * A, rounded once to what a merged checkpoint stores.
 //
-// Every product of B and A is summed in the order of the rank with fused multiply-adds, which is what the
-// matrix products of torch and numpy do on processors that have them; the tests compare every bit.
-// Source: peft `lora.Linear.get_delta_weight` and `merge`: W += (B @ A) * scaling in float32, once rounded.
+// The order of operations is our own and is the same on every processor. All of it is binary64:
+//
+//   s = 0; for k = 0 .. rank - 1: s = fma(B[row][k], A[k][column], s)
+//   v = W[row][column] + s * scale
+//   DoRA: n = sqrt(v[0]^2 + v[1]^2 + ... in the order of the columns); v = v * (magnitude[row] / n)
+//
+// and v is rounded to the stored type, to nearest and ties to even. A product of two binary32 numbers is
+// exact in binary64, so that a fused multiply-add, a multiplication followed by an addition, and a
+// software emulation give the same s. `merge.py` states the same in numpy; the tests compare both with
+// exact rational arithmetic.
+// Source: peft `lora.Linear.get_delta_weight` and `merge`, whose float32 sums depend on the BLAS.
+
+#include <algorithm>
+#include <vector>
 
 #include "lanes.h"
-
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-#define HAS_FMA 1
-#else
-#define HAS_FMA 0
-#endif
 
 namespace {
 
 constexpr int TYPE_F32 = 0;
+constexpr int TYPE_F16 = 1;
 constexpr int TYPE_BF16 = 30;
 // Rows that share each load of A, and vectors of columns that share each load of B: together they keep
 // enough sums apart that none waits for its last addition.
 constexpr int ROWS = 4;
 constexpr int VECTORS = 2;
-constexpr int COLUMNS = NATIVE_LANES * VECTORS;
+constexpr int DOUBLES = NATIVE_LANES / 2;
+constexpr int COLUMNS = DOUBLES * VECTORS;
 // Columns after which the next rows come: what they need of A stays in the cache.
 constexpr int64_t PANEL = 256;
 
+typedef double Wide __attribute__((vector_size(DOUBLES * 8)));
+typedef float Narrow __attribute__((vector_size(DOUBLES * 4)));
+typedef int32_t Bits __attribute__((vector_size(DOUBLES * 4)));
+typedef uint16_t Short __attribute__((vector_size(DOUBLES * 2)));
+
+// The same in memory, where vectors begin anywhere.
+typedef double WideAt __attribute__((vector_size(DOUBLES * 8), aligned(8), may_alias));
+
+constexpr int32_t SIZE_BITS = 0x7fffffff;
+constexpr int32_t INFINITE = 0x7f800000;
+
 struct Job {
-    const float * a;      // rank x columns
-    const float * b;      // rows x rank
-    float * out;          // rows x columns
+    int type;              // of the base
+    const uint8_t * base;  // rows x columns of its type
+    const double * b;      // rows x rank
+    double scale;
+    float * out;           // rows x columns
+    double * unrounded;    // rows x columns, or null when the result is rounded at once
     int64_t columns;
     int64_t rank;
-    float scale;
 };
 
-INLINE float widen(uint16_t bits) {
-    const uint32_t wide = (uint32_t)bits << 16;
-    float value;
-    memcpy(&value, &wide, sizeof value);
-    return value;
+constexpr int bytes_of(int type) { return type == TYPE_F32 ? 4 : 2; }
+
+template <class To, class From> INLINE To as(From from) {
+    static_assert(sizeof(To) == sizeof(From), "the same bits");
+    To to;
+    memcpy(&to, &from, sizeof to);
+    return to;
 }
 
-// The number itself; `worst` keeps the largest size of all, as bits, which shows what is not finite.
-INLINE float looked_at(float value, uint32_t * worst) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    bits &= 0x7fffffff;
-    *worst = bits > *worst ? bits : *worst;
-    return value;
+// Numbers of the base; what is not finite stays so.
+INLINE Wide widened(int type, const uint8_t * base) {
+    if (type == TYPE_F32) {
+        Narrow numbers;
+        memcpy(&numbers, base, sizeof numbers);
+        return __builtin_convertvector(numbers, Wide);
+    }
+    Short stored;
+    memcpy(&stored, base, sizeof stored);
+    const Bits bits = __builtin_convertvector(stored, Bits);
+    if (type == TYPE_BF16) return __builtin_convertvector(as<Narrow>(bits << 16), Wide);
+    // The exponent of float16 counts from another zero, hence the power of two.
+    const Narrow size = as<Narrow>((bits & 0x7fff) << 13) * 0x1p112f;
+    const Bits special = (bits & 0x7c00) == 0x7c00 ? Bits{} + INFINITE : Bits{};
+    return __builtin_convertvector(as<Narrow>(as<Bits>(size) | special | ((bits & 0x8000) << 16)), Wide);
 }
 
-// A float rounded to bfloat16, to nearest and ties to even, as a float.
-INLINE float round_to_bfloat16(float value, uint32_t * worst) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    bits = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000;
-    memcpy(&value, &bits, sizeof value);
-    return looked_at(value, worst);
+// Of the two floats around a number that is none, the one with an odd last bit. A second rounding to fewer
+// bits then gives what rounding the number itself gives.
+// Source: Boldo and Melquiond 2008, "Emulation of a FMA and correctly rounded sums: proved algorithms
+// using rounding to odd".
+INLINE Bits rounded_to_odd(Wide value) {
+    const Narrow near = __builtin_convertvector(value, Narrow);
+    const Bits bits = as<Bits>(near);
+    const Wide back = __builtin_convertvector(near, Wide);
+    const Wide size = value < 0 ? -value : value, near_size = back < 0 ? -back : back;
+    // A comparison that holds is -1.
+    const Bits is_above = __builtin_convertvector(size > near_size, Bits);
+    const Bits is_below = __builtin_convertvector(size < near_size, Bits);
+    return bits + ((is_below - is_above) & ((bits & 1) - 1));
 }
 
-INLINE Floats fused(float a, Floats b, Floats sum) {
-    for (int l = 0; l < NATIVE_LANES; ++l) sum[l] = __builtin_fmaf(a, b[l], sum[l]);
+// Numbers rounded to the stored type, as floats; `worst` keeps the largest sizes, as bits, which show what
+// is not finite.
+template <int STORED> INLINE Narrow stored_numbers(Wide value, Bits * worst) {
+    Bits bits;
+    if (STORED == TYPE_F32) {
+        bits = as<Bits>(__builtin_convertvector(value, Narrow));
+    } else if (STORED == TYPE_BF16) {
+        bits = rounded_to_odd(value);
+        bits = (bits + 0x7fff + ((bits >> 16) & 1)) & ~0xffff;
+    } else {
+        bits = rounded_to_odd(value);
+        const Bits size = bits & SIZE_BITS, sign = bits & ~SIZE_BITS;
+        Bits kept = (size + 0xfff + ((size >> 13) & 1)) & ~0x1fff;
+        kept = kept >= 0x47800000 ? Bits{} + INFINITE : kept;
+        // Subnormal numbers of float16 count in units of 2^-24: the float adder rounds to them.
+        const Bits small = as<Bits>((as<Narrow>(size) + 0.5f) - 0.5f);
+        bits = sign | (size < 0x38800000 ? small : kept);
+    }
+    const Bits size = bits & SIZE_BITS;
+    *worst = size > *worst ? size : *worst;
+    return as<Narrow>(bits);
+}
+
+INLINE Wide fused(double b, Wide a, Wide sum) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+    for (int l = 0; l < DOUBLES; ++l) sum[l] = __builtin_fma(b, a[l], sum[l]);
     return sum;
+#else
+    return sum + b * a;
+#endif
 }
 
-// (B * A)[row + r][column + c] for ROW_COUNT rows and COLUMNS columns.
-template <int ROW_COUNT> INLINE void product_tile(const Job & job, int64_t row, int64_t column,
-                                                  Floats (&product)[ROW_COUNT][VECTORS]) {
-    for (int r = 0; r < ROW_COUNT; ++r) {
-        for (int v = 0; v < VECTORS; ++v) product[r][v] = Floats{};
+// One vector of a row: base + product * scale, kept as it is or rounded.
+template <int STORED> INLINE void settle(const Job & job, int64_t place, Wide product, Bits * worst) {
+    const Wide value = widened(job.type, job.base + place * bytes_of(job.type)) + product * job.scale;
+    if (job.unrounded) {
+        memcpy(job.unrounded + place, &value, sizeof value);
+    } else {
+        const Narrow stored = stored_numbers<STORED>(value, worst);
+        memcpy(job.out + place, &stored, sizeof stored);
     }
-    for (int64_t k = 0; k < job.rank; ++k) {
-        Floats a[VECTORS];
-        memcpy(a, job.a + k * job.columns + column, sizeof a);
-        for (int r = 0; r < ROW_COUNT; ++r) {
-            const float b = job.b[(row + r) * job.rank + k];
-            for (int v = 0; v < VECTORS; ++v) product[r][v] = fused(b, a[v], product[r][v]);
+}
+
+// The same for the last vector of a row when it is not full.
+template <int STORED>
+void settle_part(const Job & job, int64_t place, int64_t count, Wide product, Bits * worst) {
+    uint8_t base[DOUBLES * 4] = {0};
+    float out[DOUBLES];
+    double unrounded[DOUBLES];
+    memcpy(base, job.base + place * bytes_of(job.type), count * bytes_of(job.type));
+    const Job part{job.type, base, nullptr, job.scale, out, job.unrounded ? unrounded : nullptr, DOUBLES, 0};
+    settle<STORED>(part, 0, product, worst);
+    if (job.unrounded) {
+        memcpy(job.unrounded + place, unrounded, count * sizeof(double));
+    } else {
+        memcpy(job.out + place, out, count * sizeof(float));
+    }
+}
+
+// Columns `first` to `end` of some rows; `a` holds those columns as `packed` leaves them.
+template <int STORED, int ROW_COUNT>
+void merge_panel(const Job & job, const double * a, int64_t row, int64_t first, int64_t end, Bits * worst) {
+    for (int64_t column = first; column < end; column += COLUMNS, a += job.rank * COLUMNS) {
+        Wide product[ROW_COUNT][VECTORS] = {};
+        for (int64_t k = 0; k < job.rank; ++k) {
+            const WideAt * part = (const WideAt *)(a + k * COLUMNS);
+            for (int r = 0; r < ROW_COUNT; ++r) {
+                const double b = job.b[(row + r) * job.rank + k];
+                for (int v = 0; v < VECTORS; ++v) product[r][v] = fused(b, part[v], product[r][v]);
+            }
         }
-    }
-}
-
-template <int ROW_COUNT> void merge_panel(const Job & job, int type, const void * base, int64_t row,
-                                          int64_t first, int64_t end, uint32_t * worst) {
-    for (int64_t column = first; column < end; column += COLUMNS) {
-        Floats product[ROW_COUNT][VECTORS];
-        product_tile<ROW_COUNT>(job, row, column, product);
         for (int r = 0; r < ROW_COUNT; ++r) {
-            float change[COLUMNS];
-            memcpy(change, product[r], sizeof change);
-            const int64_t place = (row + r) * job.columns + column;
-            for (int c = 0; c < COLUMNS; ++c) {
-                const float delta = change[c] * job.scale;
-                job.out[place + c] =
-                    type == TYPE_BF16
-                        ? round_to_bfloat16(widen(((const uint16_t *)base)[place + c]) + delta, worst)
-                        : looked_at(((const float *)base)[place + c] + delta, worst);
+            for (int v = 0; v < VECTORS; ++v) {
+                const int64_t here = column + v * DOUBLES, place = (row + r) * job.columns + here;
+                if (here + DOUBLES <= end) {
+                    settle<STORED>(job, place, product[r][v], worst);
+                } else if (here < end) {
+                    settle_part<STORED>(job, place, end - here, product[r][v], worst);
+                }
             }
         }
     }
 }
 
+// DoRA: rows brought to their lengths.
+template <int STORED> void stretch(const Job & job, const float * magnitude, int64_t rows, Bits * worst) {
+    for (int64_t row = 0; row < rows; ++row) {
+        const double * value = job.unrounded + row * job.columns;
+        float * out = job.out + row * job.columns;
+        double squares = 0;
+        for (int64_t c = 0; c < job.columns; ++c) squares += value[c] * value[c];
+        const double factor = magnitude[row] / __builtin_sqrt(squares);
+        for (int64_t c = 0; c < job.columns; c += DOUBLES) {
+            const int64_t count = std::min<int64_t>(DOUBLES, job.columns - c);
+            Wide numbers = {};
+            memcpy(&numbers, value + c, count * sizeof(double));
+            const Narrow stored = stored_numbers<STORED>(numbers * factor, worst);
+            memcpy(out + c, &stored, count * sizeof(float));
+        }
+    }
+}
+
+// Columns `first` to `end` of A, tile by tile, each whole: what a tile needs lies together. Zeros fill the
+// last tile.
+void packed(const Job & job, const float * a, int64_t first, int64_t end, double * out) {
+    for (int64_t column = first; column < end; column += COLUMNS) {
+        const int64_t count = std::min<int64_t>(COLUMNS, end - column);
+        for (int64_t k = 0; k < job.rank; ++k, out += COLUMNS) {
+            const float * from = a + k * job.columns + column;
+            std::fill(std::copy(from, from + count, out), out + COLUMNS, 0.0);
+        }
+    }
+}
+
+// Whether every number that came out is finite.
+template <int STORED> bool merge(Job job, const float * a, const float * magnitude, int64_t rows) {
+    std::vector<double> panel(job.rank * PANEL), unrounded(magnitude ? rows * job.columns : 0);
+    job.unrounded = magnitude ? unrounded.data() : nullptr;
+    Bits worst = {};
+    for (int64_t first = 0; first < job.columns; first += PANEL) {
+        const int64_t end = std::min(first + PANEL, job.columns);
+        packed(job, a, first, end, panel.data());
+        int64_t row = 0;
+        for (; row + ROWS <= rows; row += ROWS) {
+            merge_panel<STORED, ROWS>(job, panel.data(), row, first, end, &worst);
+        }
+        for (; row < rows; ++row) {
+            merge_panel<STORED, 1>(job, panel.data(), row, first, end, &worst);
+        }
+    }
+    if (magnitude) stretch<STORED>(job, magnitude, rows, &worst);
+    for (int l = 0; l < DOUBLES; ++l) {
+        if (worst[l] >= INFINITE) return false;
+    }
+    return true;
+}
+
 }  // namespace
 
-// Whether this build can merge: it needs fused multiply-adds in hardware.
-extern "C" int merge_is_available() { return HAS_FMA; }
-
-// Columns that a row must be a multiple of.
-extern "C" int merge_column_step() { return COLUMNS; }
-
-// Merges rows of a base in float32 (type 0) or bfloat16 (type 30). Returns 0, or 1 when a number that
-// came out is not finite.
-extern "C" int merge_rows_of_base(int type, const void * base, const float * a, const float * b, float scale,
-                                 float * out, int64_t rows, int64_t columns, int64_t rank) {
-    const Job job{a, b, out, columns, rank, scale};
-    uint32_t worst = 0;
-    for (int64_t first = 0; first < columns; first += PANEL) {
-        const int64_t end = first + PANEL < columns ? first + PANEL : columns;
-        int64_t row = 0;
-        for (; row + ROWS <= rows; row += ROWS) merge_panel<ROWS>(job, type, base, row, first, end, &worst);
-        for (; row < rows; ++row) merge_panel<1>(job, type, base, row, first, end, &worst);
+// Merges rows of a base of one unquantised type (ggml's numbers: 0, 1 or 30) into another; `magnitude` is
+// null or holds a number for every row. Returns 0, or 1 when a number that came out is not finite.
+extern "C" int merge_rows_of_base(int type, int stored, const void * base, const float * a, const float * b,
+                                  double scale, const float * magnitude, float * out, int64_t rows,
+                                  int64_t columns, int64_t rank) {
+    const std::vector<double> wide_b(b, b + rows * rank);
+    const Job job{type, (const uint8_t *)base, wide_b.data(), scale, out, nullptr, columns, rank};
+    switch (stored) {
+        case TYPE_F32: return !merge<TYPE_F32>(job, a, magnitude, rows);
+        case TYPE_F16: return !merge<TYPE_F16>(job, a, magnitude, rows);
+        default: return !merge<TYPE_BF16>(job, a, magnitude, rows);
     }
-    return worst >= 0x7f800000;
 }
