@@ -30,8 +30,9 @@ KL_BOUNDS: Final = {
 # The same for the merge before any quantisation.
 MERGE_BOUND: Final = 0.02
 
-# A base whose own reference is reproduced this closely is the one that was trained on. float32 gives
-# 0.00002 and less, bfloat16 some thousandths; weights with noise of a tenth of their deviation 0.016.
+# A base whose own reference is reproduced this closely is the one that was trained on. float32
+# gives 0.00002 and less, bfloat16 some thousandths; noise of a tenth of the weights' deviation
+# gives 0.016.
 SAME_BASE_KL: Final = 0.01
 # How often the noise of the reference counts. The adapter's reference was made in the precision of
 # the training, as was the base's, whose divergence from the base at hand is that noise alone.

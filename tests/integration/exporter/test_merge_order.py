@@ -212,7 +212,7 @@ def test_a_base_that_is_not_finite_is_refused(
 ) -> None:
     rows = np.zeros((1, 33), np.float32)
     rows[0, 32] = bad
-    stored = rows.view(np.uint16)[:, 1::2] if kind is TensorType.BF16 else rows
+    stored: Any = rows.view(np.uint16)[:, 1::2] if kind is TensorType.BF16 else rows
     stored = np.ascontiguousarray(stored.astype(np.float16) if kind is TensorType.F16 else stored)
     zeros = np.zeros((1, 1), np.float32)
     for kernel in kernels.values():
