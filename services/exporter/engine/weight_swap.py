@@ -78,8 +78,8 @@ class WeightSwap:
         self._tokens = np.unique(np.asarray(token_ids, np.int64))
         self._waiting = {name for name, tensor in tensors.items() if tensor.is_touched}
         self._pool = ThreadPoolExecutor(thread_count)
-        self._memory: mmap.mmap | None = None
-        self._kept: tuple[_Tensor, dict[str, Any]] | None = None
+        self._memory = np.empty(0, np.float32)
+        self._kept: tuple[_Tensor, dict[str, Any], NDArray[np.float32]] | None = None
         self._error: BaseException | None = None
         self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._on_node)
 
@@ -143,9 +143,9 @@ class WeightSwap:
             )
         assert self._kept is None, "one weight of a node is changed at a time"
         numbers = self._numbers(merged, self._tokens if reads_rows else None)
-        self._kept = leaf, {
-            "type": leaf.type, "nb": tuple(leaf.nb), "data": leaf.data
-        }  # fmt: skip
+        kept = {"type": leaf.type, "nb": tuple(leaf.nb), "data": leaf.data}
+        # The numbers stay alive as long as the node may read them.
+        self._kept = leaf, kept, numbers
         leaf.type, leaf.data = _F32, numbers.ctypes.data
         strides = np.cumprod([numbers.itemsize, *leaf.ne[:3]])
         leaf.nb = tuple(strides.tolist())
@@ -155,7 +155,7 @@ class WeightSwap:
     def _restore(self) -> None:
         if self._kept is None:
             return
-        leaf, fields = self._kept
+        leaf, fields, _ = self._kept
         for name, value in fields.items():
             setattr(leaf, name, value)
         self._kept = None
@@ -165,12 +165,17 @@ class WeightSwap:
     ) -> NDArray[np.float32]:
         """The merged rows as float32 in their places; of those not wanted there are zeros."""
         info = merged.info
-        numbers = self._room(info.row_count * info.column_count)
-        rows = numbers.reshape(info.row_count, info.column_count)
+        element_count = info.row_count * info.column_count
         if wanted is not None:
+            # Pages that nobody writes to take no memory.
+            pages = mmap.mmap(-1, element_count * 4)
+            rows = np.frombuffer(pages, np.float32).reshape(info.row_count, info.column_count)
             for row in wanted.tolist():
                 rows[row] = merged.rows(first=row, count=1)[0]
-            return numbers
+            return rows
+        if self._memory.size < element_count:
+            self._memory = np.empty(element_count, np.float32)
+        rows = self._memory[:element_count].reshape(info.row_count, info.column_count)
         at_once = max(1, BLOCK_ELEMENTS // info.column_count)
 
         def fill(first: int) -> None:
@@ -178,12 +183,7 @@ class WeightSwap:
             rows[first : first + count] = merged.rows(first=first, count=count)
 
         list(self._pool.map(fill, range(0, info.row_count, at_once)))
-        return numbers
-
-    def _room(self, element_count: int) -> NDArray[np.float32]:
-        """Memory for one matrix, given back to the system page by page with the next one."""
-        self._memory = mmap.mmap(-1, max(1, element_count) * 4)
-        return np.frombuffer(self._memory, np.float32, count=element_count)
+        return rows
 
 
 def require_known_layout() -> None:
