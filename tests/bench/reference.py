@@ -7,6 +7,7 @@ of a file, such as the classical chain makes, or those of the exporter's own mer
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +53,7 @@ def write_reference(adapter: Path, *, base: Logits, merged: Logits) -> int:
         scored += [0] * (len(prompt) - 1) + [1] * ANSWER_TOKENS + [0]
     tables = {}
     for who, logits in (("base", base), ("adapter", merged)):
-        rows = np.concatenate(logits(conversations))
+        rows: NDArray[Any] = np.concatenate(logits(conversations))
         top = np.argsort(rows, axis=1)[:, ::-1][:, :TOP]
         logprobs = rows - np.logaddexp.reduce(rows, axis=1, keepdims=True)
         tables[f"{who}_topk_ids"] = top.astype(np.int32)
