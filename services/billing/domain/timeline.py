@@ -5,6 +5,11 @@ Only the clock's events make time billable: it starts with the first optimizer s
 did after its last checkpoint is void (A6). Where events contradict each other, the reading that
 charges less is taken.
 
+After a clock has stepped back, the times of events contradict their order. The order counts: a
+running span begins at the latest time told up to its first event, and ends at the earliest time
+told from its last event on. Running spans therefore follow each other without overlap, and a void
+takes back all of them since a moment.
+
 All arithmetic is in whole microseconds since 1970, the resolution of the database's clock.
 """
 
@@ -12,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Final
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -125,9 +130,29 @@ class _Span:
         return self.start <= other.start and other.end <= self.end
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Bounds:
+    """When an event of the clock happened, as far as the order of the events allows to say.
+
+    Attributes:
+        latest: the latest time that was told up to it; a span that it begins starts here.
+        earliest: the earliest time that is told from it on; a span that it ends stops here.
+    """
+
+    latest: int
+    earliest: int
+
+
 @dataclass(slots=True, kw_only=True)
 class _ClockTape:
-    """Replays the clock's events in order and records running, void and paused spans."""
+    """Replays the clock's events in order and records running, void and paused spans.
+
+    Attributes:
+        since: beginning of the open running span.
+        started: beginning of the attempt under way; None before the first start.
+        is_void: whether the attempt was lost, so that the next start begins another one, also
+            under the same number.
+    """
 
     running: list[_Span]
     void: list[_Span]
@@ -137,57 +162,62 @@ class _ClockTape:
     paused_since: int | None = None
     pause_reason: str = ""
     attempt: int = 0
+    is_void: bool = False
 
-    def play(self, fact: Fact) -> None:
-        at = _micros(fact.event_time)
+    def play(self, fact: Fact, at: _Bounds) -> None:
         match fact.clock:
             case Clock.STARTED:
                 self._start(at, fact.attempt)
             case Clock.PAUSED:
                 if self.since is not None:
                     self.close(at)
-                    self.paused_since, self.pause_reason = at, fact.reason
+                    self.paused_since, self.pause_reason = at.earliest, fact.reason
             case Clock.RESUMED:
                 # After a stop only a new start counts, so that a stray event cannot charge.
                 if self.paused_since is not None:
                     self.close(at)
-                    self.since = at
+                    self.since = at.latest
             case Clock.STOPPED:
                 self.close(at)
             case Clock.VOIDED:
                 self.close(at)
-                self._cancel(fact, at)
+                self._cancel(self._kept(fact, at), at, attempt=self.attempt or fact.attempt)
             case None:
-                if fact.outcome is not None:
-                    self.close(at)
+                self.close(at)
 
-    def _start(self, at: int, attempt: int) -> None:
-        if self.since is not None and attempt == self.attempt:
+    def _start(self, at: _Bounds, attempt: int) -> None:
+        is_same = self.started is not None and attempt == self.attempt and not self.is_void
+        if is_same and self.since is not None:
             return
-        if self.since is not None:
+        if not is_same and (self.since is not None or self.paused_since is not None):
             # Another attempt took over and nobody said that the first was lost: it is not charged
             # (A6).
-            self.void.append(_Span(start=self._from(at), end=at, attempt=self.attempt))
+            self._cancel(self.started, at, attempt=self.attempt)
         self.close(at)
-        self.since, self.started, self.attempt = at, at, attempt
+        self.since = at.latest
+        if not is_same:
+            self.started, self.attempt, self.is_void = at.latest, attempt, False
 
-    def close(self, at: int) -> None:
+    def close(self, at: _Bounds) -> None:
         if self.since is not None:
-            self.running.append(
-                _Span(start=self.since, end=max(self.since, at), attempt=self.attempt)
-            )
+            end = max(self.since, at.earliest)
+            self.running.append(_Span(start=self.since, end=end, attempt=self.attempt))
         if self.paused_since is not None:
-            end = max(self.paused_since, at)
+            end = max(self.paused_since, at.latest)
             self.paused.append(_Span(start=self.paused_since, end=end, label=self.pause_reason))
         self.since = self.paused_since = None
 
-    def _cancel(self, fact: Fact, at: int) -> None:
-        begin = self._from(at) if fact.void_from is None else _micros(fact.void_from)
-        if begin < at:
-            self.void.append(_Span(start=begin, end=at, attempt=self.attempt or fact.attempt))
+    def _kept(self, fact: Fact, at: _Bounds) -> int | None:
+        """Until when a lost attempt counts; None for a void of nothing."""
+        kept = None if fact.void_from is None else _micros(fact.void_from)
+        # A checkpoint later than the loss is a contradiction: then none of the attempt counts.
+        return self.started if kept is None or kept > at.earliest else kept
 
-    def _from(self, at: int) -> int:
-        return at if self.started is None else self.started
+    def _cancel(self, begin: int | None, at: _Bounds, *, attempt: int) -> None:
+        """Takes back the spans since a moment; all of them end at `at.earliest` or before."""
+        self.is_void = True
+        if begin is not None and begin < at.earliest:
+            self.void.append(_Span(start=begin, end=at.earliest, attempt=attempt))
 
 
 def timeline(facts: Iterable[Fact], *, now: datetime | None = None) -> Timeline:
@@ -202,13 +232,14 @@ def timeline(facts: Iterable[Fact], *, now: datetime | None = None) -> Timeline:
     if not ordered:
         return Timeline(intervals=(), wall_micros=0, active_micros=0, billable_micros=0)
     tape = _ClockTape(running=[], void=[], paused=[])
-    for fact in ordered:
-        tape.play(fact)
+    moves = [fact for fact in ordered if fact.clock is not None or fact.outcome is not None]
+    for fact, at in zip(moves, _bounds(moves), strict=True):
+        tape.play(fact, at)
     start = _micros(ordered[0].event_time)
     ended = ordered[-1].outcome is not None
     newest = max(_micros(fact.event_time) for fact in ordered)
     end = newest if ended or now is None else max(newest, _micros(now))
-    tape.close(end)
+    tape.close(_Bounds(latest=end, earliest=end))
     pieces = _cut(ordered, tape, _Span(start=start, end=end))
     return Timeline(
         intervals=_merge(pieces, open_end=not ended),
@@ -226,6 +257,14 @@ def outcome_of(facts: Iterable[Fact]) -> tuple[Outcome, datetime] | None:
     first = min(ended, key=lambda fact: fact.sequence)
     assert first.outcome is not None
     return first.outcome, first.event_time
+
+
+def _bounds(facts: Sequence[Fact]) -> list[_Bounds]:
+    """What each fact's time is at the latest and at the earliest, given all that were told."""
+    told = [_micros(fact.event_time) for fact in facts]
+    earliest = [*accumulate(reversed(told), min)][::-1]
+    pairs = zip(accumulate(told, max), earliest, strict=True)
+    return [_Bounds(latest=late, earliest=early) for late, early in pairs]
 
 
 def _cut(ordered: Sequence[Fact], tape: _ClockTape, life: _Span) -> list[Interval]:

@@ -18,6 +18,7 @@ from tests.integration.billing.test_ledger_rpc import (
 from tests.support.run_events import RunStory
 from tunesmith.api.billing.v1 import billing_pb2, billing_service_pb2
 from tunesmith.api.event.v1 import event_pb2
+from tunesmith.api.fault.v1 import fault_pb2
 from tunesmith.api.run.v1 import run_pb2
 
 pytestmark = pytest.mark.integration
@@ -77,6 +78,25 @@ async def test_waiting_is_free(desk: Desk) -> None:
     assert (await account(desk)).available.amount_micros == 100_000_000
 
 
+async def test_a_lost_attempt_is_free_when_the_clock_stepped_back_within_it(desk: Desk) -> None:
+    """A6: the ledger, the receipt and the verification read the same events, and charge none."""
+    story = await prepared(desk)
+    story.at(0).submitted().at(600).moves(
+        run_pb2.RUN_STATE_TRAINING, fault_pb2.STAGE_TRAINING, attempt=1
+    )
+    story.clock(event_pb2.CLOCK_CHANGE_STARTED).at(60).clock(event_pb2.CLOCK_CHANGE_PAUSED)
+    story.clock(event_pb2.CLOCK_CHANGE_RESUMED).at(600).clock(event_pb2.CLOCK_CHANGE_VOIDED)
+    story.at(700).ends(run_pb2.RUN_STATE_CANCELLED)
+    await desk.handle(story.events)
+    assert (await bill(desk))["ENTRY_KIND_CAPTURE"] == (0, 0)
+    assert (await receipt(desk)).billable_millis == 0
+    desk.log.events = story.events
+    verdict = await desk.user.VerifyRun(billing_service_pb2.VerifyRunRequest(run=RUN))
+    assert verdict.consistent
+    assert verdict.recomputed.billable_millis == 0
+    await desk.check_books()
+
+
 async def test_a_cancelled_run_pays_used_minutes_and_has_no_refund(desk: Desk) -> None:
     """000-06, 001-31: cancel at 2 min 59 s -> 2 minutes, no refund row."""
     story = await prepared(desk)
@@ -87,7 +107,7 @@ async def test_a_cancelled_run_pays_used_minutes_and_has_no_refund(desk: Desk) -
     assert "ENTRY_KIND_REFUND" not in kinds
 
 
-async def test_a_failed_verified_run_is_charged_and_refunded_within_the_same_moment(
+async def test_a_failed_verdict_run_is_charged_and_refunded_within_the_same_moment(
     desk: Desk,
 ) -> None:
     """A2, 000-02, 000-03, 000-10: two visible entries, balance restored, exactly once."""
@@ -102,7 +122,7 @@ async def test_a_failed_verified_run_is_charged_and_refunded_within_the_same_mom
     await desk.check_books()
 
 
-async def test_a_failed_unverified_run_stays_charged_with_the_reason_recorded(desk: Desk) -> None:
+async def test_a_failed_unverdict_run_stays_charged_with_the_reason_recorded(desk: Desk) -> None:
     """000-04."""
     story = await prepared(desk)
     story.trains(600).ends(run_pb2.RUN_STATE_FAILED, code="RUNTIME_GPU_OOM", refundable=False)

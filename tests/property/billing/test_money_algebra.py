@@ -1,17 +1,22 @@
 """Laws of money that hold for every history of a run, also for impossible ones."""
 
 import random
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
+from itertools import accumulate
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from billing.domain.ledger import EntryKind, apply, grant
 from billing.domain.settlement import bill_of, hold_transfer, is_refunded, settle
 from billing.domain.timeline import Clock, Ending, Fact, Outcome, Phase, outcome_of, timeline
-from tests.support.money import START, a_hold
+from tests.support.money import COMPLETED, START, a_hold
 
-SECONDS = st.floats(min_value=-100, max_value=20_000, allow_nan=False)
+# Few whole seconds, so that times are often equal and clocks often step back, and any others.
+SECONDS = st.integers(min_value=-3, max_value=12).map(float) | st.floats(
+    min_value=-100, max_value=20_000, allow_nan=False
+)
 OUTCOMES = st.builds(
     Outcome,
     ending=st.sampled_from(Ending),
@@ -121,22 +126,134 @@ def test_replayed_reordered_and_doubled_events_give_the_same_bill(
     assert bills[0] == bills[1]
 
 
-@given(facts=histories(), extra=SECONDS)
-def test_voiding_never_makes_a_run_dearer(facts: list[Fact], extra: float) -> None:
-    """A6."""
-    *body, end = facts
-    void = Fact(
-        sequence=end.sequence,
-        event_time=START + timedelta(seconds=extra),
-        attempt=1,
+def told(*moves: tuple[float, Clock | None, int]) -> list[Fact]:
+    """A history from (second, move, attempt); the last one is the end."""
+    story = [
+        Fact(
+            sequence=number,
+            event_time=START + timedelta(seconds=second),
+            attempt=attempt,
+            phase=Phase.TRAINING,
+            clock=clock,
+        )
+        for number, (second, clock, attempt) in enumerate(moves, start=1)
+    ]
+    return [*story[:-1], replace(story[-1], phase=Phase.DONE, outcome=COMPLETED)]
+
+
+def inserted(facts: list[Fact], fact: Fact, *, at: int) -> list[Fact]:
+    """The history with one more event at a place, numbered anew."""
+    longer = [*facts[:at], fact, *facts[at:]]
+    return [replace(each, sequence=number) for number, each in enumerate(longer, start=1)]
+
+
+def a_void(second: float, *, attempt: int = 1, void_from: float | None = None) -> Fact:
+    return Fact(
+        sequence=0,
+        event_time=START + timedelta(seconds=second),
+        attempt=attempt,
         phase=Phase.RETRYING,
         clock=Clock.VOIDED,
+        void_from=None if void_from is None else START + timedelta(seconds=void_from),
     )
-    later = Fact(
-        sequence=end.sequence + 1,
-        event_time=end.event_time,
-        attempt=1,
-        phase=Phase.DONE,
-        outcome=end.outcome,
-    )
-    assert timeline([*body, void, later]).billable_micros <= timeline(facts).billable_micros
+
+
+BEGIN, PAUSE, RESUME, STOP = Clock.STARTED, Clock.PAUSED, Clock.RESUMED, Clock.STOPPED
+# The clock steps back before the attempt's start, and behind the end of what was charged.
+BEFORE_ITS_START = told((0, None, 0), (1, BEGIN, 1), (0, PAUSE, 1), (0, RESUME, 1), (0, None, 1))
+BEHIND_A_PAUSE = told((0, None, 0), (0, BEGIN, 1), (100, PAUSE, 1), (100, None, 1))
+# The end is told at a time before the loss.
+ENDS_EARLIER = told((0, None, 0), (0, BEGIN, 1), (10, None, 1))
+# A start is repeated while its attempt is in a pause.
+STARTED_TWICE = told(
+    (0, None, 0), (0, BEGIN, 1), (5, PAUSE, 1), (6, BEGIN, 1), (8, STOP, 1), (9, None, 1)
+)
+# The clock steps back between two pauses, so that training seems to go on in the first of them.
+RESUMES_EARLIER = told(
+    (0, None, 0), (0, BEGIN, 1), (10, PAUSE, 1), (20, RESUME, 1), (30, PAUSE, 1), (12, RESUME, 1),
+    (40, STOP, 1), (50, None, 1)
+)  # fmt: skip
+
+
+@given(facts=histories(), second=SECONDS, void_from=st.none() | SECONDS)
+@example(facts=BEFORE_ITS_START, second=1, void_from=None)
+@example(facts=BEHIND_A_PAUSE, second=50, void_from=None)
+@example(facts=BEHIND_A_PAUSE, second=50, void_from=60)
+@example(facts=ENDS_EARLIER, second=1000, void_from=None)
+@example(facts=ENDS_EARLIER, second=1000, void_from=900)
+@example(facts=ENDS_EARLIER, second=1000, void_from=2000)
+def test_voiding_never_makes_a_run_dearer(
+    facts: list[Fact], second: float, void_from: float | None
+) -> None:
+    """A6: the attempt is lost at the end, with and without a checkpoint."""
+    lost = inserted(facts, a_void(second, void_from=void_from), at=len(facts) - 1)
+    assert timeline(lost).billable_micros <= timeline(facts).billable_micros
+
+
+@given(facts=histories(), second=SECONDS, attempt=st.integers(0, 3), place=st.integers(0, 12))
+@example(facts=BEFORE_ITS_START, second=1, attempt=1, place=3)
+@example(facts=RESUMES_EARLIER, second=5, attempt=1, place=2)
+def test_a_loss_at_any_moment_never_makes_a_run_dearer(
+    facts: list[Fact], second: float, attempt: int, place: int
+) -> None:
+    """A6: also where more attempts follow. A run's first event stays its first."""
+    place = 1 + place % (len(facts) - 1)
+    lost = inserted(facts, a_void(second, attempt=attempt), at=place)
+    assert timeline(lost).billable_micros <= timeline(facts).billable_micros
+
+
+@given(facts=histories(), second=SECONDS, void_from=st.none() | SECONDS)
+@example(facts=BEFORE_ITS_START, second=1, void_from=None)
+@example(facts=BEHIND_A_PAUSE, second=50, void_from=None)
+@example(facts=STARTED_TWICE, second=9, void_from=None)
+@example(facts=ENDS_EARLIER, second=8, void_from=9)
+def test_a_lost_attempt_costs_nothing_without_a_checkpoint_of_before_its_loss(
+    facts: list[Fact], second: float, void_from: float | None
+) -> None:
+    """A6: whatever the only attempt went through, and whatever its clock did meanwhile."""
+    is_kept = void_from is not None and void_from <= second
+    once = [
+        replace(each, attempt=1, clock=None if each.clock is Clock.VOIDED else each.clock)
+        for each in facts
+    ]
+    void = a_void(second, void_from=None if is_kept else void_from)
+    assert timeline(inserted(once, void, at=len(once) - 1)).billable_micros == 0
+
+
+@given(facts=histories())
+@example(facts=told((0, None, 0), (0, BEGIN, 1), (5, PAUSE, 1), (9, BEGIN, 2), (9, None, 2)))
+@example(facts=told((0, None, 0), (5, BEGIN, 1), (2, PAUSE, 1), (3, RESUME, 1), (9, BEGIN, 2),
+                    (9, None, 2)))  # fmt: skip
+def test_an_attempt_that_another_one_takes_over_from_costs_nothing(facts: list[Fact]) -> None:
+    """A6: an attempt that neither stopped nor was void has its time taken back."""
+    *body, end = facts
+    once = [replace(each, attempt=1) for each in body if each.clock not in (STOP, Clock.VOIDED)]
+    over = replace(end, attempt=2, clock=BEGIN, outcome=None)
+    last = replace(end, sequence=end.sequence + 1)
+    assert timeline([*once, over, last]).billable_micros == 0
+
+
+@given(facts=histories())
+def test_a_clock_that_steps_back_never_charges(facts: list[Fact]) -> None:
+    """The bill is at most that of a clock that stood still instead, before or after the step."""
+    moves = [each for each in facts if each.clock is not None or each.outcome is not None]
+    times = [each.event_time for each in moves]
+    stood = [*accumulate(times, max)]
+    stands = [*accumulate(reversed(times), min)][::-1]
+    for steady in (stood, stands):
+        assert timeline(moves).billable_micros <= timeline(at_times(moves, steady)).billable_micros
+
+
+def at_times(facts: list[Fact], times: list[datetime]) -> list[Fact]:
+    pairs = zip(facts, times, strict=True)
+    return [replace(fact, event_time=time) for fact, time in pairs]
+
+
+@given(facts=histories())
+@example(facts=RESUMES_EARLIER)
+def test_what_is_charged_is_neither_called_a_pause_nor_lost(facts: list[Fact]) -> None:
+    """The receipt of a run names for each interval why it is or is not charged."""
+    named = [replace(each, reason="cooling") for each in facts]
+    for interval in timeline(named).intervals:
+        if interval.billable:
+            assert interval.reason in set(Phase)
