@@ -16,10 +16,14 @@ setup: ## Virtual environment, packages, llama.cpp, Postgres, nats-server; insta
 demo: setup ## One run, end to end: dataset to a GGUF that answers, with its bill
 	@$(VENV)/python -m tests.demo $(ARGS)
 
+# Both parts run, so that one failure does not hide another; an interrupt ends the whole.
 test: setup ## Every test that needs no GPU: unit first, then those that start servers
-	$(VENV)/python -m pytest $(ON_EVERY_CORE)
+	@trap 'exit 130' INT; units=passed; servers=passed; \
+	$(VENV)/python -m pytest $(ON_EVERY_CORE) || units=FAILED; \
 	$(VENV)/python -m pytest --numprocesses 2 --dist loadfile --timeout 900 \
-	  -m "not gpu and (integration or e2e or chaos or slow)"
+	  -m "not gpu and (integration or e2e or chaos or slow)" || servers=FAILED; \
+	printf 'Unit tests:   %s\nServer tests: %s\n' "$$units" "$$servers"; \
+	test "$$units $$servers" = "passed passed"
 
 unit: setup ## The tests that need no server, GPU or network
 	$(VENV)/python -m pytest $(ON_EVERY_CORE)
