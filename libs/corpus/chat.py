@@ -99,16 +99,34 @@ class ChatTemplate:
         Raises:
             Fault: MODEL_CHAT_TEMPLATE_INVALID when the template fails or refuses the conversation.
         """
+        return self.render_turns(
+            [{"role": message.role.value, "content": message.content} for message in messages],
+            add_generation_prompt=add_generation_prompt,
+        )
+
+    def render_turns(
+        self,
+        turns: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool = False,
+    ) -> str:
+        """The same of turns that carry more than a role and a text.
+
+        Args:
+            turns: messages as `apply_chat_template` of transformers takes them, with `tool_calls`,
+                `reasoning_content` and others as the template reads them.
+            tools: definitions of the tools that the model may call.
+        Raises:
+            Fault: MODEL_CHAT_TEMPLATE_INVALID when the template fails or refuses the conversation.
+        """
         try:
             return self.program.render(
                 {
                     **self.tokens,
-                    "messages": [
-                        {"role": message.role.value, "content": message.content}
-                        for message in messages
-                    ],
+                    "messages": [dict(turn) for turn in turns],
                     "add_generation_prompt": add_generation_prompt,
-                    "tools": None,
+                    "tools": [dict(tool) for tool in tools] or None,
                     "documents": None,
                 }
             )

@@ -119,3 +119,25 @@ def test_ordinary_templates_render(source: str, variables: dict[str, Any], expec
 def test_what_is_hidden_prints_as_nothing(source: str, expected: str) -> None:
     """Attack 4"""
     assert compile_template(source).render({}) == expected
+
+
+def test_turns_with_tools_and_thoughts_are_rendered_in_the_same_jail() -> None:
+    turns: list[dict[str, Any]] = [
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]},
+        {"role": "tool", "content": "1"},
+        {"role": "assistant", "content": "One.", "reasoning_content": "Easy."},
+    ]
+    source = (
+        "{% for t in tools or [] %}[{{ t | tojson }}]{% endfor %}{% for m in messages %}"
+        "<{{ m.role }}>{{ m.reasoning_content }}{% for c in m.tool_calls or [] %}"
+        "{{ c.function.name }}(){% endfor %}{{ m.content }}{% endfor %}"
+    )
+    template = ChatTemplate.compile(source)
+    said = "<assistant>f()<tool>1<assistant>Easy.One."
+    assert template.render_turns(turns) == said
+    assert template.render_turns(turns, tools=[{"name": "f"}]) == '[{"name": "f"}]' + said
+    for attack in ("{{ messages[0].tool_calls.clear() }}", "{{ tools.append(1) }}"):
+        with pytest.raises(Fault) as caught:
+            ChatTemplate.compile(attack).render_turns(turns, tools=[{"name": "f"}])
+        assert caught.value.code is FaultCode.MODEL_CHAT_TEMPLATE_INVALID
+    assert turns[0]["tool_calls"]
