@@ -28,6 +28,10 @@ MODELFILE: Final = "Modelfile"
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 ADAPTER_FILE: Final = "adapter.gguf"
+# Longest name of a model that Ollama takes.
+NAME_CHARACTERS_MAX: Final = 80
+# So much of a run's id tells models of one base apart.
+RUN_CHARACTERS: Final = 8
 
 # Called before a file is read or sent with what is done, its name and its size; what it returns
 # hears of the bytes.
@@ -45,9 +49,12 @@ class Registered:
 
 def default_name(base_model: str, run: str) -> str:
     """The name that the bundle's install script gives the model, too."""
+    suffix = re.sub(r"[^a-z0-9]+", "-", run.rsplit("/", 1)[-1].lower())
+    suffix = suffix.strip("-")[-RUN_CHARACTERS:].strip("-")
+    room = NAME_CHARACTERS_MAX - len(suffix) - 1
     base = re.sub(r"[^a-z0-9.]+", "-", base_model.rsplit("/", 1)[-1].lower()).strip("-.")
-    own = re.sub(r"[^a-z0-9]+", "-", run.rsplit("/", 1)[-1].lower()).strip("-")
-    return "-".join(part for part in (base or "model", own[-8:]) if part)
+    base = base[:room].rstrip("-.") or "model"
+    return "-".join(part for part in (base, suffix) if part)
 
 
 def register_bundle(

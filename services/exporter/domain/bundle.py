@@ -1,5 +1,6 @@
 """The texts of a GGUF bundle: Modelfile, install scripts and README."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,6 +19,14 @@ MAX_DEFAULT_CONTEXT: Final = 8192
 
 # Far beyond any sampling setting that does something.
 LARGEST_SETTING: Final = 1e9
+
+# Longest name of a model that Ollama takes.
+# Source: types/model/name.go of Ollama.
+NAME_CHARACTERS_MAX: Final = 80
+# So much of a run's id tells models of one base apart.
+_RUN_CHARACTERS: Final = 8
+# Neither a shell nor a batch file nor Markdown finds anything to do in such a name.
+_OLLAMA_NAME: Final = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 # Names of sampling settings in generation_config.json and in a Modelfile.
 _SAMPLING: Final = (
@@ -46,6 +55,21 @@ class BundleFacts:
     context_tokens: int
     generation: Mapping[str, Any]
     figures: Figures | None
+
+    def __post_init__(self) -> None:
+        # It stands unquoted in scripts.
+        assert _OLLAMA_NAME.fullmatch(self.ollama_name)
+        assert len(self.ollama_name) <= NAME_CHARACTERS_MAX
+
+
+def ollama_name(base_model: str, run: str) -> str:
+    """A name that Ollama takes, by base and run; `tunesmith pull --ollama` makes the same."""
+    suffix = re.sub(r"[^a-z0-9]+", "-", run.rsplit("/", 1)[-1].lower())
+    suffix = suffix.strip("-")[-_RUN_CHARACTERS:].strip("-")
+    room = NAME_CHARACTERS_MAX - len(suffix) - 1
+    base = re.sub(r"[^a-z0-9.]+", "-", base_model.rsplit("/", 1)[-1].lower()).strip("-.")
+    base = base[:room].rstrip("-.") or "model"
+    return "-".join(part for part in (base, suffix) if part)
 
 
 def modelfile(facts: BundleFacts) -> str:
@@ -146,8 +170,8 @@ A fine-tuned model, merged into one file and quantised as {facts.quantization}.
 
 | | |
 |---|---|
-| Base model | `{facts.base_model}` |
-| Run | `{facts.run}` |
+| Base model | {code_cell(facts.base_model)} |
+| Run | {code_cell(facts.run)} |
 | Quantisation | {facts.quantization} |
 
 ## Run it
@@ -164,6 +188,20 @@ A fine-tuned model, merged into one file and quantised as {facts.quantization}.
 
 `export_proof.json` holds the same in figures, with the SHA-256 of `model.gguf`.
 """
+
+
+def code_cell(text: str) -> str:
+    """Any text as code in one cell of a Markdown table.
+
+    Source: GitHub Flavored Markdown, tables (a pipe is escaped also in code) and code spans (a
+    fence longer than each run of backticks inside).
+    """
+    shown = "".join(character if character.isprintable() else "\ufffd" for character in text)
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
+    if not shown.strip():
+        return "–"
+    blank = " " if shown.startswith("`") or shown.endswith("`") else ""
+    return f"{fence}{blank}{shown}{blank}{fence}".replace("|", "\\|")
 
 
 def _proof_text(figures: Figures | None) -> str:

@@ -1,7 +1,6 @@
 """One export from end to end: base, merge, quantise, prove, bundle. Runs in the working child."""
 
 import json
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -289,7 +288,7 @@ def _facts(
     figures: Figures | None,
 ) -> BundleFacts:
     return BundleFacts(
-        ollama_name=_ollama_name(job),
+        ollama_name=bundle.ollama_name(job.base_model, job.run),
         base_model=job.base_model,
         run=job.run,
         quantization=mix,
@@ -404,10 +403,3 @@ def _title(job: Export) -> str:
     return (
         f"{job.base_model.rsplit('/', 1)[-1]} tuned by {job.run.rsplit('/', 1)[-1] or 'tunesmith'}"
     )
-
-
-def _ollama_name(job: Export) -> str:
-    """A name that Ollama takes: lower case, digits, dots and dashes."""
-    base = re.sub(r"[^a-z0-9.]+", "-", job.base_model.rsplit("/", 1)[-1].lower()).strip("-.")
-    run = re.sub(r"[^a-z0-9]+", "-", job.run.rsplit("/", 1)[-1].lower()).strip("-")
-    return "-".join(part for part in (base or "model", run[-8:]) if part)

@@ -1,11 +1,14 @@
 """The texts of a bundle say what runtimes need, and nothing that a shell could stumble over."""
 
+import re
 import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from exporter.domain import bundle
 from exporter.domain.bundle import BundleFacts
@@ -63,6 +66,50 @@ def test_without_a_template_the_readme_says_what_to_use() -> None:
     facts = replace(FACTS, template=None)
     assert "TEMPLATE" not in bundle.modelfile(facts)
     assert "--jinja" in bundle.readme(facts)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Qwen/Qwen3-8B", "`Qwen/Qwen3-8B`"),
+        ("a|b", r"`a\|b`"),
+        ("a\\|b", r"`a\\|b`"),
+        ("a`b", "``a`b``"),
+        ("``", "``` `` ```"),
+        ("a\nb\r\n|c", "`a\ufffdb\ufffd\ufffd\\|c`"),
+        ("\x1b[31m\u202egnp", "`\ufffd[31m\ufffdgnp`"),
+        ("", "–"),
+        (" ", "–"),
+        ("<img src=x>", "`<img src=x>`"),
+    ],
+)
+def test_any_name_stays_in_its_cell(text: str, shown: str) -> None:
+    assert bundle.code_cell(text) == shown
+
+
+NAMES = st.text(st.sampled_from("ab/.-_|`\\\n\r\t\"'$()%&;<>!^ é\x00\x1b\u2028"), max_size=120)
+
+
+@given(base=NAMES, run=NAMES)
+def test_no_name_breaks_out_of_the_texts(base: str, run: str) -> None:
+    """Whatever a model or a run is called, scripts and Modelfile see letters, digits, `-`, `.`."""
+    name = bundle.ollama_name(base, run)
+    assert re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,79}", name)
+    assert not name.endswith(("-", "."))
+    facts = replace(FACTS, ollama_name=name, base_model=base, run=run)
+    plain = replace(FACTS, ollama_name="a-name")
+    for made in (bundle.install_sh, bundle.install_bat, bundle.modelfile):
+        assert made(facts) == made(plain).replace("a-name", name)
+    rows = bundle.readme(facts).splitlines()
+    assert len(rows) == len(bundle.readme(plain).splitlines())
+    for row in (row for row in rows if row.startswith("| ")):
+        assert len(re.findall(r"(?<!\\)\|", row)) == 3
+
+
+def test_a_name_that_a_shell_would_read_is_a_mistake() -> None:
+    for name in ("a b", "$(id)", "A", "", "-x", "a\n", "a" * 81):
+        with pytest.raises(AssertionError):
+            replace(FACTS, ollama_name=name)
 
 
 def test_the_readme_shows_the_proof() -> None:

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from exporter.engine.export import _ollama_name
-from exporter.pipe import Export
+from exporter.domain.bundle import ollama_name
 from tests.support.ollama_server import Ollama, an_ollama
 from tests.support.platform_double import Script, a_file, a_platform
 from tests.support.ports import free_port
@@ -228,17 +227,30 @@ def test_names_are_data(name: str) -> None:
         checked_name(name)
 
 
-def test_the_default_name_is_the_install_scripts() -> None:
-    for base, run in (
-        ("tunesmith/anvil-3m", "projects/p/runs/019a-Bc"),
-        ("Qwen/Qwen2.5-0.5B-Instruct", "projects/p/runs/run_0123456789abcdef"),
-        ("///", "projects/p/runs/x"),
-    ):
-        job = Export(
-            adapter="", checkpoint="", base_key="", base_model=base, run=run,
-            quantization="", target="",
-        )  # fmt: skip
-        assert checked_name(default_name(base, run)) == _ollama_name(job)
+@pytest.mark.parametrize(
+    ("base", "run", "name"),
+    [
+        ("tunesmith/anvil-3m", "projects/p/runs/019a-Bc", "anvil-3m-019a-bc"),
+        (
+            "Qwen/Qwen2.5-0.5B-Instruct",
+            "projects/p/runs/run_0123456789abcdef",
+            "qwen2.5-0.5b-instruct-89abcdef",
+        ),
+        ("///", "projects/p/runs/x", "model-x"),
+        ("o/m", "projects/p/runs/a-1234567", "m-1234567"),
+        ("o/m", "", "m"),
+        # The longest name that the hub allows; Ollama takes 80 characters.
+        ("o/" + "n" * 96, "projects/p/runs/0123456789abcdef", "n" * 71 + "-89abcdef"),
+        (
+            "o/" + "n" * 70 + "." + "m" * 25,
+            "projects/p/runs/0123456789abcdef",
+            "n" * 70 + "-89abcdef",
+        ),
+        ("o/" + "n" * 96, "", "n" * 79),
+    ],
+)
+def test_the_default_name_is_the_install_scripts(base: str, run: str, name: str) -> None:
+    assert checked_name(default_name(base, run)) == ollama_name(base, run) == name
 
 
 @pytest.mark.parametrize(
