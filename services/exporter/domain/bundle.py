@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from exporter.domain.gates import Figures
 from exporter.domain.quantization import Quantization
+from exporter.domain.template_probes import GROUPS, PLAIN, Outcome
 
 # Order of the files in the archive (001-37).
 ENTRIES: Final = (
@@ -43,7 +44,8 @@ class BundleFacts:
     """What the texts tell about a model.
 
     `ollama_name` is the name that the install scripts give the model. `template` is None when no
-    TEMPLATE prints what the chat template prints.
+    TEMPLATE prints what the chat template prints. `outcomes` says what was compared, by key of a
+    group of probes.
     """
 
     ollama_name: str
@@ -51,6 +53,7 @@ class BundleFacts:
     run: str
     quantization: Quantization
     template: str | None
+    outcomes: Mapping[str, Outcome]
     stops: Sequence[str]
     context_tokens: int
     generation: Mapping[str, Any]
@@ -156,14 +159,6 @@ echo Done. Try it: ollama run %name%
 
 def readme(facts: BundleFacts) -> str:
     """The README of the bundle."""
-    template = "The chat template of the training is inside `model.gguf`"
-    if facts.template is not None:
-        template += "; the `Modelfile` carries the same."
-    else:
-        template += (
-            ". It does more than a Modelfile can say, so the Modelfile carries none: prefer a "
-            "runtime that reads the template from the GGUF, such as llama.cpp with `--jinja`."
-        )
     return f"""# {facts.ollama_name}
 
 A fine-tuned model, merged into one file and quantised as {facts.quantization}.
@@ -180,7 +175,9 @@ A fine-tuned model, merged into one file and quantised as {facts.quantization}.
   `ollama run {facts.ollama_name}`.
 - llama.cpp: `llama-cli -m model.gguf` or `llama-server -m model.gguf`.
 
-{template}
+## Chat template
+
+{_template_text(facts)}
 
 ## Proof
 
@@ -202,6 +199,47 @@ def code_cell(text: str) -> str:
         return "–"
     blank = " " if shown.startswith("`") or shown.endswith("`") else ""
     return f"{fence}{blank}{shown}{blank}{fence}".replace("|", "\\|")
+
+
+def _template_text(facts: BundleFacts) -> str:
+    """What the TEMPLATE carries of the chat template, by what was compared."""
+    inside = "The chat template of the training is inside `model.gguf`."
+    if facts.template is None:
+        return f"""{inside} The `Modelfile` holds
+no TEMPLATE, since none was found that prints the same for:
+
+{_listed(facts, Outcome.DIFFERENT, required_only=True) or f"- {PLAIN.words}"}
+
+Ollama then uses the chat template inside `model.gguf`. Where an old version of Ollama cannot read
+it, update Ollama, or use a runtime that reads it, such as llama.cpp with `--jinja`."""
+    text = f"""{inside} The TEMPLATE of the
+`Modelfile` was compared with it and carries the same for:
+
+{_listed(facts, Outcome.EQUAL)}"""
+    if different := _listed(facts, Outcome.DIFFERENT):
+        text += f"""
+
+It does not carry:
+
+{different}
+
+For these use a runtime that reads the chat template from the GGUF, such as llama.cpp with
+`--jinja`, or a current Ollama that was started with `OLLAMA_GO_TEMPLATE=0`."""
+    if not_probed := _listed(facts, Outcome.NOT_PROBED):
+        text += f"""
+
+Not compared, because the chat template itself refuses it or leaves it out:
+
+{not_probed}"""
+    return text
+
+
+def _listed(facts: BundleFacts, outcome: Outcome, *, required_only: bool = False) -> str:
+    return "\n".join(
+        f"- {group.words}"
+        for group in GROUPS
+        if facts.outcomes.get(group.key) is outcome and (group.is_required or not required_only)
+    )
 
 
 def _proof_text(figures: Figures | None) -> str:

@@ -293,6 +293,7 @@ def _facts(
         run=job.run,
         quantization=mix,
         template=trained.go,
+        outcomes=trained.outcomes,
         stops=trained.stops,
         context_tokens=header.number(f"{header.text('general.architecture')}.context_length"),
         generation=base.settings("generation_config.json"),
@@ -328,6 +329,7 @@ def _report(
         "texts_with_equal_tokens": evidence.template.texts_equal,
         "texts_with_other_tokens": evidence.template.texts_different,
         "modelfile_template": facts.template is not None,
+        "modelfile_template_probes": {key: str(found) for key, found in facts.outcomes.items()},
         "answer_ends_by_itself": evidence.ends_by_itself,
         "versions": {
             "llama.cpp": engine.llama_version,

@@ -2,7 +2,7 @@
 
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +11,6 @@ from typing import Final
 from tokenizers import Tokenizer
 
 from corpus import chat
-from corpus.samples import Message as ChatMessage
-from corpus.samples import Role
 from exporter.domain import go_template, template_synthesis
 from exporter.domain.bundle import quoted, stop_words
 from exporter.domain.gguf_format import (
@@ -22,7 +20,14 @@ from exporter.domain.gguf_format import (
     encode_header,
     string_value,
 )
-from exporter.domain.template_synthesis import Message
+from exporter.domain.template_probes import (
+    Conversation,
+    Outcome,
+    chat_turns,
+    ollama_data,
+    rendered_groups,
+    said,
+)
 from exporter.engine.llama_model import LlamaModel
 from exporter.engine.proof import Segment
 from exporter.engine.weights import GgufFile
@@ -52,18 +57,24 @@ _CORNER_TEXTS: Final = (
 class TrainedTemplate:
     """The template that the adapter was trained with, and how it looks to Ollama.
 
-    `go` is None when no TEMPLATE prints the same. `forbids_begin` says that the training saw no
-    begin token, although runtimes of the base would put one before every prompt.
+    `go` is None when no TEMPLATE prints the same; `outcomes` says of what, by key of a group of
+    probes. `forbids_begin` says that the training saw no begin token, although runtimes of the base
+    would put one before every prompt.
     """
 
     template: chat.ChatTemplate
     tokenizer: Tokenizer
     go: str | None
+    outcomes: Mapping[str, Outcome]
     stops: Sequence[str]
     forbids_begin: bool
 
-    def render(self, messages: Sequence[Message], add_prompt: bool) -> str:
-        return _render(self.template, messages, add_prompt)
+    def render(self, conversation: Conversation, add_prompt: bool) -> str:
+        return _render(self.template, conversation, add_prompt)
+
+    def question(self, text: str) -> str:
+        """The prompt of a conversation that begins with this text."""
+        return self.render(said(("user", text)), True)
 
     def ids(self, text: str) -> list[int]:
         """Token ids as the training saw them."""
@@ -92,30 +103,24 @@ def read_template(adapter_folder: Path, base: Header) -> TrainedTemplate:
         )
     template = chat.load(adapter_folder)
     tokenizer = Tokenizer.from_file(str(tokenizer_path))
-    marks = template_synthesis.derive_marks(
-        lambda m, p: _render(template, m, p), end_token=template.eos_token or ""
-    )
     begin = begin_token(base)
-    forbids_begin = not _render(template, [("user", "x")], True).startswith(begin)
-    if forbids_begin:
-        begin = ""
-    source = template_synthesis.go_source(marks.without_begin(begin)) if marks else None
-    if source is not None and (
-        quoted(source, '"""') is None
-        or not template_synthesis.prints_the_same(
-            source, lambda m, p: _render(template, m, p), begin_token=begin
-        )
-    ):
-        source = None
+    forbids_begin = not _render(template, said(("user", "x")), True).startswith(begin)
+    found = template_synthesis.synthesise(
+        lambda conversation, add_prompt: _render(template, conversation, add_prompt),
+        begin_token="" if forbids_begin else begin,
+        end_token=template.eos_token or "",
+        is_sayable=lambda source: quoted(source, '"""') is not None,
+    )
     special = [
         token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special
     ]
     return TrainedTemplate(
         template=template,
         tokenizer=tokenizer,
-        go=source,
+        go=found.source,
+        outcomes=found.outcomes,
         stops=stop_words(
-            assistant_end=marks.assistant_end if marks else "",
+            assistant_end=found.assistant_end,
             special_tokens=special,
             end_tokens=[template.eos_token or ""],
         ),
@@ -202,18 +207,18 @@ def prove_template(
         raise Fault(FaultCode.EXPORT_TEMPLATE_MISMATCH, "The GGUF carries no chat template.")
     embedded = chat.ChatTemplate.compile(embedded_source, tokens=trained.template.tokens)
     equal = different = 0
-    for probe, text in template_synthesis.probes_of(trained.render):
+    for probe, text, is_carried in _proven_probes(trained, is_sentencepiece=is_sentencepiece):
         wanted = trained.ids(text)
         shown = model.tokenize(_render(embedded, probe, True))
         _require_equal(wanted, shown, "the template in the GGUF")
         equal += 1
-        if trained.go is not None:
-            printed = go_template.render(trained.go, template_synthesis.ollama_data(probe))
+        if trained.go is not None and is_carried:
+            printed = go_template.render(trained.go, ollama_data(probe))
             shown = model.tokenize(printed, add_special=True)
             _require_equal(wanted, shown, "the Modelfile's template")
             equal += 1
     for corner in _CORNER_TEXTS:
-        text = trained.render([("user", corner)], True)
+        text = trained.question(corner)
         wanted, shown = trained.ids(text), model.tokenize(text)
         # Conversions of sentencepiece vocabularies are known to differ over runs of spaces.
         if not is_sentencepiece:
@@ -259,17 +264,29 @@ def _ends_itself(model: LlamaModel, segment: Segment, segments: Sequence[Segment
     return False
 
 
-def _render(template: chat.ChatTemplate, messages: Sequence[Message], add_prompt: bool) -> str:
-    return template.render(
-        [ChatMessage(role=Role(role), content=text) for role, text in messages],
-        add_generation_prompt=add_prompt,
+def _proven_probes(
+    trained: TrainedTemplate, *, is_sentencepiece: bool
+) -> Iterator[tuple[Conversation, str, bool]]:
+    """Yields conversations with the text of the training, and whether the TEMPLATE carries them."""
+    for group, texts in rendered_groups(trained.render):
+        is_carried = trained.outcomes.get(group.key) is Outcome.EQUAL
+        if is_sentencepiece and group.has_outer_blanks:
+            continue
+        if group.is_required or is_carried:
+            for conversation, text in texts:
+                yield conversation, text, is_carried
+
+
+def _render(template: chat.ChatTemplate, conversation: Conversation, add_prompt: bool) -> str:
+    return template.render_turns(
+        chat_turns(conversation), tools=conversation.tools, add_generation_prompt=add_prompt
     )
 
 
 def _require_frame(trained: TrainedTemplate, segment: Segment) -> None:
     """The reference's prompt must be framed as the template frames a prompt."""
     word = "Sapphire question"
-    frame = trained.render([("user", word)], True)
+    frame = trained.question(word)
     head, found, tail = frame.partition(word)
     prompt: str = trained.tokenizer.decode(segment.prompt, skip_special_tokens=False)
     if (

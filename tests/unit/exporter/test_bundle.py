@@ -14,6 +14,7 @@ from exporter.domain import bundle
 from exporter.domain.bundle import BundleFacts
 from exporter.domain.gates import Closeness, Figures
 from exporter.domain.quantization import Quantization
+from exporter.domain.template_probes import GROUPS, Outcome
 
 FACTS = BundleFacts(
     ollama_name="anvil-3m-1a2b",
@@ -21,6 +22,7 @@ FACTS = BundleFacts(
     run="projects/local/runs/run-1a2b",
     quantization=Quantization.Q4_K_M,
     template="{{ .System }}",
+    outcomes=dict.fromkeys((group.key for group in GROUPS), Outcome.EQUAL),
     stops=("<|im_end|>", 'a"b'),
     context_tokens=32_768,
     generation={"temperature": 0.7, "top_k": 20, "repetition_penalty": 1.05, "do_sample": True},
@@ -62,10 +64,51 @@ def test_settings_that_are_no_numbers_are_left_out() -> None:
     assert bundle.sampling_lines(numbers) == []
 
 
-def test_without_a_template_the_readme_says_what_to_use() -> None:
-    facts = replace(FACTS, template=None)
+def with_outcomes(**outcomes: Outcome) -> BundleFacts:
+    return replace(FACTS, outcomes={**FACTS.outcomes, **outcomes})
+
+
+def test_without_a_template_the_readme_says_why_and_what_to_use() -> None:
+    facts = with_outcomes(
+        thoughts_in_history=Outcome.DIFFERENT, second_system_message=Outcome.DIFFERENT
+    )
+    facts = replace(facts, template=None)
     assert "TEMPLATE" not in bundle.modelfile(facts)
-    assert "--jinja" in bundle.readme(facts)
+    shown = bundle.readme(facts)
+    assert "no TEMPLATE, since none was found that prints the same for:" in shown
+    assert "- thoughts (`<think>`) inside earlier answers\n" in shown
+    assert "--jinja" in shown
+    # What no TEMPLATE has to carry is no reason, and nothing is said to be the same.
+    assert "second system" not in shown
+    assert "carries the same" not in shown
+
+
+def test_a_template_that_could_not_be_made_has_a_reason_too() -> None:
+    facts = replace(FACTS, template=None, outcomes={"plain_turns": Outcome.DIFFERENT})
+    assert "prints the same for:\n\n- plain turns\n" in bundle.readme(facts)
+
+
+def test_the_readme_says_what_the_template_carries_and_what_not() -> None:
+    facts = with_outcomes(
+        tool_definitions=Outcome.DIFFERENT,
+        tool_turns=Outcome.DIFFERENT,
+        late_system_message=Outcome.NOT_PROBED,
+    )
+    carried, _, rest = bundle.readme(facts).partition("It does not carry:")
+    lacking, _, untold = rest.partition("Not compared")
+    untold = untold.partition("## Proof")[0]
+    assert "carries the same for:\n\n- plain turns\n" in carried
+    assert "- definitions of tools\n- calls of tools and their results\n" in lacking
+    assert "- a system message after the first message\n" in untold
+    for group in GROUPS:
+        said = [group.words in part for part in (carried, lacking, untold)]
+        assert said.count(True) == 1
+
+
+def test_what_is_all_equal_leaves_nothing_to_name() -> None:
+    shown = bundle.readme(FACTS)
+    assert "It does not carry" not in shown
+    assert "Not compared" not in shown
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,11 @@ DATA = {
         ("{{ $x := 1 }}{{ range .Messages }}{{ $x := 2 }}{{ end }}{{ $x }}", "1"),
         ("{{ range $i, $_ := .Messages }}{{ len (slice $.Messages $i) }}{{ end }}", "321"),
         ("{{ (index .Messages 1).Content }}", "b"),
+        ('{{ if and .System (eq (index $.Messages 0).Role "user") }}u{{ end }}', "u"),
+        (
+            "{{ range $i, $_ := .Messages }}{{ if $i }}-{{ else if not $i }}0{{ end }}{{ end }}",
+            "0--",
+        ),
         ("{{ with .System }}{{ . }}{{ end }}", "S"),
         ("{{ range .Messages }}{{ .Content }}{{ break }}{{ end }}", "a"),
         ("{{ range $i, $_ := .Messages }}{{ if $i }}{{ continue }}{{ end }}{{ $i }}{{ end }}", "0"),

@@ -24,6 +24,7 @@ def facts(*, template: str | None, stops: tuple[str, ...]) -> BundleFacts:
         run="projects/p/runs/r",
         quantization=Quantization.Q4_K_M,
         template=template,
+        outcomes={},
         stops=stops,
         context_tokens=32_768,
         generation={"do_sample": True, "temperature": 0.1, "top_k": 20, "top_p": 0.123456789},
