@@ -38,6 +38,18 @@ ROWS: Mapping[FaultCode, FaultRow] = {
         meaning="There is no adapter to export; no conversion was started.",
         remedy="Choose a run whose adapter is stored.",
     ),
+    FaultCode.EXPORT_ADAPTER_UNSUPPORTED: _export(
+        owner=Owner.USER,
+        meaning="The adapter has a setting or a kind of tensor that the merge does not know.",
+        remedy="The adapter is stored and stays, and works with PEFT. Train again without the "
+        "setting that is named, or save the adapter as plain LoRA, and export that.",
+        variants={
+            "residual": "The adapter belongs to a base that its initialization has changed. Save "
+            "it again as plain LoRA: PEFT's `save_pretrained` with "
+            "`path_initial_model_for_weight_conversion`, where it has one for `{value}`. Otherwise "
+            "train again with `init_lora_weights` true.",
+        },
+    ),
     FaultCode.EXPORT_ADAPTER_UNTRAINED: _export(
         meaning="The adapter holds initial weights; it was never trained.",
         remedy="Train first; an adapter that equals its initial weights is not exported.",
