@@ -87,8 +87,8 @@ def export(
 
     Raises:
         BaseNeededError: the job names no files of its base, and there is no conversion of it.
-        Fault: EXPORT_ADAPTER_MISSING, EXPORT_ADAPTER_UNTRAINED, EXPORT_DISK_FULL,
-            EXPORT_NOOP_MERGE, EXPORT_WRONG_BASE, EXPORT_MERGE_MISMATCH,
+        Fault: EXPORT_ADAPTER_MISSING, EXPORT_ADAPTER_UNSUPPORTED, EXPORT_ADAPTER_UNTRAINED,
+            EXPORT_DISK_FULL, EXPORT_NOOP_MERGE, EXPORT_WRONG_BASE, EXPORT_MERGE_MISMATCH,
             EXPORT_QUANTIZATION_BROKEN, EXPORT_TEMPLATE_MISMATCH, EXPORT_TENSOR_UNMAPPED,
             EXPORT_VERIFY_MISMATCH, CONFIG_QUANTIZATION_UNKNOWN, MODEL_NOT_CONVERTIBLE,
             MODEL_WEIGHTS_INVALID.
@@ -224,7 +224,7 @@ class _Evidence:
 
 def _adapter(folder: Path, weights: SafetensorsFile) -> Adapter:
     shapes = {name: span.shape for name, span in weights.tensors.items()}
-    return read_adapter(read_json(folder / CONFIG_NAME), shapes)
+    return read_adapter(read_json(folder / CONFIG_NAME, unique_keys=True), shapes)
 
 
 def _write(

@@ -51,14 +51,14 @@ def merge_plan(
     for target, placement, change in planner.changes():
         if isinstance(change.by, LowRank):
             is_trained = is_trained or bool(np.any(change.by.b))
-        of_tensor = changes.setdefault(placement.tensor, {})
-        if placement.expert in of_tensor:
+        found = changes.setdefault(placement.tensor, {})
+        if found and (placement.expert is None or placement.expert in found or None in found):
             raise Fault(
                 FaultCode.MODEL_WEIGHTS_INVALID,
-                f"The adapter changes {target} twice.",
+                f"The adapter is damaged: it changes {target} twice.",
                 tensor=target,
             )
-        of_tensor[placement.expert] = change
+        found[placement.expert] = change
     if not is_trained:
         raise Fault(FaultCode.EXPORT_ADAPTER_UNTRAINED)
     infos = list(base.header.tensors)

@@ -194,9 +194,11 @@ def as_bits(array: NDArray[Any], element_type: str, wanted: TensorType) -> NDArr
             return floats.view(np.uint32)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, unique_keys: bool = False) -> dict[str, Any]:
     """Returns a JSON object of a model or adapter folder; an absent file is an empty object.
 
+    Args:
+        unique_keys: refuse a key that comes twice, of which one value would be lost in silence.
     Raises:
         Fault: MODEL_WEIGHTS_INVALID.
     """
@@ -205,15 +207,26 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise ValueError
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(
+            path.read_text(encoding="utf-8"), object_pairs_hook=_unique if unique_keys else None
+        )
     except (ValueError, RecursionError) as error:
         raise Fault(
-            FaultCode.MODEL_WEIGHTS_INVALID, f"{path.name} is not valid JSON.", file=path.name
+            FaultCode.MODEL_WEIGHTS_INVALID,
+            f"{path.name} is not valid JSON{' with unique keys' if unique_keys else ''}.",
+            file=path.name,
         ) from error
     if not isinstance(document, dict):
         raise Fault(
             FaultCode.MODEL_WEIGHTS_INVALID, f"{path.name} is not a JSON object.", file=path.name
         )
+    return document
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        raise ValueError("a key comes twice")
     return document
 
 

@@ -8,11 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig
 from safetensors.torch import load_file, save_file
 
+from exporter.domain.adapter import read_adapter
+from exporter.engine.base import prepare_base
 from exporter.engine.export import Engine
+from exporter.engine.merge_plan import merge_plan
+from exporter.engine.weights import GgufFile, SafetensorsFile
 from lexicon.faults import Fault, FaultCode
-from tests.integration.exporter.making import export_bundle
+from tests.integration.exporter.making import ANVIL, export_bundle, make_adapter
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -128,6 +133,123 @@ def test_a_damaged_adapter_ends_with_its_code(
         export_bundle(engine, adapter, target)
     assert caught.value.code is code
     assert not (target / "bundle.zip").exists()
+
+
+def settings(change: Callable[[str], str]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / CONFIG
+        text = path.read_text()
+        path.write_text(change(text))
+        assert path.read_text() != text
+
+    return damage
+
+
+def replaced(old: str, new: str) -> Callable[[Path], None]:
+    return settings(lambda text: text.replace(old, new))
+
+
+def with_tensor(name: str, like: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        tensors = load_file(folder / WEIGHTS)
+        tensors[name] = torch.zeros_like(tensors[like])
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+    return damage
+
+
+Q_PROJ = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (replaced('"r": 8', '"r": 8, "r": 8'), "unique keys"),
+        (replaced('"r": 8', '"r": 4'), "rank 8"),
+        (replaced('"r": 8', '"r": 1' + "0" * 400), "r holds"),
+        (replaced('"r": 8', '"r": true'), "r holds true"),
+        (replaced('"lora_alpha": 16', '"lora_alpha": NaN'), "lora_alpha"),
+        (replaced('"lora_alpha": 16', '"lora_alpha": 1' + "0" * 400), "lora_alpha"),
+        (replaced('"lora_alpha": 16', '"lora_alpha": 1' + "0" * 5000), CONFIG),
+        (replaced('"use_rslora": false', '"use_rslora": "false"'), "use_rslora"),
+        (replaced('"alpha_pattern": {}', '"alpha_pattern": ["q_proj"]'), "alpha_pattern"),
+        (replaced('"alpha_pattern": {}', '"alpha_pattern": {"q_proj(": 4}'), "'q_proj('"),
+        (replaced('"rank_pattern": {}', '"rank_pattern": {"q_proj": 4}'), "q_proj"),
+        (with_tensor(f"{Q_PROJ}.weight", f"{Q_PROJ}.lora_A.weight"), "q_proj.weight twice"),
+        (
+            with_tensor(
+                f"{Q_PROJ}.lora_A.weight".removeprefix("base_model.model."),
+                f"{Q_PROJ}.lora_A.weight",
+            ),
+            "q_proj twice",
+        ),
+    ],
+)
+def test_settings_and_names_that_do_not_fit_are_damage(
+    damage: Callable[[Path], None],
+    told: str,
+    engine: Engine,
+    adapter_of: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    adapter = shutil.copytree(adapter_of(b_std=0.3), tmp_path / "adapter")
+    damage(adapter)
+    with pytest.raises(Fault) as caught:
+        export_bundle(engine, adapter, tmp_path)
+    assert caught.value.code is FaultCode.MODEL_WEIGHTS_INVALID
+    assert told in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("field", "lora"),
+    [
+        ("init_lora_weights", {"init_lora_weights": "pissa"}),
+        ("init_lora_weights", {"init_lora_weights": "pissa_niter_4"}),
+        ("init_lora_weights", {"init_lora_weights": "olora"}),
+        ("layer_replication", {"layer_replication": [[0, 2], [1, 4]]}),
+        ("alora_invocation_tokens", {"alora_invocation_tokens": [1, 2]}),
+        ("use_qalora", {"use_qalora": True}),
+        ("bias", {"bias": "all"}),
+        ("lora_bias", {"lora_bias": True}),
+        ("trainable_token_indices", {"trainable_token_indices": [1, 2]}),
+        ("kasa_config", {"kasa_config": KasaConfig()}),
+        ("monteclora_config", {"monteclora_config": MontecloraConfig()}),
+        (
+            "use_bdlora",
+            {"use_bdlora": BdLoraConfig(target_modules_bd_a=["q_proj"], match_strict=False)},
+        ),
+        ("use_dora", {"use_dora": True, "target_modules": ["embed_tokens", "q_proj"]}),
+    ],
+)
+def test_an_adapter_of_another_method_is_refused_by_the_name_of_its_setting(
+    field: str, lora: dict[str, Any], engine: Engine, tmp_path: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    make_adapter(ANVIL, adapter, b_std=0.3, **lora)
+    with pytest.raises(Fault) as caught:
+        export_bundle(engine, adapter, tmp_path)
+    assert caught.value.code is FaultCode.EXPORT_ADAPTER_UNSUPPORTED
+    assert caught.value.metadata["field"] == field
+    assert field in caught.value.message
+    assert not (tmp_path / "bundle.zip").exists()
+
+
+def test_two_names_for_one_tensor_of_the_gguf_are_damage(
+    engine: Engine, adapter_of: Callable[..., Path]
+) -> None:
+    """Memory and checkpoint call a mixture's modules by two names, and both find their place."""
+    folder = adapter_of(b_std=0.3)
+    base = prepare_base(ANVIL, engine.cache, "identity", vendor=engine.vendor)
+    placements = dict(base.placements())
+    names = [f"model.layers.{layer}.mlp.up_proj.weight" for layer in (0, 1)]
+    placements[names[1]] = placements[names[0]]
+    with GgufFile(base.gguf) as gguf, SafetensorsFile(folder / WEIGHTS) as weights:
+        shapes = {name: span.shape for name, span in weights.tensors.items()}
+        adapter = read_adapter(json.loads((folder / CONFIG).read_text()), shapes)
+        with pytest.raises(Fault) as caught:
+            merge_plan(gguf, placements, adapter, weights, merge=engine.kernel.merge)
+    assert caught.value.code is FaultCode.MODEL_WEIGHTS_INVALID
+    assert "twice" in caught.value.message
 
 
 def test_a_missing_adapter_is_told_before_the_base_is_looked_at(

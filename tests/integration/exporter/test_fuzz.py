@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from exporter.domain import gguf_format, safetensors_format
+from exporter.domain.adapter import read_adapter
 from exporter.domain.gguf_format import Metadata, ValueKind
 from exporter.domain.quantization import TensorType
-from exporter.engine.weights import GgufFile, SafetensorsFile
+from exporter.engine.weights import GgufFile, SafetensorsFile, read_json
 from lexicon.faults import Fault, FaultCode
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -136,7 +137,7 @@ def read_safetensors(content: bytes) -> None:
     assert end == len(content)
 
 
-def refusal(action: Callable[[], None]) -> FaultCode | None:
+def refusal(action: Callable[[], object]) -> FaultCode | None:
     """The code of the fault that an action ends in; None when it succeeds."""
     try:
         action()
@@ -213,3 +214,38 @@ def test_damaged_files_are_refused_when_they_are_mapped(tmp_path: Path) -> None:
         for _ in range(2000):
             path.write_bytes(damaged(whole, 600, rng))
             assert refusal(read) in {None, FaultCode.MODEL_WEIGHTS_INVALID}
+
+
+A_CONFIG = """{"peft_type": "LORA", "r": 8, "lora_alpha": 16, "use_rslora": false,
+ "use_dora": false, "bias": "none", "rank_pattern": {}, "alpha_pattern": {"(q|k)_proj$": 4},
+ "target_modules": ["q_proj"], "target_parameters": null, "modules_to_save": null,
+ "init_lora_weights": true, "layer_replication": null, "fan_in_fan_out": false}"""
+A_STEM = "base_model.model.model.layers.0.self_attn.q_proj"
+A_PAIR = {f"{A_STEM}.lora_A.weight": (8, 32), f"{A_STEM}.lora_B.weight": (64, 8)}
+
+
+def settings_changed(rng: random.Random) -> str:
+    """Damage that mostly stays JSON: values, keys and patterns of an adapter's settings."""
+    text = A_CONFIG
+    for _ in range(rng.randint(1, 3)):
+        old = rng.choice(["null", "false", "true", "8", "16", "4", "{}", '"none"', '["q_proj"]',
+                          "(q|k)_proj$", "target_modules", "bias", "LORA"])  # fmt: skip
+        new = rng.choice(
+            ["null", '"false"', "1e999", "NaN", "-1", "1" + "0" * 400, "[]", "{}", "[[[1]]]",
+             '{"(": 1}', '{"(a+)+b": 2}', '{"((.*)*)*x": 2}', '{"[q": 1}', '"\\u0000"', "(a|",
+             "a{1,99}{2}", "r", "\\\\", "0.5", "true", "[1, null]", "{" * 50]
+        )  # fmt: skip
+        text = text.replace(old, new, 1)
+    return damaged(text.encode(), 400, rng).decode("latin-1") if rng.random() < 0.2 else text
+
+
+def test_damaged_settings_of_an_adapter_are_refused_with_a_code(tmp_path: Path) -> None:
+    rng = random.Random(11)
+    path = tmp_path / "adapter_config.json"
+    outcomes: Counter[FaultCode | None] = Counter()
+    for _ in range(COUNT // 50):
+        path.write_text(settings_changed(rng), encoding="utf-8")
+        outcomes[refusal(lambda: read_adapter(read_json(path, unique_keys=True), A_PAIR))] += 1
+    assert outcomes.keys() == {
+        None, FaultCode.MODEL_WEIGHTS_INVALID, FaultCode.EXPORT_ADAPTER_UNSUPPORTED
+    }  # fmt: skip
