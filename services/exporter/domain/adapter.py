@@ -71,11 +71,6 @@ class Adapter:
     base_copies: Mapping[str, str]
     ties_weights: bool = False
 
-    @property
-    def ties_weights(self) -> bool:
-        """Whether embedding and head share their change (`ensure_weight_tying`)."""
-        return self.config.get("ensure_weight_tying") is True
-
 
 def read_adapter(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Adapter:
     """Reads `adapter_config.json` together with the names and shapes of the adapter's tensors.
