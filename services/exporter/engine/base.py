@@ -224,7 +224,6 @@ def _tool_environment() -> dict[str, str]:
     return environment | {
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
         "TOKENIZERS_PARALLELISM": "false",
         # torch's vector code differs between instruction sets in the last place of exponentials.

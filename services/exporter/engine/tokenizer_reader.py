@@ -1,12 +1,14 @@
-"""`python -m exporter.engine.tokenizer_reader`: a tokenizer read by transformers, ahead and apart.
+"""`python -m exporter.engine.tokenizer_reader`: config and tokenizer read by transformers, ahead.
 
-Reading one with 150,000 tokens takes 250 MB for a moment, and llama.cpp's converter needs as much
-for torch. So a process without torch reads it first, writes down what converters ask of tokenizers
-and is gone before torch is loaded. Whatever else is asked, the tokenizer itself answers.
+Reading a tokenizer with 150,000 tokens takes 250 MB for a moment, and llama.cpp's converter needs
+as much for torch; beside torch, transformers alone takes seconds to load. So a process without
+torch reads both first, writes down what converters ask of them and is gone before torch is loaded.
+Whatever else is asked, the tokenizer itself answers.
 """
 
 import argparse
 import ast
+import copy
 import copyreg
 import importlib
 import json
@@ -64,6 +66,19 @@ class Answers(msgspec.Struct, frozen=True, kw_only=True):
     probe_ids: list[int]
     spelled: dict[str, str]
     rules: dict[str, Any]
+
+
+class Ahead(msgspec.Struct, frozen=True, kw_only=True):
+    """What was read ahead of a model's folder.
+
+    Attributes:
+        config: `config.json` with the defaults of its model type; None when transformers does not
+            read it, which converters meet themselves.
+        tokenizer: None where converters take a sentencepiece model instead.
+    """
+
+    config: dict[Any, Any] | None
+    tokenizer: Answers | None
 
 
 class ReadTokenizer:
@@ -124,47 +139,76 @@ class _Spelled:
 
 @contextmanager
 def read_ahead(folder: Path, vendor: Path) -> Iterator[None]:
-    """While it lasts, `transformers.AutoTokenizer` returns for this folder what was read ahead.
+    """While it lasts, transformers' `Auto` classes return for this folder what was read ahead.
 
-    Enter it before torch is loaded. A folder with a sentencepiece model is not read: converters
-    take that one.
+    Enter it before torch is loaded.
     """
-    answers = None
-    if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
-        answers = _read_apart(folder, vendor)
-    if answers is None:
+    ahead = _read_apart(folder, vendor)
+    if ahead is None:
         yield
         return
-    read = answers
     transformers = importlib.import_module("transformers")
-    kept = transformers.__dict__.get("AutoTokenizer")
-
-    class Reader:
-        """Stands for `AutoTokenizer`."""
-
-        @staticmethod
-        def from_pretrained(wanted: Any, *arguments: Any, **options: Any) -> Any:
-            # Some converters would let a model's own code run.
-            kept = {name: value for name, value in options.items() if name not in _OURS}
-
-            def load() -> Any:
-                module = importlib.import_module("transformers.models.auto.tokenization_auto")
-                return module.AutoTokenizer.from_pretrained(
-                    wanted, *arguments, **kept, trust_remote_code=False, local_files_only=True
-                )
-
-            return ReadTokenizer(read, load) if Path(wanted) == folder else load()
-
-    vars(transformers)["AutoTokenizer"] = Reader
+    replaced: dict[str, Any] = {}
+    if ahead.config is not None:
+        replaced["AutoConfig"] = _config_reader(folder, ahead.config)
+    if ahead.tokenizer is not None:
+        replaced["AutoTokenizer"] = _tokenizer_reader(folder, ahead.tokenizer)
+    kept = {name: vars(transformers).get(name) for name in replaced}
+    vars(transformers).update(replaced)
     try:
         yield
     finally:
-        del vars(transformers)["AutoTokenizer"]
-        if kept is not None:
-            vars(transformers)["AutoTokenizer"] = kept
+        for name, value in kept.items():
+            del vars(transformers)[name]
+            if value is not None:
+                vars(transformers)[name] = value
 
 
-def _read_apart(folder: Path, vendor: Path) -> Answers | None:
+def _config_reader(folder: Path, config: dict[Any, Any]) -> type:
+    """Stands for `AutoConfig`, of which converters want a dictionary."""
+
+    class Config:
+        @staticmethod
+        def to_dict() -> dict[Any, Any]:
+            return copy.deepcopy(config)
+
+    class Reader:
+        @staticmethod
+        def from_pretrained(wanted: Any, *arguments: Any, **options: Any) -> Any:
+            if Path(wanted) == folder:
+                return Config
+            module = importlib.import_module("transformers.models.auto.configuration_auto")
+            return module.AutoConfig.from_pretrained(
+                wanted, *arguments, **_ours(options), trust_remote_code=False, local_files_only=True
+            )
+
+    return Reader
+
+
+def _tokenizer_reader(folder: Path, read: Answers) -> type:
+    """Stands for `AutoTokenizer`."""
+
+    class Reader:
+        @staticmethod
+        def from_pretrained(wanted: Any, *arguments: Any, **options: Any) -> Any:
+            def load() -> Any:
+                module = importlib.import_module("transformers.models.auto.tokenization_auto")
+                return module.AutoTokenizer.from_pretrained(
+                    wanted, *arguments, **_ours(options), trust_remote_code=False,
+                    local_files_only=True,
+                )  # fmt: skip
+
+            return ReadTokenizer(read, load) if Path(wanted) == folder else load()
+
+    return Reader
+
+
+def _ours(options: dict[str, Any]) -> dict[str, Any]:
+    """Options without those that would let a model's own code run, or reach the network."""
+    return {name: value for name, value in options.items() if name not in _OURS}
+
+
+def _read_apart(folder: Path, vendor: Path) -> Ahead | None:
     """What a process of its own reads; None when it fails, and the converter will meet why."""
     with tempfile.NamedTemporaryFile() as file:
         command = [
@@ -176,7 +220,7 @@ def _read_apart(folder: Path, vendor: Path) -> Answers | None:
         except subprocess.SubprocessError:
             log.info(NOT_AHEAD)
             return None
-        return msgspec.msgpack.decode(Path(file.name).read_bytes(), type=Answers)
+        return msgspec.msgpack.decode(Path(file.name).read_bytes(), type=Ahead)
 
 
 def main() -> int:
@@ -191,14 +235,33 @@ def main() -> int:
     # transformers does without torch where there is none.
     sys.modules["torch"] = None  # type: ignore[assignment]
     once_read()
-    from transformers import AutoTokenizer
+    tokenizer = None
+    # Converters take a sentencepiece model where there is one.
+    folder: Path = arguments.model
+    if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
+        from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(
-        arguments.model, trust_remote_code=False, local_files_only=True
-    )
-    answers = answers_of(tokenizer, probe)
-    arguments.answers.write_bytes(msgspec.msgpack.encode(answers))
+        tokenizer = answers_of(
+            AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True),
+            probe,
+        )
+    ahead = Ahead(config=_config_of(folder), tokenizer=tokenizer)
+    arguments.answers.write_bytes(msgspec.msgpack.encode(ahead))
     return 0
+
+
+def _config_of(folder: Path) -> dict[Any, Any] | None:
+    """The config as transformers completes it."""
+    from transformers import AutoConfig
+
+    try:
+        read = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        config: dict[Any, Any] = read.to_dict()
+        # Converters get what JSON can say, or read the config themselves.
+        msgspec.msgpack.encode(config)
+    except Exception:  # noqa: BLE001 - whatever a config is refused for, the converter says it
+        return None
+    return config
 
 
 def answers_of(tokenizer: Any, probe: str) -> Answers:
