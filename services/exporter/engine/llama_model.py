@@ -24,6 +24,8 @@ BATCH_LOGIT_BYTES: Final = 64 << 20
 # llama.cpp's threads wait for each other by spinning; a model below this size a thread is faster
 # alone.
 BYTES_PER_THREAD: Final = 32 << 20
+# Models of up to this size are copied where that is allowed: the memory that an export may take.
+REARRANGED_BYTES: Final = 320 << 20
 
 _log: deque[str] = deque(maxlen=LOG_LINES)
 
@@ -37,9 +39,19 @@ def keep_log(_level: int, text: bytes, _data: ctypes.c_void_p) -> None:
 class LlamaModel:
     """An open model; closes with its context."""
 
-    def __init__(self, path: Path, *, thread_count: int, vocabulary_only: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        thread_count: int,
+        vocabulary_only: bool = False,
+        may_rearrange: bool = False,
+    ) -> None:
         """Load a GGUF.
 
+        Args:
+            may_rearrange: let llama.cpp copy quantised weights into an order that its products
+                read several times as fast, where that takes little memory.
         Raises:
             Fault: EXPORT_VERIFY_MISMATCH when llama.cpp does not load it, with the end of its log.
         """
@@ -48,9 +60,10 @@ class LlamaModel:
         parameters = llama_cpp.llama_model_default_params()
         parameters.vocab_only = vocabulary_only
         parameters.n_gpu_layers = 0
-        # Weights stay where the file is mapped; rearranged copies would be as large as the model.
-        parameters.use_extra_bufts = False
-        self._threads = max(1, min(thread_count, path.stat().st_size // BYTES_PER_THREAD))
+        # Weights stay where the file is mapped; rearranged copies are as large as the model.
+        size_bytes = path.stat().st_size
+        parameters.use_extra_bufts = may_rearrange and size_bytes <= REARRANGED_BYTES
+        self._threads = max(1, min(thread_count, size_bytes // BYTES_PER_THREAD))
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
         if not self._model:
             raise Fault(

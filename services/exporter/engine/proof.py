@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from exporter.domain import gates
 from exporter.domain.gates import Behaviour, Closeness, Distributions, Figures, RowError
+from exporter.domain.gguf_format import Header
 from exporter.domain.quantization import Quantization, TensorType
 from exporter.engine import ggml
 from exporter.engine.llama_model import LlamaModel
@@ -26,11 +27,16 @@ ROWS_READ_BACK: Final = 8
 # Memory for the keys and values of one conversation, whatever the model's size.
 CACHE_BYTES: Final = 192 << 20
 ELEMENTS_COMPARED: Final = 1 << 18
-# Tokens over which the base and the unquantised merge are measured, beyond those of the shortest
-# conversation: enough to tell another base or a wrong merge by its divergence.
-BRIEF_TOKENS: Final = 96
+# Tokens that the finished file is measured over, prompts included: a bound for runs with many
+# prompts, since a model of 7 B parameters takes some tenths of a second of a core for each.
+FILE_TOKENS: Final = 192
+# Tokens over which the base and the unquantised merge are measured, which read every weight
+# unquantised: enough to tell another base or a wrong merge by its divergence.
+BRIEF_TOKENS: Final = 48
 # Logits of one evaluation, whatever the vocabulary's size.
-BRIEF_LOGIT_BYTES: Final = 64 << 20
+LOGIT_BYTES: Final = 64 << 20
+# Larger vocabularies leave no memory for a rearranged copy of the model.
+VOCABULARY_TOKENS: Final = 100_000
 MAX_REFERENCE_TOKENS: Final = 1 << 20
 
 
@@ -214,10 +220,15 @@ def prove(
         Fault: EXPORT_WRONG_BASE, EXPORT_NOOP_MERGE, EXPORT_MERGE_MISMATCH,
             EXPORT_QUANTIZATION_BROKEN, EXPORT_VERIFY_MISMATCH.
     """
-    segments = _short_enough(segments, path)
-    with LlamaModel(path, thread_count=thread_count) as model:
-        file = measure(model, segments)
-        brief = _brief(segments, token_count=model.token_count)
+    with GgufFile(path) as written:
+        header = written.header
+    segments = _short_enough(segments, header)
+    words = header.metadata.get("tokenizer.ggml.tokens")
+    may_rearrange = words is not None and len(words.items) <= VOCABULARY_TOKENS
+    with LlamaModel(path, thread_count=thread_count, may_rearrange=may_rearrange) as model:
+        file = measure(model, portion(segments, tokens=FILE_TOKENS))
+        rows = max(1, LOGIT_BYTES // (model.token_count * np.dtype(np.float32).itemsize))
+        brief = portion(segments, tokens=BRIEF_TOKENS, rows=rows)
     with LlamaModel(base_path, thread_count=thread_count) as model:
         base = measure(model, brief)
     merge = file
@@ -270,33 +281,35 @@ def _look_up(segment: Segment, rows: Iterable[tuple[int, NDArray[np.float32]]]) 
     return seen
 
 
-def _brief(segments: Sequence[Segment], *, token_count: int) -> list[Segment]:
-    """Conversations, or beginnings of them, for the evaluations that read every weight unquantised.
+def portion(
+    segments: Sequence[Segment], *, tokens: int, rows: int = MAX_REFERENCE_TOKENS
+) -> list[Segment]:
+    """Beginnings of conversations, so many tokens together; of the shortest one row at least.
 
-    The shortest comes first and is never left out; the last is cut where the tokens or the logits
-    would become too many.
+    Each gets an equal share of what is left, the shortest first, so that what one does not need
+    goes to the longer ones.
 
     Args:
-        token_count: size of the vocabulary.
+        rows: scored positions at the most.
     """
     chosen: list[Segment] = []
-    tokens_left = BRIEF_TOKENS
-    rows_left = max(1, BRIEF_LOGIT_BYTES // (token_count * np.dtype(np.float32).itemsize))
-    for segment in sorted(segments, key=lambda one: len(one.tokens)):
-        fits = [place for place in segment.scored if place < tokens_left] or segment.scored[:1]
-        if chosen and (rows_left <= 0 or segment.scored[0] >= tokens_left):
-            break
-        part = segment.beginning(min(len(fits), max(1, rows_left)))
-        chosen.append(part)
-        tokens_left -= len(part.tokens)
-        rows_left -= len(part.scored)
+    waiting = sorted(segments, key=lambda segment: len(segment.tokens))
+    for index, segment in enumerate(waiting):
+        share = tokens // (len(waiting) - index)
+        count = sum(place < share - 1 for place in segment.scored)
+        count = min(count, max(1, rows // (len(waiting) - index)))
+        if count == 0 and not chosen and index == len(waiting) - 1:
+            # Every prompt is longer than its share: the shortest is asked all the same.
+            return [waiting[0].beginning(1)]
+        if count > 0 and rows > 0:
+            chosen.append(segment.beginning(count))
+            tokens -= len(chosen[-1].tokens)
+            rows -= count
     return chosen
 
 
-def _short_enough(segments: list[Segment], path: Path) -> list[Segment]:
+def _short_enough(segments: list[Segment], header: Header) -> list[Segment]:
     """Conversations whose keys and values fit into the memory for them; the shortest at least."""
-    with GgufFile(path) as file:
-        header = file.header
     name = header.text("general.architecture")
     heads = header.number(f"{name}.attention.head_count", 1)
     width = header.number(f"{name}.embedding_length") // max(1, heads)

@@ -11,20 +11,20 @@ import ctypes
 import mmap
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
 from exporter.domain.gguf_format import TensorInfo
+from exporter.domain.quantization import TensorType
 from exporter.engine import ggml
 from exporter.engine.merge import MergedTensor
 from lexicon.faults import Fault, FaultCode
 
 # Numbers that are merged at once by a thread.
 BLOCK_ELEMENTS: Final = 1 << 19
-_F32: Final = 0
 _OP_NONE: Final = 0
 _MAX_SOURCES: Final = 10
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
@@ -78,8 +78,8 @@ class WeightSwap:
         self._tokens = np.unique(np.asarray(token_ids, np.int64))
         self._waiting = {name for name, tensor in tensors.items() if tensor.is_touched}
         self._pool = ThreadPoolExecutor(thread_count)
-        self._memory = np.empty(0, np.float32)
-        self._kept: tuple[_Tensor, dict[str, Any], NDArray[np.float32]] | None = None
+        self._memory = np.empty(0, np.uint8)
+        self._kept: tuple[_Tensor, int | None, NDArray[np.uint8]] | None = None
         self._error: BaseException | None = None
         self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._on_node)
 
@@ -141,46 +141,45 @@ class WeightSwap:
                 FaultCode.RUNTIME_GGUF_EXPORT_FAILED,
                 f"llama.cpp's {name} has another shape than the file's.",
             )
-        assert self._kept is None, "one weight of a node is changed at a time"
-        numbers = self._numbers(merged, self._tokens if reads_rows else None)
-        kept = {"type": leaf.type, "nb": tuple(leaf.nb), "data": leaf.data}
-        # The numbers stay alive as long as the node may read them.
-        self._kept = leaf, kept, numbers
-        leaf.type, leaf.data = _F32, numbers.ctypes.data
-        strides = np.cumprod([numbers.itemsize, *leaf.ne[:3]])
-        leaf.nb = tuple(strides.tolist())
+        assert self._kept is None, "a node reads one weight"
+        rows = self._rows(merged, self._tokens if reads_rows else None)
+        # The rows stay alive as long as the node may read them.
+        self._kept = leaf, leaf.data, rows
+        leaf.data = rows.ctypes.data
         self._waiting.discard(name)
         return True
 
     def _restore(self) -> None:
-        if self._kept is None:
-            return
-        leaf, fields, _ = self._kept
-        for name, value in fields.items():
-            setattr(leaf, name, value)
-        self._kept = None
+        if self._kept is not None:
+            leaf, data, _ = self._kept
+            leaf.data = data
+            self._kept = None
 
-    def _numbers(
-        self, merged: MergedTensor, wanted: NDArray[np.int64] | None
-    ) -> NDArray[np.float32]:
-        """The merged rows as float32 in their places; of those not wanted there are zeros."""
+    def _rows(self, merged: MergedTensor, wanted: NDArray[np.int64] | None) -> NDArray[np.uint8]:
+        """The merged rows as the base stores its own; of those not wanted there are zeros."""
         info = merged.info
-        element_count = info.row_count * info.column_count
+        row_bytes = info.type.row_bytes(info.column_count)
         if wanted is not None:
             # Pages that nobody writes to take no memory.
-            pages = mmap.mmap(-1, element_count * 4)
-            rows = np.frombuffer(pages, np.float32).reshape(info.row_count, info.column_count)
+            pages = mmap.mmap(-1, info.size_bytes)
+            rows = np.frombuffer(pages, np.uint8).reshape(info.row_count, row_bytes)
             for row in wanted.tolist():
-                rows[row] = merged.rows(first=row, count=1)[0]
+                rows[row] = ggml.encode(merged.rows(first=row, count=1), info.type)[0]
             return rows
-        if self._memory.size < element_count:
-            self._memory = np.empty(element_count, np.float32)
-        rows = self._memory[:element_count].reshape(info.row_count, info.column_count)
+        if self._memory.size < info.size_bytes:
+            self._memory = np.empty(info.size_bytes, np.uint8)
+        rows = self._memory[: info.size_bytes].reshape(info.row_count, row_bytes)
         at_once = max(1, BLOCK_ELEMENTS // info.column_count)
 
         def fill(first: int) -> None:
             count = min(at_once, info.row_count - first)
-            rows[first : first + count] = merged.rows(first=first, count=count)
+            numbers = merged.rows(first=first, count=count)
+            if info.type is TensorType.BF16:
+                # Rounded already, so that the lower half of each number is zero.
+                halves = numbers.view(np.uint16)[:, 1::2]
+                rows[first : first + count].view(np.uint16)[:] = halves
+            else:
+                rows[first : first + count] = ggml.encode(numbers, info.type)
 
         list(self._pool.map(fill, range(0, info.row_count, at_once)))
         return rows
