@@ -10,6 +10,8 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends build-essential cmake ninja-build \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --system --uid 10001 --home-dir /var/lib/tunesmith --create-home tunesmith
+# The account that runs it cannot keep bytecode: each start and health check would compile anew.
+ENV UV_COMPILE_BYTECODE=1
 WORKDIR /opt/tunesmith
 COPY requirements/uv.txt requirements/exporter.txt requirements/torch.txt requirements/llama.txt \
      requirements/
@@ -29,6 +31,7 @@ RUN XDG_CACHE_HOME=/opt/cache python -m deploy.local.llama_build --into /opt/tun
 COPY libs libs
 COPY deploy/docker/entry.py deploy/docker/health.py docker/
 COPY services/exporter services/exporter
+RUN python -m compileall -q libs docker services
 ENV PATH=/opt/tunesmith/.venv/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONPATH=/opt/tunesmith/services:/opt/tunesmith/libs \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -4,6 +4,8 @@
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS packages
+# The account that runs it cannot keep bytecode: each start and health check would compile anew.
+ENV UV_COMPILE_BYTECODE=1
 WORKDIR /opt/tunesmith
 COPY requirements/uv.txt requirements/service.txt requirements/
 RUN python -m venv .venv \
@@ -20,6 +22,7 @@ COPY libs libs
 COPY deploy/docker/entry.py deploy/docker/health.py deploy/docker/certificates.py docker/
 COPY deploy/nats/nats-server.conf docker/
 COPY services/${SERVICE} services/${SERVICE}
+RUN python -m compileall -q libs docker services
 ENV PATH=/opt/tunesmith/.venv/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONPATH=/opt/tunesmith/services:/opt/tunesmith/libs \
     PYTHONDONTWRITEBYTECODE=1 \

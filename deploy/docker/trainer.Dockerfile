@@ -6,6 +6,8 @@ ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS packages
 ARG TORCH_BACKEND=cpu
 ARG UNSLOTH=
+# The account that runs it cannot keep bytecode: each start and health check would compile anew.
+ENV UV_COMPILE_BYTECODE=1
 WORKDIR /opt/tunesmith
 COPY requirements/uv.txt requirements/trainer.txt requirements/torch.txt requirements/
 RUN python -m venv .venv \
@@ -26,6 +28,7 @@ COPY --from=packages /opt/tunesmith/.venv .venv
 COPY libs libs
 COPY deploy/docker/entry.py deploy/docker/health.py docker/
 COPY services/trainer services/trainer
+RUN python -m compileall -q libs docker services
 ENV PATH=/opt/tunesmith/.venv/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONPATH=/opt/tunesmith/services:/opt/tunesmith/libs \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -209,7 +209,10 @@ def _make_view(source: Path, view: Path) -> None:
 
 
 def _tool_environment() -> dict[str, str]:
-    """No secret and no network for the tool; its caches are not ours to write into."""
+    """No secret and no network for the tool.
+
+    It keeps its bytecode where it can: compiling torch and transformers takes ten seconds and more.
+    """
     kept = (
         "PATH",
         "PYTHONPATH",
