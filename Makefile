@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 VENV := .venv/bin
+# Bytecode is kept, or every process compiles what it imports, torch for ten seconds.
+unexport PYTHONDONTWRITEBYTECODE
 # A file's tests stay on one core, beside the fixtures that they share; so do those of the stack.
 ON_EVERY_CORE := --numprocesses auto --dist loadfile
 

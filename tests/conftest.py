@@ -1,6 +1,8 @@
 """What every test starts from."""
 
 import gc
+import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +11,15 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 ON_THE_STACK = ("tests/e2e/", "tests/chaos/")
+
+# Without kept bytecode every process that imports torch and transformers compiles them first, for
+# ten seconds of a core and more.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# OpenMP's threads wait for each other asleep: spinning costs more than the small models of tests
+# compute, above all beside other processes.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # An example that takes long says something of the machine that day, and nothing of the code.
 settings.register_profile("untimed", deadline=None)

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-# Says which part it is asked for, and fails where its environment says so.
+# Says which part it is asked for, with the setting that must not reach it, and fails where its
+# environment says so.
 STUB = """#!/bin/sh
 case "$*" in
-  *integration*) echo "ran servers"; exit "$SERVERS" ;;
-  *) echo "ran units"; exit "$UNITS" ;;
+  *integration*) echo "ran servers$PYTHONDONTWRITEBYTECODE"; exit "$SERVERS" ;;
+  *) echo "ran units$PYTHONDONTWRITEBYTECODE"; exit "$UNITS" ;;
 esac
 """
 
@@ -27,7 +28,12 @@ def test_both_parts_run_and_both_results_are_told_last(
     made = subprocess.run(
         ["make", "test", "PYTHON=true", f"VENV={tmp_path}"],
         cwd=ROOT,
-        env={"PATH": os.environ["PATH"], "UNITS": str(units), "SERVERS": str(servers)},
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "UNITS": str(units),
+            "SERVERS": str(servers),
+        },
         capture_output=True,
         text=True,
         timeout=30,
