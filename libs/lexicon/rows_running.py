@@ -102,6 +102,12 @@ ROWS: Mapping[FaultCode, FaultRow] = {
     FaultCode.EXPORT_VERIFY_MISMATCH: _export(
         meaning="What was written does not read back as it was computed.",
     ),
+    FaultCode.EXPORT_VOCABULARY_MISMATCH: _export(
+        meaning="The tokens that the adapter was trained with do not fit into a GGUF of its base.",
+        remedy="The adapter is stored and stays, and works with the tokenizer stored beside it. "
+        "For a GGUF train again with the base's own tokenizer, or with new tokens only in spare "
+        "rows of the base's embeddings, added as special tokens; the message names the tokens.",
+    ),
     FaultCode.EXPORT_WRONG_BASE: _export(
         meaning="The adapter was trained from another base model than the one at hand.",
         remedy="The adapter is stored and stays. The exporter has compared its own files of the "

@@ -42,6 +42,7 @@ _DOUBTS_BASE: Final = frozenset(
         FaultCode.EXPORT_WRONG_BASE,
         FaultCode.EXPORT_TEMPLATE_MISMATCH,
         FaultCode.EXPORT_VERIFY_MISMATCH,
+        FaultCode.EXPORT_VOCABULARY_MISMATCH,
         FaultCode.MODEL_NOT_CONVERTIBLE,
         FaultCode.MODEL_WEIGHTS_INVALID,
     }

@@ -10,7 +10,7 @@ import enum
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final, NoReturn
 
@@ -211,6 +211,29 @@ def uint32_value(key: str, value: int) -> Metadata:
 def bool_value(key: str, value: bool) -> Metadata:
     """A key with a truth value."""
     return Metadata(key=key, kind=ValueKind.BOOL, encoded=bytes([value]))
+
+
+def with_items(entry: Metadata, changes: Mapping[int, Scalar]) -> Metadata:
+    """An array with other values at some places; all others keep their bytes."""
+    kind_number, count = _ARRAY_HEAD.unpack_from(entry.encoded)
+    kind = ValueKind(kind_number)
+    assert entry.kind is ValueKind.ARRAY
+    assert all(0 <= place < count for place in changes)
+    if kind is not ValueKind.STRING:
+        encoded = bytearray(entry.encoded)
+        for place, value in changes.items():
+            form = _NUMBERS[kind]
+            form.pack_into(encoded, _ARRAY_HEAD.size + place * form.size, value)
+        return replace(entry, encoded=bytes(encoded))
+    parts: list[bytes] = []
+    kept, position = 0, _ARRAY_HEAD.size
+    for place in range(max(changes, default=-1) + 1):
+        start = position
+        position += _U64.size + _U64.unpack_from(entry.encoded, position)[0]
+        if place in changes:
+            parts += [entry.encoded[kept:start], _string(str(changes[place]))]
+            kept = position
+    return replace(entry, encoded=b"".join([*parts, entry.encoded[kept:]]))
 
 
 def padded(size: int, alignment: int) -> int:

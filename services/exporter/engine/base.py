@@ -45,7 +45,12 @@ _EXPONENTS: Final[Mapping[TensorType, Any]] = {
 GGUF_NAME: Final = "base.gguf"
 PLACEMENTS_NAME: Final = "placements.json"
 # What later steps read of the checkpoint's folder, so that it need not stay.
-_KEPT_FILES: Final = ("config.json", "generation_config.json")
+_KEPT_FILES: Final = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 # What the converter may see: weights, settings and tokenizers, never code.
 _VISIBLE: Final = re.compile(
     r".*\.(?:safetensors|json|jinja|txt)|tokenizer\.model|tekken\.json|README\.md"
@@ -73,7 +78,7 @@ class BaseModel:
         }
 
     def settings(self, name: str) -> dict[str, Any]:
-        """`config.json` or `generation_config.json` of the checkpoint; empty when it has none."""
+        """A kept file of settings of the checkpoint; empty when it has none."""
         return read_json(self.folder / name)
 
 

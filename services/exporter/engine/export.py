@@ -16,7 +16,7 @@ from exporter.domain.bundle import BundleFacts
 from exporter.domain.gates import Behaviour, Figures
 from exporter.domain.gguf_format import Header, string_value
 from exporter.domain.quantization import Quantization, TensorType, parse_quantization
-from exporter.engine import proof, templates, writer
+from exporter.engine import proof, templates, vocabulary, writer
 from exporter.engine.archive import Checksums, bundle_in_place, checksums
 from exporter.engine.base import BaseModel, cache_key, cached_base, prepare_base
 from exporter.engine.disk import conversion_bytes, disk_errors
@@ -90,8 +90,8 @@ def export(
         Fault: EXPORT_ADAPTER_MISSING, EXPORT_ADAPTER_UNSUPPORTED, EXPORT_ADAPTER_UNTRAINED,
             EXPORT_DISK_FULL, EXPORT_NOOP_MERGE, EXPORT_WRONG_BASE, EXPORT_MERGE_MISMATCH,
             EXPORT_QUANTIZATION_BROKEN, EXPORT_TEMPLATE_MISMATCH, EXPORT_TENSOR_UNMAPPED,
-            EXPORT_VERIFY_MISMATCH, CONFIG_QUANTIZATION_UNKNOWN, MODEL_NOT_CONVERTIBLE,
-            MODEL_WEIGHTS_INVALID.
+            EXPORT_VERIFY_MISMATCH, EXPORT_VOCABULARY_MISMATCH, CONFIG_QUANTIZATION_UNKNOWN,
+            MODEL_NOT_CONVERTIBLE, MODEL_WEIGHTS_INVALID.
     """
     parse_quantization(job.quantization)
     require_adapter(Path(job.adapter))
@@ -140,15 +140,19 @@ def _export(work: _Work, base: BaseModel) -> Exported:
         disk_errors(),
     ):
         adapter = _adapter(adapter_folder, weights)
+        words = vocabulary.read_vocabulary(
+            adapter_folder, base, gguf, adapter=adapter, weights=weights
+        )
         tensors = merge_plan(gguf, base.placements(), adapter, weights, merge=engine.kernel.merge)
-        trained = templates.read_template(adapter_folder, gguf.header)
+        trained = templates.read_template(adapter_folder, words.header, words.tokenizer)
         metadata = [
             *trained.metadata(),
-            *templates.fitting_space_prefix(gguf.header, trained, target.parent),
+            *templates.fitting_space_prefix(words.header, trained, target.parent),
             string_value("general.name", _title(job)),
         ]
+        vocabulary.require_readable(words, metadata, target.parent)
         proof.require_change(tensors)
-        header = replace(gguf.header, tensors=tuple(one.info for one in tensors.values()))
+        header = replace(words.header, tensors=tuple(one.info for one in tensors.values()))
         plan = writer.plan_file(header, mix, metadata)
         model_path = target.parent / "model.gguf"
         work.make_room(plan.size_bytes, at=target.parent)
@@ -161,7 +165,9 @@ def _export(work: _Work, base: BaseModel) -> Exported:
             with clock.step("proof"), ThreadPoolExecutor(1) as aside:
                 work.on_progress("proof", 0.0)
                 hashing = aside.submit(checksums, model_path)
-                found = _prove(engine, base, tensors, model_path, mix, trained, adapter_folder)
+                found = _prove(
+                    engine, base, tensors, model_path, mix, trained, words, adapter_folder
+                )
                 return found, hashing.result()
 
         evidence, sums = _without_what_is_broken(store, make)
@@ -214,6 +220,8 @@ class _Evidence:
     behaviour: Behaviour | None
     row_errors: Mapping[TensorType, float]
     template: templates.TemplateEvidence
+    texts: vocabulary.TextEvidence
+    tokens_written: list[str]
     ends_by_itself: bool | None
 
     @property
@@ -259,6 +267,7 @@ def _prove(
     path: Path,
     mix: Quantization,
     trained: templates.TrainedTemplate,
+    words: vocabulary.TrainedVocabulary,
     adapter_folder: Path,
 ) -> _Evidence:
     row_errors = proof.read_back(path, tensors)
@@ -270,11 +279,14 @@ def _prove(
         )
     with LlamaModel(path, thread_count=engine.thread_count) as model:
         template = templates.prove_template(path, trained, segments, model)
+        texts = vocabulary.prove_texts(words, segments, model)
         ends_by_itself = templates.prove_end(model, segments)
     return _Evidence(
         behaviour=behaviour,
         row_errors=row_errors,
         template=template,
+        texts=texts,
+        tokens_written=words.written,
         ends_by_itself=ends_by_itself,
     )
 
@@ -326,8 +338,10 @@ def _report(
         "relative_error_by_type": {
             kind.name: round(error, 6) for kind, error in sorted(evidence.row_errors.items())
         },
-        "texts_with_equal_tokens": evidence.template.texts_equal,
-        "texts_with_other_tokens": evidence.template.texts_different,
+        "texts_with_equal_tokens": evidence.template.texts_equal + evidence.texts.texts_equal,
+        "texts_with_other_tokens": evidence.template.texts_different
+        + evidence.texts.texts_different,
+        "tokens_written": evidence.tokens_written,
         "modelfile_template": facts.template is not None,
         "modelfile_template_probes": {key: str(found) for key, found in facts.outcomes.items()},
         "answer_ends_by_itself": evidence.ends_by_itself,

@@ -94,8 +94,8 @@ class LlamaModel:
             add_special: let the vocabulary add its begin or end tokens, as runtimes do.
         """
         encoded = text.encode("utf-8")
-        # Every token covers at least one byte, beside the few special ones.
-        room = len(encoded) + 8
+        # Every token covers at least one byte, beside a space that may come before each fragment.
+        room = 2 * len(encoded) + 8
         tokens = (llama_cpp.llama_token * room)()
         count = llama_cpp.llama_tokenize(
             self._vocabulary, encoded, len(encoded), tokens, room, add_special, True

@@ -1,9 +1,6 @@
 """The chat template of an export: embedded, translated, and proven token by token."""
 
-import mmap
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,7 +14,6 @@ from exporter.domain.gguf_format import (
     Header,
     Metadata,
     bool_value,
-    encode_header,
     string_value,
 )
 from exporter.domain.template_probes import (
@@ -28,6 +24,7 @@ from exporter.domain.template_probes import (
     rendered_groups,
     said,
 )
+from exporter.engine import vocabulary
 from exporter.engine.llama_model import LlamaModel
 from exporter.engine.proof import Segment
 from exporter.engine.weights import GgufFile
@@ -39,8 +36,6 @@ ADD_BEGIN_KEY: Final = "tokenizer.ggml.add_bos_token"
 ANSWER_TOKENS: Final = 64
 
 SPACE_PREFIX_KEY: Final = "tokenizer.ggml.add_space_prefix"
-# The kind of vocabulary that llama.cpp calls so: sentencepiece.
-SENTENCEPIECE: Final = "llama"
 
 # Texts that meet the corners of tokenizers: spaces, digits, cases, scripts, joined emoji, code.
 _CORNER_TEXTS: Final = (
@@ -89,20 +84,15 @@ class TrainedTemplate:
         return entries
 
 
-def read_template(adapter_folder: Path, base: Header) -> TrainedTemplate:
-    """Reads template and tokenizer that are stored with the adapter.
+def read_template(adapter_folder: Path, base: Header, tokenizer: Tokenizer) -> TrainedTemplate:
+    """Reads the template that is stored with the adapter.
 
+    Args:
+        tokenizer: the adapter's own.
     Raises:
-        Fault: EXPORT_ADAPTER_MISSING when the adapter's tokenizer is absent,
-            MODEL_CHAT_TEMPLATE_INVALID.
+        Fault: MODEL_CHAT_TEMPLATE_INVALID.
     """
-    tokenizer_path = adapter_folder / "tokenizer.json"
-    if not tokenizer_path.is_file():
-        raise Fault(
-            FaultCode.EXPORT_ADAPTER_MISSING, "The adapter came without its tokenizer.json."
-        )
     template = chat.load(adapter_folder)
-    tokenizer = Tokenizer.from_file(str(tokenizer_path))
     begin = begin_token(base)
     forbids_begin = not _render(template, said(("user", "x")), True).startswith(begin)
     found = template_synthesis.synthesise(
@@ -156,37 +146,14 @@ def fitting_space_prefix(base: Header, trained: TrainedTemplate, scratch: Path) 
     Checkpoints seldom say whether their sentencepiece vocabulary takes a space before a text, and
     converters guess. Here both ways are tried, and what gives the training's tokens is written.
     """
-    if base.text("tokenizer.ggml.model") != SENTENCEPIECE:
+    if base.text("tokenizer.ggml.model") != vocabulary.SENTENCEPIECE:
         return []
     probes = [(trained.ids(text), text) for _, text in template_synthesis.probes_of(trained.render)]
     for change in ([], [bool_value(SPACE_PREFIX_KEY, False)], [bool_value(SPACE_PREFIX_KEY, True)]):
-        changed = {**base.metadata, **{entry.key: entry for entry in change}}
-        header = encode_header(list(changed.values()), [], alignment=base.alignment)
-        with (
-            _as_file(header, scratch) as path,
-            LlamaModel(path, thread_count=1, vocabulary_only=True) as model,
-        ):
+        with vocabulary.opened(base, change, scratch) as model:
             if all(model.tokenize(text) == wanted for wanted, text in probes):
                 return change
     return []
-
-
-@contextmanager
-def _as_file(content: bytes, scratch: Path) -> Iterator[Path]:
-    """A file of that content: in memory where the system has such, in the folder elsewhere."""
-    if hasattr(os, "memfd_create"):
-        with open(os.memfd_create("vocabulary"), "r+b") as file:
-            file.truncate(len(content))
-            with mmap.mmap(file.fileno(), len(content)) as pages:
-                pages[:] = content
-            yield Path(f"/proc/self/fd/{file.fileno()}")
-        return
-    path = scratch / "vocabulary.gguf"
-    path.write_bytes(content)
-    try:
-        yield path
-    finally:
-        path.unlink()
 
 
 def prove_template(
@@ -202,7 +169,7 @@ def prove_template(
     """
     with GgufFile(path) as file:
         embedded_source = file.header.text(TEMPLATE_KEY)
-        is_sentencepiece = file.header.text("tokenizer.ggml.model") == SENTENCEPIECE
+        is_sentencepiece = file.header.text("tokenizer.ggml.model") == vocabulary.SENTENCEPIECE
     if embedded_source is None:
         raise Fault(FaultCode.EXPORT_TEMPLATE_MISMATCH, "The GGUF carries no chat template.")
     embedded = chat.ChatTemplate.compile(embedded_source, tokens=trained.template.tokens)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
 
 from corpus import chat
 from exporter.domain import go_template
@@ -22,6 +21,7 @@ from exporter.engine.base import prepare_base
 from exporter.engine.export import Engine
 from exporter.engine.llama_model import LlamaModel
 from exporter.engine.templates import prove_template, read_template
+from exporter.engine.vocabulary import read_tokenizer
 from exporter.engine.weights import GgufFile
 from lexicon.faults import Fault, FaultCode
 from tests.integration.exporter.making import ANVIL, export_bundle
@@ -109,13 +109,13 @@ def test_a_tokenizer_that_differs_over_one_group_is_found(
     with GgufFile(base.gguf) as file:
         header = file.header
     with LlamaModel(base.gguf, thread_count=1, vocabulary_only=True) as model:
-        sound = prove_template(base.gguf, read_template(folder, header), [], model)
+        trained = read_template(folder, header, read_tokenizer(folder))
+        sound = prove_template(base.gguf, trained, [], model)
         assert sound.texts_equal > 2 * len(GROUPS)
         # The training's tokenizer takes this text as a whole, and the GGUF's does not.
-        path = folder / "tokenizer.json"
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = read_tokenizer(folder)
         tokenizer.add_tokens([text])
-        tokenizer.save(str(path))
+        trained = read_template(folder, header, tokenizer)
         with pytest.raises(Fault, match="different tokens") as caught:
-            prove_template(base.gguf, read_template(folder, header), [], model)
+            prove_template(base.gguf, trained, [], model)
     assert caught.value.code is FaultCode.EXPORT_TEMPLATE_MISMATCH

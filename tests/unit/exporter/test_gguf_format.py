@@ -7,11 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.domain import gguf_format
-from exporter.domain.gguf_format import Metadata, ValueKind
+from exporter.domain.gguf_format import Metadata, Scalar, ValueKind
 from exporter.domain.quantization import TensorType
 from lexicon.faults import Fault, FaultCode
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=15)
+INT32 = st.integers(-(1 << 31), (1 << 31) - 1)
 TYPES = st.sampled_from(list(TensorType))
 
 
@@ -123,3 +124,31 @@ def test_a_key_that_comes_twice_is_refused() -> None:
     content = gguf_format.encode_header(twice, [])
     with pytest.raises(Fault, match="twice"):
         gguf_format.parse_header(content, file_bytes=len(content))
+
+
+@given(
+    texts=st.lists(st.text(max_size=6), min_size=1, max_size=8),
+    numbers=st.lists(st.integers(-5, 5), min_size=1, max_size=8),
+    data=st.data(),
+)
+def test_items_that_are_replaced_are_the_only_ones_that_change(
+    texts: list[str], numbers: list[int], data: st.DataObject
+) -> None:
+    head = gguf_format._ARRAY_HEAD
+    words = head.pack(ValueKind.STRING, len(texts)) + b"".join(map(gguf_format._string, texts))
+    sizes = head.pack(ValueKind.INT32, len(numbers)) + b"".join(
+        number.to_bytes(4, "little", signed=True) for number in numbers
+    )
+    for encoded, values, value in ((words, texts, st.text(max_size=6)), (sizes, numbers, INT32)):
+        changes: dict[int, Scalar] = data.draw(
+            st.dictionaries(st.integers(0, len(values) - 1), value)
+        )
+        entry = Metadata(key="key", kind=ValueKind.ARRAY, encoded=encoded)
+        wanted = [changes.get(place, old) for place, old in enumerate(values)]
+        changed = gguf_format.with_items(entry, changes)
+        assert changed.items == wanted
+        assert len(changed.encoded) - len(encoded) == sum(
+            len(str(one).encode()) - len(str(old).encode())
+            for one, old in zip(wanted, values, strict=True)
+            if encoded is words
+        )

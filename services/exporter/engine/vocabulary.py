@@ -1,0 +1,446 @@
+"""The vocabulary of an export: the training's tokens in the base's GGUF, proven with llama.cpp."""
+
+import ctypes
+import filecmp
+import hashlib
+import json
+import mmap
+import os
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+import msgspec
+from tokenizers import Tokenizer
+
+from exporter.domain import vocabulary
+from exporter.domain.adapter import Adapter
+from exporter.domain.gguf_format import (
+    Header,
+    Metadata,
+    Scalar,
+    encode_header,
+    uint32_value,
+    with_items,
+)
+from exporter.domain.layout import Placement
+from exporter.domain.token_cuts import differ_in_spaces_only
+from exporter.domain.vocabulary import Added, Change, Differences, FileTokens, TokenKind, Tokens
+from exporter.engine.base import BaseModel
+from exporter.engine.llama_model import LlamaModel
+from exporter.engine.proof import Segment
+from exporter.engine.weights import GgufFile, SafetensorsFile, read_json
+from lexicon.faults import Fault, FaultCode
+
+TOKENIZER_NAME: Final = "tokenizer.json"
+SETTINGS_NAME: Final = "tokenizer_config.json"
+TEXTS_KEY: Final = "tokenizer.ggml.tokens"
+KINDS_KEY: Final = "tokenizer.ggml.token_type"
+SCORES_KEY: Final = "tokenizer.ggml.scores"
+MODEL_KEY: Final = "tokenizer.ggml.model"
+# The kind of vocabulary that llama.cpp calls so: sentencepiece.
+SENTENCEPIECE: Final = "llama"
+# What the converter gives added tokens of a sentencepiece vocabulary.
+ADDED_SCORE: Final = -1000.0
+
+# Tensors with a row for each token, by their names in a GGUF.
+_BY_TOKEN: Final = ("token_embd.weight", "output.weight")
+# What a checkpoint whose embeddings are both input and output does not hold.
+_HEAD: Final = "lm_head.weight"
+# Merges that are objects at once; half a million of them would take 75 MB.
+ENTRIES_AT_ONCE: Final = 4096
+
+# The parts of a `tokenizer.json` that split a text before it is merged.
+_SPLITTING: Final = ("normalizer", "pre_tokenizer")
+_TABLES: Final = frozenset({"vocab", "merges"})
+_NO_MODEL: Final[Mapping[str, Any]] = {"type": "BPE", "vocab": {}, "merges": []}
+
+_parts = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_entry = msgspec.json.Decoder().decode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedVocabulary:
+    """The tokenizer of the training, and the header of the base with its tokens in it.
+
+    `changes` are the tokens that the training has otherwise than the base.
+    """
+
+    tokenizer: Tokenizer
+    header: Header
+    changes: tuple[Change, ...]
+
+    @property
+    def written(self) -> list[str]:
+        """The tokens that were written into the file."""
+        return [change.text for change in self.changes if change.kind is not None]
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids as the training saw them."""
+        encoded: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return encoded
+
+    def reads_the_same(self, text: str, model: LlamaModel) -> bool:
+        """Whether llama.cpp gives a text the training's tokens."""
+        return model.tokenize(text) == self.ids(text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextEvidence:
+    """Texts that llama.cpp cut like the training, and those that only spaces or accents part."""
+
+    texts_equal: int
+    texts_different: int
+
+
+def read_tokenizer(adapter_folder: Path) -> Tokenizer:
+    """The tokenizer that is stored with the adapter; it never cuts or fills a text.
+
+    Raises:
+        Fault: EXPORT_ADAPTER_MISSING when there is none, MODEL_WEIGHTS_INVALID.
+    """
+    path = adapter_folder / TOKENIZER_NAME
+    if not path.is_file():
+        raise Fault(
+            FaultCode.EXPORT_ADAPTER_MISSING, f"The adapter came without its {TOKENIZER_NAME}."
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        # A file that the library did not foresee makes it panic, which is no Exception.
+        raise Fault(
+            FaultCode.MODEL_WEIGHTS_INVALID,
+            f"The adapter's {TOKENIZER_NAME} cannot be read: {str(error)[:200]}",
+            file=TOKENIZER_NAME,
+        ) from error
+    # transformers stores the settings of its last call with the tokenizer.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    # Reading takes several times the memory of a tokenizer; what comes next needs its own.
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+    return tokenizer
+
+
+def read_vocabulary(
+    adapter_folder: Path,
+    base: BaseModel,
+    gguf: GgufFile,
+    *,
+    adapter: Adapter,
+    weights: SafetensorsFile,
+) -> TrainedVocabulary:
+    """Compares the training's tokens with the base's, and writes what it added into the header.
+
+    Raises:
+        Fault: EXPORT_ADAPTER_MISSING when the adapter came without a tokenizer,
+            EXPORT_VOCABULARY_MISMATCH when a GGUF of the base cannot hold its tokens, or when the
+            vocabulary was resized; MODEL_WEIGHTS_INVALID.
+    """
+    tokenizer = read_tokenizer(adapter_folder)
+    own, theirs = base.folder / TOKENIZER_NAME, adapter_folder / TOKENIZER_NAME
+    is_same = own.is_file() and filecmp.cmp(own, theirs, shallow=False)
+    file = _file_tokens(gguf.header)
+    differences = _differences(tokenizer, own, file, is_same=is_same)
+    row_count = len(file.texts)
+    rows = _trained_rows(adapter, weights, base.placements())
+    vocabulary.require_expressible(
+        differences,
+        row_count=row_count,
+        trained_row_count=next((count for count in rows if count != row_count), row_count),
+    )
+    if own.is_file() and not is_same:
+        vocabulary.require_same_rules(_rules(theirs), _rules(own))
+    special = vocabulary.special_ids(
+        vocabulary.special_tokens(read_json(adapter_folder / SETTINGS_NAME)),
+        vocabulary.special_tokens(base.settings(SETTINGS_NAME)),
+        known=tokenizer.token_to_id,
+        current=_special_ids(gguf.header),
+        row_count=row_count,
+    )
+    for change in differences.changes:
+        _require_shown_as_written(change, tokenizer, file)
+    entries = [
+        *_written(gguf.header, differences.changes),
+        *(uint32_value(key, number) for key, number in special.items()),
+    ]
+    metadata = {**gguf.header.metadata, **{entry.key: entry for entry in entries}}
+    return TrainedVocabulary(
+        tokenizer=tokenizer,
+        header=replace(gguf.header, metadata=MappingProxyType(metadata)),
+        changes=differences.changes,
+    )
+
+
+def require_readable(
+    trained: TrainedVocabulary, metadata: Sequence[Metadata], scratch: Path
+) -> None:
+    """Proves ahead of the merge that llama.cpp finds the changed tokens where the training does.
+
+    Args:
+        metadata: what the file will have beside the header.
+    Raises:
+        Fault: EXPORT_VOCABULARY_MISMATCH with the token.
+    """
+    if trained.changes:
+        with opened(trained.header, metadata, scratch) as model:
+            _require_probes(trained, model)
+
+
+def prove_texts(
+    trained: TrainedVocabulary, segments: Sequence[Segment], model: LlamaModel
+) -> TextEvidence:
+    """Tokenises the reference's conversations as texts, and texts with the changed tokens.
+
+    What an adapter generated need not be the usual cut of its text. So the text is cut anew, by
+    the training's tokenizer and by llama.cpp; for a prompt that the former cuts as it was fed, this
+    says that llama.cpp feeds the same.
+
+    Raises:
+        Fault: EXPORT_VOCABULARY_MISMATCH.
+    """
+    _require_probes(trained, model)
+    equal = different = 0
+    for index, segment in enumerate(segments):
+        for tokens in (segment.prompt, segment.tokens):
+            text: str = trained.tokenizer.decode(tokens, skip_special_tokens=False)
+            is_equal = _require_same_text(trained, text, model, index=index)
+            equal += is_equal
+            different += not is_equal
+    return TextEvidence(texts_equal=equal, texts_different=different)
+
+
+@contextmanager
+def opened(header: Header, metadata: Sequence[Metadata], scratch: Path) -> Iterator[LlamaModel]:
+    """llama.cpp's tokenizer of a header, with some entries of its metadata changed."""
+    changed = {**header.metadata, **{entry.key: entry for entry in metadata}}
+    content = encode_header(list(changed.values()), [], alignment=header.alignment)
+    with (
+        _as_file(content, scratch) as path,
+        LlamaModel(path, thread_count=1, vocabulary_only=True) as model,
+    ):
+        yield model
+
+
+def _differences(
+    tokenizer: Tokenizer, own: Path, file: FileTokens, *, is_same: bool
+) -> Differences:
+    """What the training's tokens do not share with the base's, of which `own` is the tokenizer."""
+    if is_same:
+        trained = known = _spare_tokens(tokenizer, file)
+    else:
+        trained = _tokens(tokenizer)
+        known = _read_tokens(own) if own.is_file() else vocabulary.tokens_of_file(file, trained)
+    return vocabulary.compare(trained, known, file)
+
+
+def _file_tokens(header: Header) -> FileTokens:
+    texts, kinds = header.metadata.get(TEXTS_KEY), header.metadata.get(KINDS_KEY)
+    if texts is None or kinds is None:
+        raise Fault(FaultCode.MODEL_WEIGHTS_INVALID, "The GGUF of the base has no vocabulary.")
+    return FileTokens(
+        texts=[str(text) for text in texts.items], kinds=[int(kind) for kind in kinds.items]
+    )
+
+
+def _tokens(tokenizer: Tokenizer) -> Tokens:
+    return Tokens(ids=tokenizer.get_vocab(with_added_tokens=True), added=_added(tokenizer))
+
+
+def _added(tokenizer: Tokenizer) -> dict[int, Added]:
+    return {
+        number: Added(
+            special=token.special,
+            normalized=token.normalized,
+            lstrip=token.lstrip,
+            rstrip=token.rstrip,
+            single_word=token.single_word,
+        )
+        for number, token in tokenizer.get_added_tokens_decoder().items()
+    }
+
+
+def _spare_tokens(tokenizer: Tokenizer, file: FileTokens) -> Tokens:
+    """The tokens of a tokenizer that the file has no text for; all others are known to be equal."""
+    spare = (number for number in range(len(file.texts)) if file.is_spare(number))
+    texts = {number: tokenizer.id_to_token(number) for number in spare}
+    ids = {text: number for number, text in texts.items() if text is not None}
+    return Tokens(ids=ids, added=_added(tokenizer) if ids else {})
+
+
+def _read_tokens(path: Path) -> Tokens:
+    """The tokens of a `tokenizer.json`, without its merges, which take the most memory."""
+    document = _document(path)
+    table = _entry(_parts(document["model"])["vocab"])
+    # A unigram model lists its pieces with their scores.
+    is_scored = isinstance(table, list)
+    ids = {text: index for index, (text, _) in enumerate(table)} if is_scored else table
+    added: dict[int, Added] = {}
+    for token in _entry(document.get("added_tokens", msgspec.Raw(b"[]"))):
+        ids[token["content"]] = token["id"]
+        flags = {name: bool(token.get(name)) for name in Added.__slots__}
+        added[token["id"]] = Added(**flags)
+    return Tokens(ids=ids, added=added)
+
+
+def _rules(path: Path) -> dict[str, object]:
+    """How a `tokenizer.json` splits a text, whichever version of a library wrote it."""
+    document = _document(path)
+    model = _parts(document["model"])
+    bare: dict[str, Any] = {
+        "version": "1.0",
+        "added_tokens": [],
+        "model": _NO_MODEL,
+        **{name: _entry(document[name]) for name in _SPLITTING if name in document},
+    }
+    canonical = json.loads(Tokenizer.from_str(json.dumps(bare)).to_str())
+    settings = {name: _entry(part) for name, part in model.items() if name not in _TABLES}
+    return {
+        **{name.replace("_", "-"): canonical.get(name) for name in _SPLITTING},
+        # What is absent, null or off is the same.
+        "setting of merging": {name: value for name, value in settings.items() if value},
+        "list of merges": _digest(model.get("merges", model["vocab"])),
+    }
+
+
+def _digest(table: msgspec.Raw) -> str:
+    """A digest of merges, which are pairs, or texts with a space between their halves.
+
+    A unigram model has scored pieces in their place, others only the numbers of their words.
+    """
+    digest = hashlib.sha256()
+    if bytes(memoryview(table)[:1]) == b"{":
+        return ""
+    parts = msgspec.json.decode(table, type=list[msgspec.Raw])
+    for start in range(0, len(parts), ENTRIES_AT_ONCE):
+        for entry in _entry(b"[" + b",".join(parts[start : start + ENTRIES_AT_ONCE]) + b"]"):
+            left, right = entry.split(" ", 1) if isinstance(entry, str) else entry
+            digest.update(f"{left}\0{right}\0".encode())
+    return digest.hexdigest()
+
+
+def _document(path: Path) -> dict[str, msgspec.Raw]:
+    try:
+        document = _parts(path.read_bytes())
+        _parts(document["model"])
+    except (msgspec.DecodeError, KeyError) as error:
+        raise Fault(
+            FaultCode.MODEL_WEIGHTS_INVALID, f"{path.name} is no tokenizer.", file=path.name
+        ) from error
+    return document
+
+
+def _trained_rows(
+    adapter: Adapter, weights: SafetensorsFile, placements: Mapping[str, Placement]
+) -> list[int]:
+    """Rows of the adapter's tensors that have one for each token."""
+    names = {name for name, placement in placements.items() if placement.tensor in _BY_TOKEN}
+    names.add(_HEAD)
+    shapes = {
+        target: weights.tensors[name].shape
+        for target, name in (*adapter.base_copies.items(), *adapter.replacements.items())
+    }
+    rows = [shape[0] for target, shape in shapes.items() if target in names and shape]
+    for delta in adapter.deltas:
+        if delta.target in names and delta.is_embedding:
+            rows.append(weights.tensors[delta.a].shape[1])
+        elif delta.target in names:
+            rows.append(weights.tensors[delta.b].shape[0])
+    return rows
+
+
+def _special_ids(header: Header) -> dict[str, int]:
+    keys = (*vocabulary.SPECIAL_KEYS.values(), vocabulary.END_OF_TURN_KEY)
+    return {key: header.number(key) for key in keys if key in header.metadata}
+
+
+def _require_shown_as_written(change: Change, tokenizer: Tokenizer, file: FileTokens) -> None:
+    """A plain piece that is now added is shown by its text, which may be spelled for merging."""
+    if change.is_new or change.kind is None or file.kinds[change.number] != TokenKind.NORMAL:
+        return
+    if tokenizer.decode([change.number], skip_special_tokens=False) != change.text:
+        raise vocabulary.unreadable(change.text, change.number)
+
+
+def _written(header: Header, changes: Sequence[Change]) -> Iterator[Metadata]:
+    """The arrays of the vocabulary with the changes in them."""
+    texts: dict[int, Scalar] = {each.number: each.text for each in changes if each.is_new}
+    kinds: dict[int, Scalar] = {
+        each.number: int(each.kind) for each in changes if each.kind is not None
+    }
+    scores: dict[int, Scalar] = dict.fromkeys(texts, ADDED_SCORE)
+    for key, values in ((TEXTS_KEY, texts), (KINDS_KEY, kinds), (SCORES_KEY, scores)):
+        if values and key in header.metadata:
+            yield with_items(header.metadata[key], values)
+
+
+def _require_probes(trained: TrainedVocabulary, model: LlamaModel) -> None:
+    for change in trained.changes:
+        for text in vocabulary.probes_of(change.text):
+            wanted, found = trained.ids(text), model.tokenize(text)
+            if wanted != found and not _is_about_spaces(trained, wanted, found):
+                raise vocabulary.unreadable(change.text, change.number)
+
+
+def _require_same_text(
+    trained: TrainedVocabulary, text: str, model: LlamaModel, *, index: int
+) -> bool:
+    wanted, found = trained.ids(text), model.tokenize(text)
+    if wanted == found:
+        return True
+    # llama.cpp does not compose accents, whatever the model.
+    composed = unicodedata.normalize("NFC", text)
+    if _is_about_spaces(trained, wanted, found) or (
+        composed != text and trained.reads_the_same(composed, model)
+    ):
+        return False
+    pairs = enumerate(zip(wanted, found, strict=False))
+    shorter = min(len(wanted), len(found))
+    place = next((place for place, pair in pairs if pair[0] != pair[1]), shorter)
+    raise Fault(
+        FaultCode.EXPORT_VOCABULARY_MISMATCH,
+        f"llama.cpp reads the text of held-out conversation {index + 1} otherwise than the "
+        f"training's tokenizer, first at token {place}.",
+        conversation=index + 1,
+        position=place,
+        training_tokens=str(wanted[place : place + 5]),
+        export_tokens=str(found[place : place + 5]),
+    )
+
+
+def _is_about_spaces(
+    trained: TrainedVocabulary, wanted: Sequence[int], found: Sequence[int]
+) -> bool:
+    """Whether a sentencepiece vocabulary is only known to differ so."""
+    if trained.header.text(MODEL_KEY) != SENTENCEPIECE:
+        return False
+    added = trained.tokenizer.get_added_tokens_decoder()
+
+    def piece(number: int) -> str | None:
+        return None if number in added else trained.tokenizer.id_to_token(number)
+
+    return differ_in_spaces_only(wanted, found, piece=piece)
+
+
+@contextmanager
+def _as_file(content: bytes, scratch: Path) -> Iterator[Path]:
+    """A file of that content: in memory where the system has such, in the folder elsewhere."""
+    if hasattr(os, "memfd_create"):
+        with open(os.memfd_create("vocabulary"), "r+b") as file:
+            file.truncate(len(content))
+            with mmap.mmap(file.fileno(), len(content)) as pages:
+                pages[:] = content
+            yield Path(f"/proc/self/fd/{file.fileno()}")
+        return
+    path = scratch / "vocabulary.gguf"
+    path.write_bytes(content)
+    try:
+        yield path
+    finally:
+        path.unlink()
