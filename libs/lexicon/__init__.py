@@ -1,1 +1,4 @@
-"""The platform's vocabulary: fault codes, ids, resource names. Standard library only."""
+"""The platform's vocabulary: fault codes, ids, resource names, PEFT's adapter settings.
+
+Standard library only.
+"""

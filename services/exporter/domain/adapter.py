@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from exporter.domain.adapter_config import AdapterConfig, read_config, refuse
 from lexicon.faults import Fault, FaultCode
+from lexicon.lora_config import AdapterConfig, read_config, refuse, scale_of
 
 _PREFIX: Final = "base_model.model."
 _BASE_LAYER: Final = ".base_layer"
@@ -112,22 +112,6 @@ def read_adapter(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
     )
 
 
-def scale_of(config: AdapterConfig, module: str, *, rank: int) -> float:
-    """The factor of a module's delta: alpha / rank, or alpha / sqrt(rank) when rank-stabilised.
-
-    Args:
-        module: name by which PEFT looks up patterns; that of a bare parameter ends with its own.
-        rank: what the tensors have.
-    Raises:
-        Fault: MODEL_WEIGHTS_INVALID when the settings give the module another rank.
-    """
-    wanted = config.rank_pattern.get(module, config.rank)
-    if rank != wanted:
-        _invalid(f"{module} has factors of rank {rank}, its settings say {wanted}")
-    alpha = config.alpha_pattern.get(module, config.alpha)
-    return alpha / math.sqrt(rank) if config.is_rank_stabilised else alpha / rank
-
-
 def _delta(
     config: AdapterConfig,
     module: str,
@@ -189,7 +173,7 @@ def _put(names: dict[str, str], key: str, name: str, *, changed: str) -> None:
 def _refuse_tensor(name: str) -> NoReturn:
     raise Fault(
         FaultCode.EXPORT_ADAPTER_UNSUPPORTED,
-        f"The adapter cannot be merged: it has a tensor of a kind that is not known ({name}).",
+        f"The adapter is not supported: it has a tensor of a kind that is not known ({name}).",
         tensor=name,
     )
 

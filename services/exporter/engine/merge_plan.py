@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.domain.adapter import Adapter, MatrixDelta, scale_of
+from exporter.domain.adapter import Adapter, MatrixDelta
 from exporter.domain.experts import ExpertStack, checkpoint_name, expert_stack
 from exporter.domain.gguf_format import TensorInfo
 from exporter.domain.layout import Placement, row_order
@@ -16,6 +16,7 @@ from exporter.engine.kernel.kernel import rounded
 from exporter.engine.merge import Change, LowRank, Merge, MergedTensor, Replacement
 from exporter.engine.weights import GgufFile, SafetensorsFile
 from lexicon.faults import Fault, FaultCode
+from lexicon.lora_config import scale_of
 
 EMBEDDING: Final = "token_embd.weight"
 HEAD: Final = "output.weight"

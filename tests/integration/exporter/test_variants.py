@@ -13,10 +13,10 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.config import VeloraConfig
 from transformers import AutoModelForCausalLM
 
-from exporter.domain.adapter_config import HONOURED, IRRELEVANT, MUST_BE_DEFAULT, read_config
 from exporter.domain.quantization import Quantization
 from exporter.engine.base import prepare_base
 from exporter.engine.export import Engine
+from lexicon.lora_config import HONOURED, IRRELEVANT, MUST_BE_DEFAULT, read_config
 from tests.integration.exporter.making import (
     ANVIL,
     convert_classically,

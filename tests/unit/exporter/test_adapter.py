@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.domain.adapter import Adapter, MatrixDelta, read_adapter, scale_of
-from exporter.domain.adapter_config import HONOURED, IRRELEVANT, MUST_BE_DEFAULT
+from exporter.domain.adapter import Adapter, MatrixDelta, read_adapter
 from lexicon.faults import Fault, FaultCode
+from lexicon.lora_config import HONOURED, IRRELEVANT, MUST_BE_DEFAULT, scale_of
 
 CONFIG: dict[str, Any] = {"peft_type": "LORA", "r": 8, "lora_alpha": 16}
 MODULE = "model.layers.0.self_attn.q_proj"

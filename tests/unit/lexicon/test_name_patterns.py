@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter.domain import name_patterns
-from exporter.domain.name_patterns import NamePatterns
+from lexicon import name_patterns
 from lexicon.faults import Fault, FaultCode
+from lexicon.name_patterns import NamePatterns
 
 NAME = "model.layers.10.self_attn.q_proj"
 MODULES = [

@@ -4,14 +4,15 @@ from typing import Any
 
 import pytest
 
-from exporter.domain.adapter_config import (
+from lexicon.faults import Fault, FaultCode
+from lexicon.lora_config import (
     HONOURED,
     IRRELEVANT,
     MUST_BE_DEFAULT,
     AdapterConfig,
     read_config,
+    scale_of,
 )
-from lexicon.faults import Fault, FaultCode
 
 INVALID = FaultCode.MODEL_WEIGHTS_INVALID
 UNSUPPORTED = FaultCode.EXPORT_ADAPTER_UNSUPPORTED
@@ -172,6 +173,20 @@ def test_missing_settings_are_those_of_peft() -> None:
     config = read_config({"peft_type": "LORA"})
     assert (config.rank, config.alpha) == (8, 8)
     assert not any((config.is_rank_stabilised, config.has_magnitudes, config.ties_weights))
+
+
+def test_the_factor_follows_rank_alpha_and_their_patterns() -> None:
+    """Hu et al. 2021: alpha / rank; Kalajdzievski 2023: alpha / sqrt(rank)."""
+    plain = {"peft_type": "LORA", "r": 16, "lora_alpha": 8}
+    patterns = {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"[qk]_proj": 3}}
+    assert scale_of(read_config(plain), "layers.0.q_proj", rank=16) == 0.5
+    assert scale_of(read_config({**plain, "use_rslora": True}), "q_proj", rank=16) == 2.0
+    config = read_config({**plain, **patterns})
+    assert scale_of(config, "layers.0.q_proj", rank=4) == 0.75
+    assert scale_of(config, "layers.0.k_proj", rank=16) == 0.1875
+    with pytest.raises(Fault) as caught:
+        scale_of(config, "layers.0.q_proj", rank=16)
+    assert caught.value.code is INVALID
 
 
 def test_the_remedy_of_a_changed_base_names_the_way_to_plain_lora() -> None:

@@ -170,7 +170,7 @@ def _machine(field: str, key: str) -> list[_State]:
     except _Unsupported as error:
         raise Fault(
             FaultCode.EXPORT_ADAPTER_UNSUPPORTED,
-            f"The adapter cannot be merged: {field} has {shown}, {error}.",
+            f"The adapter is not supported: {field} has {shown}, {error}.",
             field=field,
         ) from None
 

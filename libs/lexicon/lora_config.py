@@ -1,4 +1,4 @@
-"""What each field of a PEFT `adapter_config.json` means for the merge, and which are refused.
+"""What each field of a PEFT `adapter_config.json` means for the weights, and which are refused.
 
 A field is honoured, or has no part in the merged weights whatever it holds, or must be at its
 default. Fields that nobody has put into one of the tables must be empty, so that a setting of a
@@ -13,8 +13,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final, NoReturn, assert_never
 
-from exporter.domain.name_patterns import NamePatterns
 from lexicon.faults import Fault, FaultCode
+from lexicon.name_patterns import NamePatterns
 
 MAX_RANK: Final = 4096
 # The factor is a float32 in the merge.
@@ -131,7 +131,7 @@ _INITS_OF_BASE: Final = re.compile(r"(?i)pissa.*|corda.*|olora|loftq|lora_ga")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterConfig:
-    """The settings of an adapter that the merge follows."""
+    """The settings of an adapter that its use follows."""
 
     rank: int
     alpha: float
@@ -169,7 +169,7 @@ def read_config(config: Mapping[str, Any]) -> AdapterConfig:
             if not is_default and not (rule.kind is Kind.LIST_OR_MAP and value == {}):
                 refuse(field, value, f"which {rule.effect}")
         elif field not in HONOURED and field not in IRRELEVANT and not _is_empty(value):
-            refuse(field, value, "a field that the exporter does not know")
+            refuse(field, value, "a field that is not known")
     rank_pattern = {
         name: _rank("rank_pattern", value)
         for name, value in (config.get("rank_pattern") or {}).items()
@@ -190,12 +190,32 @@ def read_config(config: Mapping[str, Any]) -> AdapterConfig:
     )
 
 
+def scale_of(config: AdapterConfig, module: str, *, rank: int) -> float:
+    """The factor of a module's delta: alpha / rank, or alpha / sqrt(rank) when rank-stabilised.
+
+    Args:
+        module: name by which PEFT looks up patterns; that of a bare parameter ends with its own.
+        rank: what the tensors have.
+    Raises:
+        Fault: MODEL_WEIGHTS_INVALID when the settings give the module another rank.
+    """
+    wanted = config.rank_pattern.get(module, config.rank)
+    if rank != wanted:
+        raise Fault(
+            FaultCode.MODEL_WEIGHTS_INVALID,
+            f"The adapter is damaged: {module} has factors of rank {rank}, its settings say "
+            f"{wanted}.",
+        )
+    alpha = config.alpha_pattern.get(module, config.alpha)
+    return alpha / math.sqrt(rank) if config.is_rank_stabilised else alpha / rank
+
+
 def refuse(field: str, value: object, reason: str, *, variant: str | None = None) -> NoReturn:
     """Refuses a setting by its name."""
     name = field if field.isidentifier() and len(field) <= _MAX_SHOWN_CHARS else _shown(field)
     raise Fault(
         FaultCode.EXPORT_ADAPTER_UNSUPPORTED,
-        f"The adapter cannot be merged: {name} is set to {_shown(value)}, {reason}.",
+        f"The adapter is not supported: {name} is set to {_shown(value)}, {reason}.",
         variant=variant,
         field=name,
         value=_shown(value),
@@ -212,7 +232,7 @@ def _require_init(value: object) -> None:
             "init_lora_weights", value, "which changes the base before training", variant="residual"
         )
     if value.lower() not in _INITS_OF_FACTORS:
-        refuse("init_lora_weights", value, "a method that the exporter does not know")
+        refuse("init_lora_weights", value, "a method that is not known")
 
 
 def _require_kind(field: str, value: object, kind: Kind) -> None:
