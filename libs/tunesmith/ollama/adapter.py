@@ -14,19 +14,20 @@ specification (ggml, docs/gguf.md).
 from __future__ import annotations
 
 import json
-import math
 import re
 import struct
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, Final, NoReturn
 
+from lexicon.faults import Fault, FaultCode
+from lexicon.lora_config import MAX_RANK, AdapterConfig, read_config, scale_of
 from tunesmith.errors import InputError
-from tunesmith.ollama.modelfile import CODE
+from tunesmith.ollama.modelfile import CODE, DOWNLOAD_AGAIN
 
 MAX_HEADER_BYTES: Final = 64 << 20
-MAX_RANK: Final = 4096
 ALIGNMENT: Final = 32
 # Of each architecture whether rows of queries and keys are interleaved by rotary pairs.
 ARCHITECTURES: Final[Mapping[str, bool]] = {
@@ -54,7 +55,6 @@ _TENSOR: Final = re.compile(
     r"base_model\.model\.(?P<module>(?:[\w.]+\.)?layers\.(?P<layer>\d{1,4})\."
     r"(?P<part>[a-z_]+\.[a-z_]+))\.lora_(?P<factor>[AB])\.weight"
 )
-_PLAIN_PATTERN: Final = re.compile(r"[\w.|^$\\]*")
 # Widths of the types that PEFT writes, and their numbers in GGUF. BF16 is widened, since not every
 # backend multiplies with it.
 _F32, _F16 = 0, 1
@@ -62,6 +62,9 @@ _TYPES: Final = {"F32": (4, _F32), "F16": (2, _F16), "BF16": (2, _F32)}
 # So many numbers are multiplied at a time.
 _PIECE: Final = 1 << 16
 _STRING, _FLOAT32 = 8, 6
+# Bounds of float32 with all its digits.
+_LEAST_FLOAT32: Final = 2.0**-126
+_LARGEST_FLOAT32: Final = float.fromhex("0x1.fffffep127")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,13 +125,34 @@ class _Tensor:
         return self.shape[0] * self.shape[1] * (4 if self.is_widened else _TYPES[self.kind][0])
 
 
+def plain_settings(config: Mapping[str, Any]) -> AdapterConfig:
+    """Reads a decoded adapter_config.json.
+
+    Raises:
+        InputError: DEP_OLLAMA_REGISTRATION_FAILED, with the field, for a setting that is damaged,
+            that nobody knows, or that no GGUF adapter can say.
+    """
+    with _in_our_words():
+        settings = read_config(config)
+    beyond = {
+        "use_dora": settings.has_magnitudes,
+        "modules_to_save": bool(config.get("modules_to_save")),
+        "target_parameters": bool(settings.target_parameters),
+        "ensure_weight_tying": settings.ties_weights,
+    }
+    for field, is_set in beyond.items():
+        if is_set:
+            _refuse(f"{field} makes it more than LoRA of linear layers", field=field)
+    return settings
+
+
 def convert(
-    config: Mapping[str, Any], weights: IO[bytes], size_bytes: int, base: Base, target: IO[bytes]
+    settings: AdapterConfig, weights: IO[bytes], size_bytes: int, base: Base, target: IO[bytes]
 ) -> None:
     """Writes the adapter as GGUF, one matrix at a time.
 
     Args:
-        config: content of adapter_config.json.
+        settings: what adapter_config.json says.
         weights: adapter_model.safetensors, seekable.
         size_bytes: its size.
         target: empty file.
@@ -136,8 +160,7 @@ def convert(
         InputError: DEP_OLLAMA_REGISTRATION_FAILED when the adapter does more than LoRA on the
             linear layers, does not fit the base, or is damaged.
     """
-    _require_plain(config)
-    tensors, alpha = _plan(config, *_read_header(weights, size_bytes), base)
+    tensors, alpha = _plan(settings, *_read_header(weights, size_bytes), base)
     target.write(_encoded_header(tensors, base, alpha))
     for tensor in tensors:
         weights.seek(tensor.start)
@@ -148,23 +171,6 @@ def convert(
             data = _interleaved(data, tensor)
         target.writelines(_pieces(data, tensor))
         target.write(bytes(-tensor.target_bytes % ALIGNMENT))
-
-
-def _require_plain(config: Mapping[str, Any]) -> None:
-    more = [
-        name
-        for name in (
-            "use_dora",
-            "lora_bias",
-            "fan_in_fan_out",
-            "modules_to_save",
-            "target_parameters",
-            "trainable_token_indices",
-        )
-        if config.get(name)
-    ]
-    if config.get("peft_type") != "LORA" or more:
-        _refuse(f"the adapter is more than plain LoRA ({', '.join(more) or 'another kind'})")
 
 
 def _read_header(weights: IO[bytes], size_bytes: int) -> tuple[Mapping[str, Any], int]:
@@ -203,7 +209,7 @@ def _is_sound(entry: Any, data_bytes: int) -> bool:
 
 
 def _plan(
-    config: Mapping[str, Any], table: Mapping[str, Any], data_start: int, base: Base
+    settings: AdapterConfig, table: Mapping[str, Any], data_start: int, base: Base
 ) -> tuple[list[_Tensor], float]:
     """The matrices in the order of the source, and the one alpha that the target states.
 
@@ -221,9 +227,9 @@ def _plan(
     if not pairs:
         _refuse("the adapter is empty")
     ranks = {module: _rank(module, pair, base) for module, pair in pairs.items()}
-    scales = {module: _scale(config, module, rank) for module, rank in ranks.items()}
-    alphas = {round(scales[module] * ranks[module], 6) for module in pairs}
-    alpha = alphas.pop() if len(alphas) == 1 else 0.0
+    scales = {module: _scale(settings, module, rank) for module, rank in ranks.items()}
+    # The digits of a float32 and a few more: what comes of rounding is the same alpha.
+    alpha = _shared_alpha({float(f"{scales[module] * ranks[module]:.12g}") for module in pairs})
     tensors = []
     for module, pair in pairs.items():
         part = _MODULES[".".join(module.rsplit(".", 2)[1:])]
@@ -239,6 +245,8 @@ def _plan(
                     factor=scales[module] if is_b and alpha == 0.0 else 1.0,
                 )
             )
+    if len({tensor.name for tensor in tensors}) < len(tensors):
+        _refuse("it changes a matrix of the base twice")
     # In the order of the source, which an archive can only be read through in.
     return sorted(tensors, key=lambda tensor: tensor.start), alpha
 
@@ -257,17 +265,15 @@ def _rank(module: str, pair: Mapping[str, tuple[str, Any]], base: Base) -> int:
     return int(rank)
 
 
-def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
-    alpha = config.get("lora_alpha")
-    for pattern, value in dict(config.get("alpha_pattern") or {}).items():
-        if not _PLAIN_PATTERN.fullmatch(pattern):
-            _refuse("the adapter's alpha_pattern is no list of modules")
-        if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module):
-            alpha = value
-            break
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        _refuse("the adapter's alpha is no number")
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+def _scale(settings: AdapterConfig, module: str, rank: int) -> float:
+    with _in_our_words():
+        return scale_of(settings, module, rank=rank)
+
+
+def _shared_alpha(alphas: set[float]) -> float:
+    """The alpha of all modules, or 0 where a float32 cannot say one for all."""
+    alpha = alphas.pop() if len(alphas) == 1 else 0.0
+    return alpha if _LEAST_FLOAT32 <= abs(alpha) <= _LARGEST_FLOAT32 else 0.0
 
 
 def _rotary_heads(part: str, base: Base) -> int:
@@ -309,7 +315,10 @@ def _pieces(data: bytes, tensor: _Tensor) -> Iterator[bytes]:
             continue
         count = len(piece) // (2 if tensor.kind == "F16" else 4)
         numbers = struct.unpack(f"<{count}{'e' if tensor.kind == 'F16' else 'f'}", piece)
-        yield struct.pack(f"<{count}f", *(number * tensor.factor for number in numbers))
+        try:
+            yield struct.pack(f"<{count}f", *(number * tensor.factor for number in numbers))
+        except OverflowError:
+            _refuse(f"{tensor.name} times its scale is beyond float32")
 
 
 def _encoded_header(tensors: list[_Tensor], base: Base, alpha: float) -> bytes:
@@ -354,9 +363,28 @@ def _count(facts: Mapping[str, Any], key: str, *, default: int = 0) -> int:
     return value
 
 
-def _refuse(reason: str) -> NoReturn:
+@contextmanager
+def _in_our_words() -> Iterator[None]:
+    """Turns the fault of a setting into a refusal to register.
+
+    The merged model is no way out there, since an export refuses the setting as well.
+    """
+    try:
+        yield
+    except Fault as fault:
+        is_damaged = fault.code is FaultCode.MODEL_WEIGHTS_INVALID
+        raise InputError(
+            CODE,
+            f"The adapter cannot be registered alone. {fault.message}",
+            remedy=DOWNLOAD_AGAIN if is_damaged else fault.remedy,
+            metadata=fault.metadata,
+        ) from None
+
+
+def _refuse(reason: str, **metadata: str) -> NoReturn:
     raise InputError(
         CODE,
         f"The adapter cannot be registered alone: {reason}.",
         remedy="Register the merged model instead: leave out --adapter.",
+        metadata=metadata,
     )

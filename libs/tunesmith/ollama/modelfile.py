@@ -19,6 +19,7 @@ from tunesmith.errors import InputError
 
 CODE: Final = "DEP_OLLAMA_REGISTRATION_FAILED"
 MAX_CHARS: Final = 1 << 20
+DOWNLOAD_AGAIN: Final = "Download it again: remove the file and run `tunesmith pull` once more."
 
 _LARGEST_FLOAT32: Final = float.fromhex("0x1.fffffep127")
 _LETTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")

@@ -20,7 +20,7 @@ from typing import IO, Any, Final
 
 from tunesmith.errors import InputError, LimitError
 from tunesmith.ollama import adapter
-from tunesmith.ollama.modelfile import CODE, MAX_CHARS, parse
+from tunesmith.ollama.modelfile import CODE, DOWNLOAD_AGAIN, MAX_CHARS, parse
 from tunesmith.ollama.server import Blob, OnStatus, Server, checked_name
 from tunesmith.transfer import CHUNK_BYTES, OnBytes
 
@@ -107,6 +107,9 @@ def register_adapter(
     """
     checked_name(name)
     checked_name(base)
+    # Before a base is pulled for it.
+    with _archive(archive_path) as archive:
+        settings = adapter.plain_settings(_settings(archive))
     facts = server.show(base)
     if facts is None:
         server.pull(base, on_status)
@@ -117,11 +120,10 @@ def register_adapter(
         tempfile.TemporaryDirectory(dir=archive_path.parent, prefix=".adapter-") as folder,
     ):
         path = Path(folder) / ADAPTER_FILE
-        config = _settings(archive)
         try:
             with archive.open(_member(archive, WEIGHTS)) as weights, path.open("wb") as target:
                 size_bytes = archive.getinfo(WEIGHTS).file_size
-                adapter.convert(config, weights, size_bytes, fits, target)
+                adapter.convert(settings, weights, size_bytes, fits, target)
         except OSError as error:
             raise LimitError(
                 "STORAGE_FULL", f"{path} cannot be written: {error.strerror}."
@@ -220,5 +222,5 @@ def _refused(reason: str) -> InputError:
     return InputError(
         CODE,
         f"The model could not be registered with Ollama: {reason}.",
-        remedy="Download it again: remove the file and run `tunesmith pull` once more.",
+        remedy=DOWNLOAD_AGAIN,
     )
