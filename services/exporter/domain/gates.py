@@ -27,8 +27,8 @@ KL_BOUNDS: Final = {
     Quantization.Q3_K_M: 0.8,
     Quantization.Q2_K: 2.0,
 }
-# The same for the merge before any quantisation.
-MERGE_BOUND: Final = 0.02
+# The same for the merge before any quantisation, of which sound ones stayed below 0.0006.
+MERGE_BOUND: Final = 0.005
 
 # A base whose own reference is reproduced this closely is the one that was trained on. float32
 # gives 0.00002 and less, bfloat16 some thousandths; noise of a tenth of the weights' deviation

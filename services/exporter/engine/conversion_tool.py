@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from exporter.domain.pretokenizer import match_pretokenizer
 from exporter.engine.streamed_base import Shadow
@@ -70,6 +70,8 @@ def _convert(
         gguf.vocab.json = TokenizerReader()
     hparams = conversion.ModelBase.load_hparams(folder, False)
     architecture = conversion.get_model_architecture(hparams, conversion.ModelType.TEXT)
+    if not whole_tensors:
+        _require_known_rotation(hparams, architecture)
     kinds = {
         "bf16": gguf.LlamaFileType.MOSTLY_BF16,
         "f16": gguf.LlamaFileType.MOSTLY_F16,
@@ -90,6 +92,28 @@ def _convert(
     with exact_powers():
         model.write()
     return record.groups
+
+
+# Scalings of rotary embeddings that the converter writes. It only logs that it knows no other, and
+# the model would then answer long texts otherwise than trained.
+_ROTATIONS: Final = frozenset(
+    {"default", "linear", "yarn", "su", "longrope", "llama3", "proportional", "mrope"}
+)
+# Their converter writes another scaling by itself.
+_WITH_DYNAMIC_ROTATION: Final = "HunYuan"
+
+
+def _require_known_rotation(hparams: Mapping[str, Any], architecture: str) -> None:
+    """Refuses a model whose rotary scaling has no place in a GGUF.
+
+    Raises:
+        ValueError: it has one.
+    """
+    given = hparams.get("rope_parameters") or hparams.get("rope_scaling") or {}
+    for parameters in (given, *(part for part in given.values() if isinstance(part, Mapping))):
+        kind = parameters.get("rope_type", parameters.get("type", "default"))
+        if kind not in _ROTATIONS and not architecture.startswith(_WITH_DYNAMIC_ROTATION):
+            raise ValueError(f"a GGUF has no place for the rotary scaling {kind!r}")
 
 
 @contextmanager

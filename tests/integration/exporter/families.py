@@ -37,8 +37,20 @@ class Family:
 
 
 HEADS = {"head_dim": 64}
+# Heads wider than their share of the model's width.
+WIDE_HEADS = {"head_dim": 128}
+ROPE_FACTORS = [1.0 + place / 8 for place in range(24)]
+# Between them: eight queries for a key, eight experts, sliding windows, rotary parts of a head, and
+# every kind of rotary scaling that a GGUF can hold.
 FAMILIES = {
-    "llama": Family(config="LlamaConfig", settings={**HEADS, "tie_word_embeddings": False}),
+    "llama": Family(
+        config="LlamaConfig",
+        settings={
+            **HEADS, "tie_word_embeddings": False, "num_attention_heads": 8,
+            "num_key_value_heads": 1,
+            "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0},
+        },
+    ),
     "llama3-rope": Family(
         config="LlamaConfig",
         settings={
@@ -50,12 +62,23 @@ FAMILIES = {
             },
         },
     ),
-    "mistral": Family(config="MistralConfig", settings={**HEADS, "sliding_window": None}),
+    "mistral": Family(config="MistralConfig", settings={**WIDE_HEADS, "sliding_window": 128}),
     "mixtral": Family(
-        config="MixtralConfig", settings={"num_local_experts": 4, "num_experts_per_tok": 2}
+        config="MixtralConfig", settings={"num_local_experts": 8, "num_experts_per_tok": 2}
     ),
-    "phi3": Family(config="Phi3Config", tokenizer="sentencepiece"),
-    "gemma": Family(config="GemmaConfig", settings=HEADS, tokenizer="sentencepiece"),
+    "phi3": Family(
+        config="Phi3Config",
+        settings={
+            "original_max_position_embeddings": 64, "sliding_window": 128,
+            "rope_parameters": {
+                "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75,
+                "short_factor": ROPE_FACTORS, "long_factor": [2 * one for one in ROPE_FACTORS],
+                "original_max_position_embeddings": 64,
+            },
+        },
+        tokenizer="sentencepiece",
+    ),
+    "gemma": Family(config="GemmaConfig", settings=WIDE_HEADS, tokenizer="sentencepiece"),
     "gemma2": Family(
         config="Gemma2Config",
         settings={**HEADS, "query_pre_attn_scalar": 64, "sliding_window": 128},
@@ -63,10 +86,20 @@ FAMILIES = {
     ),
     "gemma3": Family(
         config="Gemma3TextConfig",
-        settings={**HEADS, "query_pre_attn_scalar": 64, "sliding_window": 128},
+        settings={**WIDE_HEADS, "query_pre_attn_scalar": 64, "sliding_window": 128},
+        tokenizer="sentencepiece",
     ),
-    "qwen2": Family(config="Qwen2Config", settings={"tie_word_embeddings": True}),
-    "qwen3": Family(config="Qwen3Config", settings={**HEADS, "tie_word_embeddings": True}),
+    "qwen2": Family(
+        config="Qwen2Config",
+        settings={
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64,
+                "rope_theta": 1000000.0,
+            },
+        },
+    ),
+    "qwen3": Family(config="Qwen3Config", settings={**WIDE_HEADS, "tie_word_embeddings": True}),
     "smollm3": Family(config="SmolLM3Config"),
     "granite": Family(config="GraniteConfig"),
 }  # fmt: skip

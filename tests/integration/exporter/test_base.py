@@ -58,6 +58,18 @@ def test_a_sharded_checkpoint_gives_the_same_base(
     assert sharded.placements() == whole.placements()
 
 
+def test_a_rotary_scaling_that_a_gguf_cannot_hold_is_refused_by_name(
+    engine: Engine, model: Path, tmp_path: Path
+) -> None:
+    """The converter would leave it out and log a warning."""
+    config = json.loads((model / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+    (model / "config.json").write_text(json.dumps(config))
+    fault = refusal(model, engine, tmp_path)
+    assert fault.code is FaultCode.MODEL_NOT_CONVERTIBLE
+    assert "'dynamic'" in fault.message
+
+
 def test_every_matrix_of_the_base_has_a_proven_place(engine: Engine) -> None:
     base = prepare_base(ANVIL, engine.cache, "identity", vendor=engine.vendor)
     checkpoint = Checkpoint(ANVIL)

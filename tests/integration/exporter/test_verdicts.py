@@ -268,10 +268,8 @@ CASES: dict[str, Case] = {
 }
 
 
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def make_bases(folder: Path) -> dict[str, Path]:
     """The demo's base, the same with noise of 0.3 deviations, and one that does something else."""
-    folder = tmp_path_factory.mktemp("bases")
     weights = load_file(ANVIL / "model.safetensors")
     rng = np.random.default_rng(0)
     made = {"anvil": ANVIL}
@@ -282,10 +280,15 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             if kind == "noisy" and tensor.ndim > 1:
                 noise = torch.from_numpy(rng.standard_normal(tensor.shape, np.float32))
                 changed[name] = (tensor + 0.3 * tensor.float().std() * noise).to(tensor.dtype)
-            elif "down_proj" in name:
+            elif kind == "other" and "down_proj" in name:
                 changed[name] = tensor.flip(0).contiguous()
         save_file(changed, made[kind] / "model.safetensors", metadata={"format": "pt"})
     return made
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return make_bases(tmp_path_factory.mktemp("bases"))
 
 
 def test_the_table_has_more_than_forty_cases() -> None:

@@ -77,7 +77,7 @@ def test_every_bound_binds(mix: Quantization) -> None:
 
 def test_an_adapter_that_hardly_differs_from_its_base_raises_no_false_alarm() -> None:
     """Behaviour cannot tell them apart, so that it must not be held against the export."""
-    alike = figures(adapter_kl=0.02, base_kl=0.01, separation=0.001)
+    alike = figures(adapter_kl=0.004, base_kl=0.002, separation=0.001)
     assert verdict(alike, merge=alike) is None
 
 
@@ -115,7 +115,7 @@ def test_another_base_is_found_in_every_mix() -> None:
 
 def test_the_noise_of_the_reference_is_not_held_against_the_merge() -> None:
     """Training in bfloat16 shows in the base's reference as in the adapter's."""
-    noisy = figures(adapter_kl=0.035, base_kl=1.0)
+    noisy = figures(adapter_kl=0.02, base_kl=1.0)
     assert verdict(noisy, merge=noisy, noise=0.009) is None
     assert verdict(noisy, merge=noisy, noise=0.001) is FaultCode.EXPORT_MERGE_MISMATCH
 
