@@ -95,6 +95,8 @@ def export(
     """
     parse_quantization(job.quantization)
     require_adapter(Path(job.adapter))
+    # A base is gigabytes to fetch and to convert; settings are refused before anyone asks for it.
+    adapter = _read_adapter(Path(job.adapter))
     key = cache_key(job.base_key, llama_version=engine.llama_version)
     if job.is_converted_anew:
         engine.models.forget(engine.cache / key, in_use_too=True)
@@ -107,7 +109,7 @@ def export(
                     raise BaseNeededError
                 work.make_room(conversion_bytes(Path(job.checkpoint)))
             base = prepare_base(Path(job.checkpoint), engine.cache, key, vendor=engine.vendor)
-        return _export(work, base)
+        return _export(work, base, adapter)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +132,7 @@ class _Work:
             self.on_evicted(evicted)
 
 
-def _export(work: _Work, base: BaseModel) -> Exported:
+def _export(work: _Work, base: BaseModel, adapter: Adapter) -> Exported:
     engine, job, clock = work.engine, work.job, work.clock
     mix = parse_quantization(job.quantization)
     adapter_folder, target = Path(job.adapter), Path(job.target)
@@ -139,7 +141,6 @@ def _export(work: _Work, base: BaseModel) -> Exported:
         SafetensorsFile(adapter_folder / WEIGHTS_NAME) as weights,
         disk_errors(),
     ):
-        adapter = _adapter(adapter_folder, weights)
         words = vocabulary.read_vocabulary(
             adapter_folder, base, gguf, adapter=adapter, weights=weights
         )
@@ -230,9 +231,10 @@ class _Evidence:
         return self.behaviour.file if self.behaviour else None
 
 
-def _adapter(folder: Path, weights: SafetensorsFile) -> Adapter:
-    shapes = {name: span.shape for name, span in weights.tensors.items()}
-    return read_adapter(read_json(folder / CONFIG_NAME, unique_keys=True), shapes)
+def _read_adapter(folder: Path) -> Adapter:
+    config = read_json(folder / CONFIG_NAME, unique_keys=True)
+    with SafetensorsFile(folder / WEIGHTS_NAME) as weights:
+        return read_adapter(config, {name: span.shape for name, span in weights.tensors.items()})
 
 
 def _write(

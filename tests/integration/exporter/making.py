@@ -178,13 +178,17 @@ def export_bundle(
     folder: Path,
     mix: str = "Q4_K_M",
     *,
-    checkpoint: Path = ANVIL,
+    checkpoint: Path | None = ANVIL,
     key: str = "gates",
     on_evicted: OnEvicted = lambda _evicted: None,
 ) -> Exported:
-    """A whole export into `folder / "bundle.zip"`, as a lease asks for it."""
+    """A whole export into `folder / "bundle.zip"`, as a lease asks for it.
+
+    Args:
+        checkpoint: files of the base, None as long as nobody has asked for them.
+    """
     job = Export(
-        checkpoint=str(checkpoint),
+        checkpoint=str(checkpoint or ""),
         base_key=key,
         base_model="tunesmith/anvil-3m",
         adapter=str(adapter),

@@ -16,6 +16,7 @@ from exporter.engine.base import prepare_base
 from exporter.engine.export import Engine
 from exporter.engine.merge_plan import merge_plan
 from exporter.engine.weights import GgufFile, SafetensorsFile
+from exporter.pipe import BaseNeededError
 from lexicon.faults import Fault, FaultCode
 from tests.integration.exporter.making import ANVIL, export_bundle, make_adapter
 
@@ -259,6 +260,39 @@ def test_a_missing_adapter_is_told_before_the_base_is_looked_at(
     with pytest.raises(Fault) as caught:
         export_bundle(engine, tmp_path, tmp_path, checkpoint=tmp_path / "nowhere", key="nobody")
     assert caught.value.code is FaultCode.EXPORT_ADAPTER_MISSING
+
+
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [
+        (
+            replaced('"use_qalora": false', '"use_qalora": true'),
+            FaultCode.EXPORT_ADAPTER_UNSUPPORTED,
+        ),
+        (
+            with_tensor(f"{Q_PROJ}.lora_C.weight", f"{Q_PROJ}.lora_A.weight"),
+            FaultCode.EXPORT_ADAPTER_UNSUPPORTED,
+        ),
+        (config_cut, FaultCode.MODEL_WEIGHTS_INVALID),
+        (emptied, FaultCode.MODEL_WEIGHTS_INVALID),
+        (replaced('"r": 8', '"r": 4'), FaultCode.MODEL_WEIGHTS_INVALID),
+    ],
+)
+def test_an_adapter_is_refused_before_its_base_is_asked_for(
+    damage: Callable[[Path], None],
+    code: FaultCode,
+    engine: Engine,
+    adapter_of: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    """A sound one, of a base that nobody has converted, asks for the files of the base."""
+    adapter = shutil.copytree(adapter_of(b_std=0.3), tmp_path / "adapter")
+    with pytest.raises(BaseNeededError):
+        export_bundle(engine, adapter, tmp_path, checkpoint=None, key="nobody")
+    damage(adapter)
+    with pytest.raises(Fault) as caught:
+        export_bundle(engine, adapter, tmp_path, checkpoint=None, key="nobody")
+    assert caught.value.code is code
 
 
 def test_one_module_with_a_rank_of_its_own_is_no_damage(
