@@ -39,6 +39,10 @@ _TOKEN: Final = re.compile(
     r"|(?P<one>\[\^?(?![\^\]])(?:[^\[\]\\&~|-]|&(?!&)|~(?!~)|\|(?!\|)|-(?!-)|\\[dswDSW\\\[\]^.-])+\]"
     r"|\\[dswDSW]|\\[^\w\s]|[^\\\[{()|*+?^$])"
 )
+# A set, up to its end, or an escaped character before one.
+_SET_OR_ESCAPE: Final = re.compile(r"(?s)\\.|\[\^?\]?(?P<rest>(?:\\.|[^\]\\])*)")
+_ESCAPE: Final = re.compile(r"(?s)\\.")
+_UNSETTLED: Final = re.compile(r"\[|--|&&|~~|\|\|")
 
 
 class _Unsupported(Exception):
@@ -162,10 +166,9 @@ def _machine(field: str, key: str) -> list[_State]:
         raise _invalid(field, f"{shown} is too long")
     expression = rf"(.*\.)?({key})$"
     try:
+        # `re` would warn of such a set, and switching its warnings off is for all threads.
+        _require_settled_sets(key)
         re.compile(expression)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise _invalid(field, f"{shown} is no regular expression") from error
-    try:
         return _Reader(expression).machine()
     except _Unsupported as error:
         raise Fault(
@@ -173,6 +176,16 @@ def _machine(field: str, key: str) -> list[_State]:
             f"The adapter is not supported: {field} has {shown}, {error}.",
             field=field,
         ) from None
+    except (re.error, OverflowError, RecursionError) as error:
+        raise _invalid(field, f"{shown} is no regular expression") from error
+
+
+def _require_settled_sets(key: str) -> None:
+    """Refuses sets whose meaning Python announces to change: nested ones and doubled signs."""
+    for match in _SET_OR_ESCAPE.finditer(key):
+        # A sign that is escaped stands for itself.
+        if _UNSETTLED.search(_ESCAPE.sub("x", match["rest"] or "")):
+            raise _Unsupported("which has a set within a set or a doubled sign in one")
 
 
 class _Reader:

@@ -1,9 +1,11 @@
 """Patterns of module names match as PEFT's `get_pattern_key` does, and never take long."""
 
 import re
+import warnings
+from contextlib import suppress
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lexicon import name_patterns
@@ -65,6 +67,7 @@ def is_regular(key: str) -> bool:
         [""],
         [".*?q_proj"],
         ["[^k]_proj"],
+        [r"[\[q\-]_proj"],
     ],
 )
 def test_the_first_pattern_that_matches_gives_the_value(keys: list[str]) -> None:
@@ -131,6 +134,30 @@ def test_what_is_no_regular_expression_is_damage(key: str) -> None:
         NamePatterns("alpha_pattern", {key: 1})
     assert caught.value.code is FaultCode.MODEL_WEIGHTS_INVALID
     assert "alpha_pattern" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "key", ["[[a]", "[^[a]", "[a[b]", "[a--b]", "[a||b]", "[a~~b]", "[a&&b]", "[]||a]", "[^]--a]"]
+)
+def test_a_set_of_which_python_warns_reaches_no_log(key: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(Fault) as caught:
+            NamePatterns("rank_pattern", {key: 1})
+    assert caught.value.code is FaultCode.EXPORT_ADAPTER_UNSUPPORTED
+    assert "set" in caught.value.message
+
+
+@settings(max_examples=1000)
+@given(key=st.text("[[[]]^--&&~~||\\\\ab0()?#:x*", max_size=14))
+@example(key=r"(?#[x)[]--a]")
+@example(key=r"(?x:#[]" + "\n)[[a]")
+@example(key=r"[\[]")
+@example(key=r"[\--a]")
+def test_no_pattern_makes_python_warn(key: str) -> None:
+    with warnings.catch_warnings(), suppress(Fault):
+        warnings.simplefilter("error")
+        NamePatterns("rank_pattern", {key: 1})
 
 
 @pytest.mark.timeout(20)
