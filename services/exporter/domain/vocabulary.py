@@ -25,6 +25,16 @@ _SPARE: Final = re.compile(r"\[PAD\d+\]")
 # The names by which the converter takes an added token for a control token, whatever its flag says.
 _LOOKS_SPECIAL: Final = re.compile(r"<pad>|<mask>|<2mass>|\[@BOS@\]|<[|｜].*[|｜]>|<unused.*>")
 
+# Texts that meet the corners of tokenizers: spaces, digits, cases, scripts, joined emoji, code.
+CORNER_TEXTS: Final = (
+    " leading and  double   spaces\n\n\nlines\t\ttabs ",
+    "Numbers 0 12 345 6789 3.14159 1,000,000 2024-01-31",
+    "I'm you're we've THEY'LL don't can't",
+    "Ünïcödé ß ﬁ Å é 한국어 العربية हिन्दी ไทย",
+    "👩‍👩‍👧‍👦 🇩🇪 🙂‍↔️ ½ ² ① ∑ →",
+    "if (a[i] != b->c) { return x<<2; } // <tag attr='v'/>\n    indented\tcode",
+)
+
 END_KEY: Final = "tokenizer.ggml.eos_token_id"
 END_OF_TURN_KEY: Final = "tokenizer.ggml.eot_token_id"
 # Where a GGUF holds the tokens that `tokenizer_config.json` names.

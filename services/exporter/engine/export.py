@@ -142,7 +142,7 @@ def _export(work: _Work, base: BaseModel, adapter: Adapter) -> Exported:
         disk_errors(),
     ):
         words = vocabulary.read_vocabulary(
-            adapter_folder, base, gguf, adapter=adapter, weights=weights
+            adapter_folder, base, gguf, adapter=adapter, weights=weights, scratch=target.parent
         )
         tensors = merge_plan(gguf, base.placements(), adapter, weights, merge=engine.kernel.merge)
         trained = templates.read_template(adapter_folder, words.header, words.tokenizer)

@@ -24,6 +24,7 @@ from exporter.domain.template_probes import (
     rendered_groups,
     said,
 )
+from exporter.domain.vocabulary import CORNER_TEXTS
 from exporter.engine import vocabulary
 from exporter.engine.llama_model import LlamaModel
 from exporter.engine.proof import Segment
@@ -36,16 +37,6 @@ ADD_BEGIN_KEY: Final = "tokenizer.ggml.add_bos_token"
 ANSWER_TOKENS: Final = 64
 
 SPACE_PREFIX_KEY: Final = "tokenizer.ggml.add_space_prefix"
-
-# Texts that meet the corners of tokenizers: spaces, digits, cases, scripts, joined emoji, code.
-_CORNER_TEXTS: Final = (
-    " leading and  double   spaces\n\n\nlines\t\ttabs ",
-    "Numbers 0 12 345 6789 3.14159 1,000,000 2024-01-31",
-    "I'm you're we've THEY'LL don't can't",
-    "Ünïcödé ß ﬁ Å é 한국어 العربية हिन्दी ไทย",
-    "👩‍👩‍👧‍👦 🇩🇪 🙂‍↔️ ½ ² ① ∑ →",
-    "if (a[i] != b->c) { return x<<2; } // <tag attr='v'/>\n    indented\tcode",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +175,7 @@ def prove_template(
             shown = model.tokenize(printed, add_special=True)
             _require_equal(wanted, shown, "the Modelfile's template")
             equal += 1
-    for corner in _CORNER_TEXTS:
+    for corner in CORNER_TEXTS:
         text = trained.question(corner)
         wanted, shown = trained.ids(text), model.tokenize(text)
         # Conversions of sentencepiece vocabularies are known to differ over runs of spaces.

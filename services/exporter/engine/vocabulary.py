@@ -135,9 +135,12 @@ def read_vocabulary(
     *,
     adapter: Adapter,
     weights: SafetensorsFile,
+    scratch: Path,
 ) -> TrainedVocabulary:
     """Compares the training's tokens with the base's, and writes what it added into the header.
 
+    Args:
+        scratch: a folder for files that are gone afterwards.
     Raises:
         Fault: EXPORT_ADAPTER_MISSING when the adapter came without a tokenizer,
             EXPORT_VOCABULARY_MISMATCH when a GGUF of the base cannot hold its tokens, or when the
@@ -155,7 +158,7 @@ def read_vocabulary(
         row_count=row_count,
         trained_row_count=next((count for count in rows if count != row_count), row_count),
     )
-    if own.is_file() and not is_same:
+    if own.is_file() and not is_same and not _splits_alike(tokenizer, gguf.header, scratch):
         vocabulary.require_same_rules(_rules(theirs), _rules(own))
     special = vocabulary.special_ids(
         vocabulary.special_tokens(read_json(adapter_folder / SETTINGS_NAME)),
@@ -176,6 +179,19 @@ def read_vocabulary(
         header=replace(gguf.header, metadata=MappingProxyType(metadata)),
         changes=differences.changes,
     )
+
+
+def _splits_alike(tokenizer: Tokenizer, header: Header, scratch: Path) -> bool:
+    """Whether llama.cpp cuts texts as the training does, whatever the base's own rules say.
+
+    transformers replaces the rules of some model types by its own when it reads a tokenizer, for
+    the training as for the conversion of the base.
+    """
+    with opened(header, [], scratch) as model:
+        return all(
+            model.tokenize(text) == tokenizer.encode(text, add_special_tokens=False).ids
+            for text in vocabulary.CORNER_TEXTS
+        )
 
 
 def require_readable(
