@@ -32,7 +32,7 @@ _DECODERS: Final = {
 
 def encode(rows: NDArray[np.float32], tensor_type: TensorType) -> NDArray[np.uint8]:
     """Returns finite float32 rows in a storage type, (rows, bytes of a row)."""
-    row_count, column_count = rows.shape
+    row_count = len(rows)
     match tensor_type:
         case TensorType.F32:
             return np.ascontiguousarray(rows).view(np.uint8).reshape(row_count, -1)
@@ -41,19 +41,21 @@ def encode(rows: NDArray[np.float32], tensor_type: TensorType) -> NDArray[np.uin
         case TensorType.BF16:
             return to_bfloat16_bits(rows).view(np.uint8).reshape(row_count, -1)
         case _:
-            encoded = np.empty((row_count, tensor_type.row_bytes(column_count)), np.uint8)
-            source = np.ascontiguousarray(rows)
-            written = library().ggml_quantize_chunk(
-                int(tensor_type),
-                source.ctypes.data,
-                encoded.ctypes.data,
-                0,
-                row_count,
-                column_count,
-                None,
-            )
-            assert written == encoded.nbytes
-            return encoded
+            return quantized(library(), rows, tensor_type)
+
+
+def quantized(
+    base: ctypes.CDLL, rows: NDArray[np.float32], tensor_type: TensorType
+) -> NDArray[np.uint8]:
+    """Returns finite float32 rows in a quantised type by a build of ggml."""
+    row_count, column_count = rows.shape
+    encoded = np.empty((row_count, tensor_type.row_bytes(column_count)), np.uint8)
+    source = np.ascontiguousarray(rows)
+    written = base.ggml_quantize_chunk(
+        int(tensor_type), source.ctypes.data, encoded.ctypes.data, 0, row_count, column_count, None
+    )
+    assert written == encoded.nbytes
+    return encoded
 
 
 def decode(
@@ -109,6 +111,15 @@ def library() -> ctypes.CDLL:
             "llama-cpp-python carries no ggml library.",
             folder=str(folder),
         )
+    return load_base(path)
+
+
+def load_base(path: Path) -> ctypes.CDLL:
+    """Loads a build of ggml's base library.
+
+    Raises:
+        Fault: RUNTIME_GGUF_EXPORT_FAILED when it lacks a function.
+    """
     loaded = ctypes.CDLL(str(path))
     try:
         quantize = loaded.ggml_quantize_chunk

@@ -400,20 +400,26 @@ ScaleLevels search_scale_q3(const Lanes * x) {
         sum_lx += wx[i] * level[i];
         sum_l2 += w[i] * level[i] * level[i];
     }
-    // A round that changes nothing in a lane changes nothing later, so that rounds need not be counted.
-    for (int round = 0; round < ROUNDS; ++round) {
+    // A round that changes nothing in a lane changes nothing later, so that rounds need not be counted by
+    // lane; when no lane has changed, none will. Few numbers want another level after the first round.
+    bool has_moved = true;
+    for (int round = 0; round < ROUNDS && has_moved; ++round) {
+        has_moved = false;
         for (int i = 0; i < N; ++i) {
             const Lanes other_lx = sum_lx - wx[i] * level[i];
             const Lanes other_l2 = sum_l2 - w[i] * level[i] * level[i];
             const Lanes wanted = nearest_wrapping(x[i] * other_l2 / other_lx);
             const Lanes moved = larger(smaller(wanted, SIDE - 1), -SIDE);
+            const Mask wants = (other_lx > 0.f) & (moved != level[i]);
+            if (!any(wants)) continue;
             const Lanes new_lx = other_lx + wx[i] * moved;
             const Lanes new_l2 = other_l2 + w[i] * moved * moved;
-            const Mask better = (other_lx > 0.f) & (moved != level[i]) & (new_l2 > 0.f) &
-                                (new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2);
+            const Mask better =
+                wants & (new_l2 > 0.f) & (new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2);
             level[i] = choose(better, moved, level[i]);
             sum_lx = choose(better, new_lx, sum_lx);
             sum_l2 = choose(better, new_l2, sum_l2);
+            has_moved = true;
         }
     }
     found.scale = choose(sum_l2 > 0.f, sum_lx / sum_l2, 0.f);
@@ -454,16 +460,17 @@ void write_q3(const float * x, const ScaleLevels & found, int first_lane, uint8_
     uint8_t level[BLOCK];
     for (int j = 0; j < 16; ++j) {
         const float d = from_half(unit) * (scale_level[j] - 32);
-        for (int i = 0; i < 16; ++i) {
-            level[16 * j + i] = d != 0.f ? clamp(nearest_int(x[16 * j + i] / d), -4, 3) + 4
-                                         : (int)found.level[i][first_lane + j] + 4;
+        if (d != 0.f) {
+            for (int i = 0; i < 16; ++i) level[16 * j + i] = clamp(nearest_int(x[16 * j + i] / d), -4, 3) + 4;
+        } else {
+            for (int i = 0; i < 16; ++i) level[16 * j + i] = (int)found.level[i][first_lane + j] + 4;
         }
     }
     memset(high, 0, 32);
-    for (int i = 0; i < BLOCK; ++i) {
-        high[i % 32] |= (level[i] >> 2) << (i / 32);
-        level[i] &= 3;
+    for (int bit = 0; bit < 8; ++bit) {
+        for (int l = 0; l < 32; ++l) high[l] |= (level[32 * bit + l] >> 2) << bit;
     }
+    for (int i = 0; i < BLOCK; ++i) level[i] &= 3;
     for (int j = 0; j < BLOCK; j += 128, packed += 32) {
         for (int l = 0; l < 32; ++l) {
             packed[l] = level[j + l] | (level[j + l + 32] << 2) | (level[j + l + 64] << 4) |

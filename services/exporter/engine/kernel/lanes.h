@@ -43,6 +43,20 @@ struct Mask {
     INLINE int32_t operator[](int lane) const { return part[lane / NATIVE_LANES][lane % NATIVE_LANES]; }
 };
 
+INLINE bool any(Mask mask) {
+    Ints folded = mask.part[0];
+    for (int p = 1; p < PART_COUNT; ++p) folded |= mask.part[p];
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)folded, (__m512i)folded) != 0;
+#elif defined(__AVX__)
+    return !_mm256_testz_si256((__m256i)folded, (__m256i)folded);
+#else
+    int32_t one = 0;
+    for (int l = 0; l < NATIVE_LANES; ++l) one |= folded[l];
+    return one != 0;
+#endif
+}
+
 INLINE bool all(Mask mask) {
     Ints folded = mask.part[0];
     for (int p = 1; p < PART_COUNT; ++p) folded &= mask.part[p];
