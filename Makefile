@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # A file's tests stay on one core, beside the fixtures that they share; so do those of the stack.
 ON_EVERY_CORE := --numprocesses auto --dist loadfile
 
-.PHONY: help setup demo test unit integration check protos golden golden-exports acceptance lock clean
+.PHONY: help setup demo test soak unit integration check protos golden golden-exports acceptance lock clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | column -t -s '|'
@@ -26,6 +26,11 @@ test: setup ## Every test that needs no GPU: unit first, then those that start s
 	  -m "not gpu and (integration or e2e or chaos or slow)" || servers=FAILED; \
 	printf 'Unit tests:   %s\nServer tests: %s\n' "$$units" "$$servers"; \
 	test "$$units $$servers" = "passed passed"
+
+soak: setup ## What takes longer than `make test` may: exports by the hundred, other processors
+	$(VENV)/python -W ignore -m tests.chaos.sound_exports
+	OPENBLAS_CORETYPE=Prescott $(VENV)/python -W ignore -m tests.chaos.sound_exports --kernel baseline
+	$(VENV)/python -W ignore -m tests.chaos.other_processors
 
 unit: setup ## The tests that need no server, GPU or network
 	$(VENV)/python -m pytest $(ON_EVERY_CORE)

@@ -302,12 +302,15 @@ def test_a_tokenizer_that_was_only_saved_again_is_the_same(
         document["model"]["continuing_subword_prefix"] = ""
         document["model"].pop("ignore_merges", None)
         document["added_tokens"].reverse()
+        # Longer than any text here.
+        document["padding"]["strategy"] = {"Fixed": 4096}
 
     tokenizer = AutoTokenizer.from_pretrained(adapter)
-    tokenizer(["one", "two words"], padding=True, truncation=True, max_length=8)
+    tokenizer(["one", "two words"], padding="max_length", truncation=True, max_length=8)
     tokenizer.save_pretrained(adapter)
     settled = json.loads((adapter / "tokenizer.json").read_text())
     assert settled["truncation"]
+    assert settled["padding"]
     edit(adapter / "tokenizer.json", restyle)
     assert exported(engine, adapter, roomy, tmp_path).exists()
 
@@ -382,6 +385,30 @@ def test_a_sentencepiece_base_is_exported_with_tokens_in_its_spare_rows(
     path = exported(engine, adapter, base, tmp_path, key)
     with LlamaModel(path, thread_count=1, vocabulary_only=True) as model:
         assert number in model.tokenize(f"Is{CONTROL}fire hot?")
+
+
+def test_a_piece_that_the_training_lacks_is_seen_in_the_gguf_alone(
+    engine: Engine, tmp_path: Path
+) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    make_base(FAMILIES["phi3"], base)
+    make_adapter(base, adapter, b_std=0.05, dtype=torch.float16)
+    (base / "tokenizer.json").unlink()
+    lost = []
+
+    def lose_a_piece(document: Document) -> None:
+        vocabulary = document["model"]["vocab"]
+        lost.append(max(vocabulary, key=lambda piece: vocabulary[piece]))
+        del vocabulary[lost[0]]
+        merges = document["model"]["merges"]
+        document["model"]["merges"] = [
+            pair for pair in merges if lost[0] not in (*pair, "".join(pair))
+        ]
+
+    edit(adapter / "tokenizer.json", lose_a_piece)
+    message = mismatch(engine, adapter, base, tmp_path, "phi3-False")
+    assert f'"{lost[0]}"' in message
+    assert "only the base has it" in message
 
 
 def test_a_token_that_the_base_itself_has_no_row_for_is_no_resizing(
