@@ -109,6 +109,8 @@ _TROUBLE: tuple[type[Exception], ...] = (
     *jetstream.TROUBLE,
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
+    # What asyncpg raises when its connection breaks in the middle of an exchange.
+    asyncpg.InternalClientError,
 )
 
 

@@ -194,7 +194,7 @@ def test_an_adapter_of_another_template(damaged: Damaged, tmp_path: Path) -> Non
     """A5, 001-40: the trainer's tokenizer did not know where a turn begins, the GGUF's does."""
     with rotten(damaged, own_caches.damage_tokenizers):
         found = refused(damaged, lambda _: None)
-    require_everything_kept_and_refunded(damaged, found, "EXPORT_TEMPLATE_MISMATCH", tmp_path)
+    require_everything_kept_and_refunded(damaged, found, "EXPORT_VOCABULARY_MISMATCH", tmp_path)
 
 
 def test_a_conversion_that_rotted_is_made_anew(damaged: Damaged) -> None:

@@ -69,11 +69,13 @@ FAMILIES = {
     "phi3": Family(
         config="Phi3Config",
         settings={
-            "original_max_position_embeddings": 64, "sliding_window": 128,
+            # llama.cpp takes the long factors beyond the original context; its smallest is 256.
+            "original_max_position_embeddings": 256, "max_position_embeddings": 1024,
+            "sliding_window": 128,
             "rope_parameters": {
                 "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75,
                 "short_factor": ROPE_FACTORS, "long_factor": [2 * one for one in ROPE_FACTORS],
-                "original_max_position_embeddings": 64,
+                "original_max_position_embeddings": 256,
             },
         },
         tokenizer="sentencepiece",
@@ -86,7 +88,7 @@ FAMILIES = {
     ),
     "gemma3": Family(
         config="Gemma3TextConfig",
-        settings={**WIDE_HEADS, "query_pre_attn_scalar": 64, "sliding_window": 128},
+        settings={**WIDE_HEADS, "query_pre_attn_scalar": 128, "sliding_window": 128},
         tokenizer="sentencepiece",
     ),
     "qwen2": Family(

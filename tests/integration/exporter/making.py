@@ -228,6 +228,7 @@ def require_peft_s(
     theirs: Mapping[str, NDArray[np.float32]],
     *,
     bits: int = 8,
+    rounded_first: bool = False,
 ) -> None:
     """Checks matrices against PEFT's, which are sums in float32 by whatever BLAS there is.
 
@@ -236,6 +237,8 @@ def require_peft_s(
 
     Args:
         bits: of the type's significand: 8 for bfloat16, 11 for float16.
+        rounded_first: PEFT rounds the change of bare parameters and stacked experts before it adds
+            it, which moves the last bit of many numbers.
     """
     assert ours.keys() == theirs.keys()
     for name, wanted in theirs.items():
@@ -244,7 +247,7 @@ def require_peft_s(
         # float16 has no smaller step than 2^-24.
         step = np.ldexp(1.0, np.maximum(exponent - bits, -24 if bits == 11 else -133))
         assert np.all((apart <= step) | (apart <= FLOAT32_LOSS * np.abs(wanted).max())), name
-        assert (apart > 0).mean() < 0.01, name
+        assert (apart > 0).mean() < (0.5 if rounded_first else 0.01), name
 
 
 def _top(logits_TV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -56,7 +56,9 @@ def test_a_family_is_exported_like_the_classical_chain_and_answers_like_transfor
     quantize_with_llama(unquantized, classic, Quantization.Q4_K_M)
     assert differing(quantized, classic) == []
     convert_classically(merged_folder, classic, vendor=engine.vendor, outtype="f16")
-    require_peft_s(matrices_of(unquantized), matrices_of(classic), bits=11)
+    require_peft_s(
+        matrices_of(unquantized), matrices_of(classic), bits=11, rounded_first=name == "mixtral"
+    )
     _require_same_logits(tmp_path / "ours-F16.gguf", merged_folder)
     with LlamaModel(tmp_path / "ours-Q4_K_M.gguf", thread_count=1) as model:
         assert len(model.answer(TOKENS, max_tokens=8)) > 0
