@@ -54,8 +54,8 @@ _HEAD: Final = "lm_head.weight"
 # Merges that are objects at once; half a million of them would take 75 MB.
 ENTRIES_AT_ONCE: Final = 4096
 
-# The parts of a `tokenizer.json` that split a text before it is merged.
-_SPLITTING: Final = ("normalizer", "pre_tokenizer")
+# The parts of a `tokenizer.json` that split a text before it is merged, as messages call them.
+_SPLITTING: Final = {"normalizer": "normalizer", "pre_tokenizer": "pre-tokenizer"}
 _TABLES: Final = frozenset({"vocab", "merges"})
 _NO_MODEL: Final[Mapping[str, Any]] = {"type": "BPE", "vocab": {}, "merges": []}
 
@@ -158,8 +158,11 @@ def read_vocabulary(
         row_count=row_count,
         trained_row_count=next((count for count in rows if count != row_count), row_count),
     )
-    if own.is_file() and not is_same and not _splits_alike(tokenizer, gguf.header, scratch):
-        vocabulary.require_same_rules(_rules(theirs), _rules(own))
+    if own.is_file() and not is_same:
+        rules, known = _rules(theirs), _rules(own)
+        if _splits_alike(tokenizer, gguf.header, scratch):
+            known |= {part: rules[part] for part in _SPLITTING.values()}
+        vocabulary.require_same_rules(rules, known)
     special = vocabulary.special_ids(
         vocabulary.special_tokens(read_json(adapter_folder / SETTINGS_NAME)),
         vocabulary.special_tokens(base.settings(SETTINGS_NAME)),
@@ -182,10 +185,10 @@ def read_vocabulary(
 
 
 def _splits_alike(tokenizer: Tokenizer, header: Header, scratch: Path) -> bool:
-    """Whether llama.cpp cuts texts as the training does, whatever the base's own rules say.
+    """Whether llama.cpp cuts texts as the training does, whatever the base says of normalizing.
 
-    transformers replaces the rules of some model types by its own when it reads a tokenizer, for
-    the training as for the conversion of the base.
+    transformers replaces normalizer and pre-tokenizer of some model types by its own when it reads
+    a tokenizer, for the training as for the conversion of the base.
     """
     with opened(header, [], scratch) as model:
         return all(
@@ -318,7 +321,7 @@ def _rules(path: Path) -> dict[str, object]:
     canonical = json.loads(Tokenizer.from_str(json.dumps(bare)).to_str())
     settings = {name: _entry(part) for name, part in model.items() if name not in _TABLES}
     return {
-        **{name.replace("_", "-"): canonical.get(name) for name in _SPLITTING},
+        **{part: canonical.get(name) for name, part in _SPLITTING.items()},
         # What is absent, null or off is the same.
         "setting of merging": {name: value for name, value in settings.items() if value},
         "list of merges": _digest(model.get("merges", model["vocab"])),

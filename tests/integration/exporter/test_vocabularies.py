@@ -205,9 +205,8 @@ def without_a_merge(document: Document) -> None:
 
 
 def split_otherwise(document: Document) -> None:
-    document["pre_tokenizer"]["pretokenizers"].insert(
-        0, {"type": "Digits", "individual_digits": True}
-    )
+    at_e = {"type": "Split", "pattern": {"String": "e"}, "behavior": "Isolated", "invert": False}
+    document["pre_tokenizer"]["pretokenizers"].insert(0, at_e)
 
 
 def lowered(document: Document) -> None:
@@ -312,6 +311,20 @@ def test_a_tokenizer_that_was_only_saved_again_is_the_same(
     assert settled["truncation"]
     assert settled["padding"]
     edit(adapter / "tokenizer.json", restyle)
+    assert exported(engine, adapter, roomy, tmp_path).exists()
+
+
+def test_rules_that_are_only_written_otherwise_are_the_same(
+    engine: Engine, adapter: Path, roomy: Path, tmp_path: Path
+) -> None:
+    """transformers gives Qwen2 its own, which split every text as the base's do."""
+
+    def rewrite(document: Document) -> None:
+        document["normalizer"] = {"type": "NFC"}
+        digits = {"type": "Digits", "individual_digits": True}
+        document["pre_tokenizer"]["pretokenizers"].insert(0, digits)
+
+    edit(adapter / "tokenizer.json", rewrite)
     assert exported(engine, adapter, roomy, tmp_path).exists()
 
 

@@ -315,6 +315,7 @@ PIECES = [
     "\u2581two",
     "t",
     "wo",
+    "\u2581\u2581o",
 ]
 
 
@@ -335,6 +336,7 @@ def differ_only_in_spaces(one: str, other: str) -> bool:
         (" one| two", " one| two", True),
         # A run of spaces that is merged in another order, and a space before a text.
         ("  | one", " |  |one", True),
+        ("  |one", "  o|ne", True),
         (" one|two", "one|two", True),
         ("<s>|o|ne", "<s>| one", True),
         # Where the spaces are the same, the cut is another one for another reason.
