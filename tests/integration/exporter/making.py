@@ -246,7 +246,8 @@ def require_peft_s(
         _, exponent = np.frexp(np.maximum(np.abs(ours[name]), np.abs(wanted)))
         # float16 has no smaller step than 2^-24.
         step = np.ldexp(1.0, np.maximum(exponent - bits, -24 if bits == 11 else -133))
-        assert np.all((apart <= step) | (apart <= FLOAT32_LOSS * np.abs(wanted).max())), name
+        loss = 2.0**-bits if rounded_first else FLOAT32_LOSS
+        assert np.all((apart <= step) | (apart <= loss * np.abs(wanted).max())), name
         assert (apart > 0).mean() < (0.5 if rounded_first else 0.01), name
 
 
