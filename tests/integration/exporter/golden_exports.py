@@ -75,10 +75,14 @@ def digests(folder: Path, cache: Path, kernel: Kernel) -> dict[str, str]:
     bases = {"anvil": ANVIL, "anvil-rope": _base_with_scaled_rope(folder / "rope")}
     adapters = {
         "plain": write_adapter(folder / "plain", use_rslora=True),
-        "dora": write_adapter(folder / "dora", use_dora=True, with_embedding=True),
+        "dora": write_adapter(folder / "dora", use_dora=True),
+        "embedding": write_adapter(folder / "embedding", with_embedding=True),
     }
     wanted = [("anvil", "plain", mix) for mix in Quantization]
-    wanted += [("anvil-rope", "dora", mix) for mix in (Quantization.BF16, Quantization.Q4_K_M)]
+    wanted += [
+        ("anvil-rope", "dora", Quantization.BF16),
+        ("anvil", "embedding", Quantization.Q4_K_M),
+    ]
     found = {}
     for base, adapter, mix in wanted:
         target = folder / "bundle.zip"
