@@ -43,9 +43,12 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 def crowded(
     disk: Path, engine: Engine, adapter_of: Callable[..., Path], tmp_path: Path
 ) -> tuple[Engine, Path]:
-    """An exporter on that disk with its base converted, and no room for one more bundle."""
-    export_bundle(engine, adapter_of(b_std=0.3), tmp_path, "F16")
-    shutil.copytree(engine.cache, disk / "gguf")
+    """An exporter on that disk with its base converted, and no room for one more bundle.
+
+    Its cache is its own: what other tests have left in the shared one may be larger than the disk.
+    """
+    owner = replace(engine, cache=disk / "gguf", cache_bytes=DISK_BYTES)
+    export_bundle(owner, adapter_of(b_std=0.3), tmp_path, "F16")
     for number in (1, 2):
         entry = disk / "gguf" / f"{number:032x}"
         entry.mkdir()
@@ -55,7 +58,7 @@ def crowded(
     filler = disk / "other"
     filler.write_bytes(bytes(shutil.disk_usage(disk).free - RESERVE_BYTES - MIB))
     (disk / "work").mkdir()
-    return replace(engine, cache=disk / "gguf", cache_bytes=DISK_BYTES), disk / "work"
+    return owner, disk / "work"
 
 
 def test_what_was_not_used_for_longest_makes_room(

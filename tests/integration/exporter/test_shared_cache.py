@@ -12,12 +12,18 @@ from numpy.typing import NDArray
 
 from exporter.child import Child
 from exporter.domain.quantization import TensorType
+from exporter.engine.base import cache_key
 from exporter.engine.export import Engine
 from exporter.engine.kernel.kernel import Kernel
 from exporter.pipe import Export
 from tests.integration.exporter.making import ANVIL, export_bundle
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+
+
+def kept_under(key: str, engine: Engine) -> Path:
+    """The folder of one base in the cache that other tests use too."""
+    return engine.cache / cache_key(key, llama_version=engine.llama_version)
 
 
 class Counting:
@@ -60,7 +66,7 @@ def test_a_kept_tensor_of_the_wrong_size_is_encoded_anew(
     adapter = adapter_of(b_std=0.3, target_modules=["q_proj", "v_proj"], seed=1)
     export_bundle(engine, adapter, tmp_path, "Q6_K", key="shared")
     whole = (tmp_path / "bundle.zip").read_bytes()
-    kept = list(engine.cache.glob("*/encoded/*/Q6_K/*.bin"))
+    kept = list(kept_under("shared", engine).glob("encoded/*/Q6_K/*.bin"))
     assert kept
     for path in kept:
         path.write_bytes(path.read_bytes()[:-1])
@@ -74,7 +80,7 @@ def test_what_killed_exporters_left_in_the_cache_goes(
     """Only what is old: another exporter may be writing at this moment."""
     adapter = adapter_of(b_std=0.3, target_modules=["q_proj", "v_proj"], seed=1)
     export_bundle(engine, adapter, tmp_path, "Q3_K_M", key="shared")
-    (kept, *_) = engine.cache.glob("*/encoded/*/Q3_K/*.bin")
+    (kept, *_) = kept_under("shared", engine).glob("encoded/*/Q3_K/*.bin")
     old, fresh = kept.with_name("old.partial"), kept.with_name("fresh.partial")
     for path in (old, fresh):
         path.write_bytes(b"half")
