@@ -58,7 +58,7 @@ golden-exports: setup ## Write the digests of the golden exports anew; read the 
 	$(VENV)/python -m tests.integration.exporter.golden_exports > tests/golden/exporter/exports.json.making
 	mv tests/golden/exporter/exports.json.making tests/golden/exporter/exports.json
 
-acceptance: setup ## How many rows of the acceptance table a test proves
+acceptance: setup ## Which rows of the acceptance table tests name, and how many tests name each
 	@$(VENV)/python -m tests.tidy.acceptance
 
 COMPILE = $(VENV)/uv pip compile pyproject.toml --universal --python-version 3.11 \

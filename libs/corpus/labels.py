@@ -9,7 +9,7 @@ import functools
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +61,27 @@ class Tokenizer(Hashable, Protocol):
     ) -> Encoding: ...
     def token_to_id(self, token: str) -> int | None: ...
     def get_added_tokens_decoder(self) -> Mapping[int, AddedToken]: ...
+
+
+class Bounded(Protocol):
+    """A tokenizer that may cut or fill what it encodes: `tokenizers.Tokenizer`."""
+
+    def no_truncation(self) -> None: ...
+    def no_padding(self) -> None: ...
+
+
+_Bounded = TypeVar("_Bounded", bound=Bounded)
+
+
+def unbounded(tokenizer: _Bounded) -> _Bounded:
+    """The same tokenizer, which then encodes every text whole and adds nothing.
+
+    transformers stores the settings of its last call in `tokenizer.json`, and sets its own at each
+    call; the library itself obeys the file, and cuts a long text without a word.
+    """
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

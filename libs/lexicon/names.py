@@ -14,6 +14,11 @@ NUMBER_PATTERN = r"[1-9][0-9]{0,17}"
 NAME_LENGTH_MAX = 256
 # What a message may repeat of a name that was refused.
 ECHO_LENGTH_MAX = 80
+# Longest name of a model that Ollama takes.
+# Source: types/model/name.go of Ollama.
+OLLAMA_NAME_LENGTH_MAX = 80
+# So much of a run's id tells models of one base apart.
+_OLLAMA_RUN_LENGTH = 8
 
 _ID = re.compile(ID_PATTERN)
 
@@ -31,6 +36,20 @@ def check_id(text: str, *, field: str) -> str:
             field=field,
         )
     return text
+
+
+def ollama_name(base_model: str, run: str) -> str:
+    """The name that a run's model gets in Ollama: of the base, and the end of the run's id.
+
+    Install scripts of a bundle and `tunesmith pull --ollama` give the same one. It is made of
+    lower-case letters, digits, `-` and `.`, 1 to 80 of them.
+    """
+    suffix = re.sub(r"[^a-z0-9]+", "-", run.rsplit("/", 1)[-1].lower())
+    suffix = suffix.strip("-")[-_OLLAMA_RUN_LENGTH:].strip("-")
+    room = OLLAMA_NAME_LENGTH_MAX - len(suffix) - 1
+    base = re.sub(r"[^a-z0-9.]+", "-", base_model.rsplit("/", 1)[-1].lower()).strip("-.")
+    base = base[:room].rstrip("-.") or "model"
+    return "-".join(part for part in (base, suffix) if part)
 
 
 def quoted(value: object, *, characters: int = 40) -> str:

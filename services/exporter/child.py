@@ -50,6 +50,8 @@ OFFLINE: Final = {
     # Matrix products of a rank are small; threads of their own would only get in the way.
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    # Weights are merged between two operations of llama.cpp, whose threads must not spin meanwhile.
+    "OMP_WAIT_POLICY": "passive",
 }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from corpus.chat import load
-from corpus.labels import TrainOn
+from corpus.labels import TrainOn, unbounded
 from corpus.shapes import Format
 from lexicon.faults import Fault
 from validator.domain.preview import RawRow, SeenRow, see_rows
@@ -75,7 +75,7 @@ def run(job: Job) -> Answer:
                 for row in job.rows
             ],
             load(folder),
-            Tokenizer.from_file(str(folder / "tokenizer.json")),
+            unbounded(Tokenizer.from_file(str(folder / "tokenizer.json"))),
             max_tokens=job.max_tokens,
             train_on=TrainOn(job.train_on),
         )

@@ -94,7 +94,7 @@ def test_progress_never_falls_and_ends_at_a_hundred(taught: Taught) -> None:
 
 
 def test_what_has_no_metrics_is_told_too(taught: Taught) -> None:
-    """001-22: the steps of the export, each after the one before it."""
+    """The steps of the export, each after the one before it."""
     told = [e for e in taught.told if e.WhichOneof("payload") == "activity_changed"]
     exporting = [e for e in told if e.stage == fault_pb2.STAGE_EXPORTING]
     words = list(dict.fromkeys(e.activity_changed.activity.text for e in exporting))
@@ -104,7 +104,7 @@ def test_what_has_no_metrics_is_told_too(taught: Taught) -> None:
 
 
 def test_a_foreign_client_lists_submits_and_watches(client: Client, habit: str) -> None:
-    """001-22"""
+    """A request as JSON, by reflection: nothing of the SDK takes part."""
     listed = _buf(client, "--list-methods", path="").splitlines()
     assert "tunesmith.api.run.v1.RunService/SubmitRun" in listed
     assert "tunesmith.api.event.v1.EventService/WatchRun" in listed

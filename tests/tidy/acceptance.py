@@ -1,7 +1,8 @@
-"""`python -m tests.tidy.acceptance`: how many rows of the acceptance table a test proves.
+"""`python -m tests.tidy.acceptance`: which rows of the acceptance table tests name.
 
-A row is proven when its id stands in the docstring of a test function or of a test class. The
-rulings, A1 to A18, count as rows.
+A row is named when its id stands in the docstring of a test function or of a test class. Whether
+those tests show the row is for a reader to judge, so each row is printed with its number of tests.
+The rulings, A1 to A18, count as rows.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def rows() -> list[str]:
     return list(dict.fromkeys(ROW.findall(TABLE.read_text(encoding="utf-8"))))
 
 
-def proofs() -> dict[str, list[str]]:
+def namings() -> dict[str, list[str]]:
     """For each id, the tests that name it in their docstring."""
     found: dict[str, list[str]] = {}
     for path in tree.written_files("tests"):
@@ -35,17 +36,18 @@ def proofs() -> dict[str, list[str]]:
 
 
 def main() -> int:
-    """Print proven / total and what is missing."""
+    """Print named / total, the number of tests of each row, and what is missing."""
     if not TABLE.is_file():
         print(f"{tree.shown(TABLE)} is missing")
         return 1
-    wanted, named = rows(), proofs()
-    proven = [row for row in wanted if row in named]
+    wanted, named = rows(), namings()
     missing = [row for row in wanted if row not in named]
     unknown = sorted(set(named) - set(wanted))
-    print(f"{len(proven)} / {len(wanted)} rows of the acceptance table are proven by tests")
+    for row in wanted:
+        print(f"{row:<6} {len(named.get(row, []))}")
+    print(f"{len(wanted) - len(missing)} / {len(wanted)} rows of the acceptance table are named")
     if missing:
-        print("not yet proven: " + " ".join(missing))
+        print("named by no test: " + " ".join(missing))
     if unknown:
         print("named by tests and not in the table: " + " ".join(unknown))
     return 1 if unknown else 0

@@ -11,6 +11,7 @@ import typer
 from rich.progress import Progress
 from typer.core import TyperCommand
 
+from lexicon.names import ollama_name
 from tunesmith.api.artifact.v1 import artifact_pb2
 from tunesmith.cli import output
 from tunesmith.cli.progress import bars
@@ -21,7 +22,6 @@ from tunesmith.errors import InputError, NotFoundError
 from tunesmith.ollama.register import (
     OnFile,
     Registered,
-    default_name,
     register_adapter,
     register_bundle,
 )
@@ -130,7 +130,7 @@ def _wish(client: Client, run: str, name: str, base: str, quantization: str, url
     artifact = client.artifacts.get(run)
     wish = _Wish(
         artifact=artifact,
-        name=checked_name(name or default_name(artifact.base_model, artifact.run)),
+        name=checked_name(name or ollama_name(artifact.base_model, artifact.run)),
         base=checked_name(base) if base else "",
         quantization="" if base else _one_quantization(artifact, quantization),
         server=Server(url, sleep=settings().sleep),

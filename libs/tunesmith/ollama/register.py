@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import tempfile
 import zipfile
 import zlib
@@ -28,10 +27,6 @@ MODELFILE: Final = "Modelfile"
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 ADAPTER_FILE: Final = "adapter.gguf"
-# Longest name of a model that Ollama takes.
-NAME_CHARACTERS_MAX: Final = 80
-# So much of a run's id tells models of one base apart.
-RUN_CHARACTERS: Final = 8
 
 # Called before a file is read or sent with what is done, its name and its size; what it returns
 # hears of the bytes.
@@ -45,16 +40,6 @@ class Registered:
     name: str
     url: str
     was_sent: bool
-
-
-def default_name(base_model: str, run: str) -> str:
-    """The name that the bundle's install script gives the model, too."""
-    suffix = re.sub(r"[^a-z0-9]+", "-", run.rsplit("/", 1)[-1].lower())
-    suffix = suffix.strip("-")[-RUN_CHARACTERS:].strip("-")
-    room = NAME_CHARACTERS_MAX - len(suffix) - 1
-    base = re.sub(r"[^a-z0-9.]+", "-", base_model.rsplit("/", 1)[-1].lower()).strip("-.")
-    base = base[:room].rstrip("-.") or "model"
-    return "-".join(part for part in (base, suffix) if part)
 
 
 def register_bundle(
@@ -200,11 +185,19 @@ def _member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
 
 def _settings(archive: zipfile.ZipFile) -> dict[str, Any]:
     try:
-        found = json.loads(_text(archive, CONFIG))
+        found = json.loads(_text(archive, CONFIG), object_pairs_hook=_unique)
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise _refused(f"{CONFIG} cannot be read")
+    return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key that stands there twice, readers would take different values."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _refused(f"{CONFIG} names a setting twice")
     return found
 
 

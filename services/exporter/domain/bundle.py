@@ -8,6 +8,7 @@ from typing import Any, Final
 from exporter.domain.gates import Figures
 from exporter.domain.quantization import Quantization
 from exporter.domain.template_probes import GROUPS, PLAIN, Outcome
+from lexicon.names import OLLAMA_NAME_LENGTH_MAX
 
 # Order of the files in the archive (001-37).
 ENTRIES: Final = (
@@ -21,11 +22,6 @@ MAX_DEFAULT_CONTEXT: Final = 8192
 # Far beyond any sampling setting that does something.
 LARGEST_SETTING: Final = 1e9
 
-# Longest name of a model that Ollama takes.
-# Source: types/model/name.go of Ollama.
-NAME_CHARACTERS_MAX: Final = 80
-# So much of a run's id tells models of one base apart.
-_RUN_CHARACTERS: Final = 8
 # Neither a shell nor a batch file nor Markdown finds anything to do in such a name.
 _OLLAMA_NAME: Final = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
@@ -62,17 +58,7 @@ class BundleFacts:
     def __post_init__(self) -> None:
         # It stands unquoted in scripts.
         assert _OLLAMA_NAME.fullmatch(self.ollama_name)
-        assert len(self.ollama_name) <= NAME_CHARACTERS_MAX
-
-
-def ollama_name(base_model: str, run: str) -> str:
-    """A name that Ollama takes, by base and run; `tunesmith pull --ollama` makes the same."""
-    suffix = re.sub(r"[^a-z0-9]+", "-", run.rsplit("/", 1)[-1].lower())
-    suffix = suffix.strip("-")[-_RUN_CHARACTERS:].strip("-")
-    room = NAME_CHARACTERS_MAX - len(suffix) - 1
-    base = re.sub(r"[^a-z0-9.]+", "-", base_model.rsplit("/", 1)[-1].lower()).strip("-.")
-    base = base[:room].rstrip("-.") or "model"
-    return "-".join(part for part in (base, suffix) if part)
+        assert len(self.ollama_name) <= OLLAMA_NAME_LENGTH_MAX
 
 
 def modelfile(facts: BundleFacts) -> str:

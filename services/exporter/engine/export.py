@@ -29,6 +29,7 @@ from exporter.engine.weights import GgufFile, SafetensorsFile, read_json
 from exporter.engine.writer import FilePlan
 from exporter.pipe import BaseNeededError, Export, Exported, ProofFigures
 from lexicon.faults import Fault, FaultCode
+from lexicon.names import ollama_name
 from objects.cache import Evicted, FolderCache
 
 WEIGHTS_NAME: Final = "adapter_model.safetensors"
@@ -302,7 +303,7 @@ def _facts(
     figures: Figures | None,
 ) -> BundleFacts:
     return BundleFacts(
-        ollama_name=bundle.ollama_name(job.base_model, job.run),
+        ollama_name=ollama_name(job.base_model, job.run),
         base_model=job.base_model,
         run=job.run,
         quantization=mix,

@@ -24,8 +24,6 @@ BATCH_LOGIT_BYTES: Final = 64 << 20
 # llama.cpp's threads wait for each other by spinning; a model below this size a thread is faster
 # alone.
 BYTES_PER_THREAD: Final = 32 << 20
-# Models of up to this size are copied where that is allowed: the memory that an export may take.
-REARRANGED_BYTES: Final = 320 << 20
 
 _log: deque[str] = deque(maxlen=LOG_LINES)
 
@@ -45,13 +43,9 @@ class LlamaModel:
         *,
         thread_count: int,
         vocabulary_only: bool = False,
-        may_rearrange: bool = False,
     ) -> None:
         """Load a GGUF.
 
-        Args:
-            may_rearrange: let llama.cpp copy quantised weights into an order that its products
-                read several times as fast, where that takes little memory.
         Raises:
             Fault: EXPORT_VERIFY_MISMATCH when llama.cpp does not load it, with the end of its log.
         """
@@ -61,9 +55,8 @@ class LlamaModel:
         parameters.vocab_only = vocabulary_only
         parameters.n_gpu_layers = 0
         # Weights stay where the file is mapped; rearranged copies are as large as the model.
-        size_bytes = path.stat().st_size
-        parameters.use_extra_bufts = may_rearrange and size_bytes <= REARRANGED_BYTES
-        self._threads = max(1, min(thread_count, size_bytes // BYTES_PER_THREAD))
+        parameters.use_extra_bufts = False
+        self._threads = max(1, min(thread_count, path.stat().st_size // BYTES_PER_THREAD))
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
         if not self._model:
             raise Fault(
@@ -122,13 +115,16 @@ class LlamaModel:
                 yield position, row
 
     def logits_together(
-        self, conversations: Sequence[tuple[Sequence[int], Sequence[int]]], *, on_node: Any
+        self, conversations: Sequence[tuple[Sequence[int], Sequence[int]]], *, on_node: Any = None
     ) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
-        """Yields (conversation, position, logits) of conversations that are evaluated at once.
+        """Yields (conversation, position, logits) of conversations that are evaluated together.
+
+        Conversations and positions ascend; one batch reads the weights once for many tokens.
 
         Args:
             conversations: tokens and wanted positions of each.
-            on_node: a `ggml_backend_sched_eval_callback`, which sees every operation once.
+            on_node: a `ggml_backend_sched_eval_callback`; everything is then one batch, so that it
+                sees every operation once.
         Raises:
             Fault: EXPORT_VERIFY_MISMATCH when llama.cpp cannot evaluate them.
         """
@@ -140,9 +136,8 @@ class LlamaModel:
         with self._context(
             len(places), conversation_count=len(conversations), on_node=on_node
         ) as context:
-            for (conversation, position), row in self._evaluate(
-                context, places, at_once=len(places)
-            ):
+            at_once = None if on_node is None else len(places)
+            for (conversation, position), row in self._evaluate(context, places, at_once=at_once):
                 yield conversation, position, row
 
     def answer(self, tokens: Sequence[int], *, max_tokens: int) -> list[int]:
@@ -169,10 +164,10 @@ class LlamaModel:
         parameters.n_batch = parameters.n_ubatch = min(token_count, self._batch_tokens)
         parameters.n_threads = parameters.n_threads_batch = self._threads
         parameters.no_perf = True
+        parameters.n_seq_max = conversation_count
+        parameters.kv_unified = True
         if on_node is not None:
             parameters.n_batch = parameters.n_ubatch = token_count
-            parameters.n_seq_max = conversation_count
-            parameters.kv_unified = True
             parameters.cb_eval = on_node
         # Exact numbers matter more than speed here: no lossy attention or cache.
         parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +35,6 @@ FILE_TOKENS: Final = 192
 BRIEF_TOKENS: Final = 48
 # Logits of one evaluation, whatever the vocabulary's size.
 LOGIT_BYTES: Final = 64 << 20
-# Larger vocabularies leave no memory for a rearranged copy of the model.
-VOCABULARY_TOKENS: Final = 100_000
 MAX_REFERENCE_TOKENS: Final = 1 << 20
 
 
@@ -96,18 +94,27 @@ def read_reference(adapter_folder: Path) -> list[Segment] | None:
             ) from error
 
 
-def measure(model: LlamaModel, segments: Sequence[Segment]) -> Figures:
-    """Runs a model over the reference, one conversation after another."""
-    seen = []
+def measure(model: LlamaModel, segments: Sequence[Segment], *, on_node: Any = None) -> Figures:
+    """Runs a model over the reference.
+
+    Args:
+        on_node: see `LlamaModel.logits_together`.
+    """
     for segment in segments:
         _require_known_tokens(model, segment)
-        rows = model.logits(segment.tokens[:-1], segment.scored)
-        seen.append(_look_up(segment, rows))
+    rows = model.logits_together(
+        [(segment.tokens[:-1], segment.scored) for segment in segments], on_node=on_node
+    )
+    by_conversation = itertools.groupby(rows, key=lambda found: found[0])
+    seen = [
+        _look_up(segments[number], ((position, row) for _, position, row in found))
+        for number, found in by_conversation
+    ]
     return _figures(segments, seen)
 
 
 def measure_merge(
-    base_path: Path,
+    model: LlamaModel,
     tensors: Mapping[str, MergedTensor],
     segments: Sequence[Segment],
     *,
@@ -115,23 +122,16 @@ def measure_merge(
 ) -> Figures:
     """Runs the unquantised merge over the reference; its weights are never all there.
 
+    Args:
+        model: the base.
     Raises:
         Fault: see `WeightSwap`.
     """
-    conversations = [(segment.tokens[:-1], segment.scored) for segment in segments]
-    token_ids = [token for tokens, _ in conversations for token in tokens]
-    found: list[list[tuple[int, NDArray[np.float32]]]] = [[] for _ in segments]
-    with (
-        LlamaModel(base_path, thread_count=thread_count) as model,
-        WeightSwap(tensors, token_ids, thread_count=thread_count) as swap,
-    ):
-        for segment in segments:
-            _require_known_tokens(model, segment)
-        for number, position, row in model.logits_together(conversations, on_node=swap.callback):
-            found[number].append((position, row))
+    token_ids = [token for segment in segments for token in segment.tokens[:-1]]
+    with WeightSwap(tensors, token_ids, thread_count=thread_count) as swap:
+        figures = measure(model, segments, on_node=swap.callback)
         swap.require_complete()
-    pairs = zip(segments, found, strict=True)
-    return _figures(segments, [_look_up(segment, rows) for segment, rows in pairs])
+    return figures
 
 
 def _figures(segments: Sequence[Segment], seen: Sequence["_Seen"]) -> Figures:
@@ -221,19 +221,15 @@ def prove(
             EXPORT_QUANTIZATION_BROKEN, EXPORT_VERIFY_MISMATCH.
     """
     with GgufFile(path) as written:
-        header = written.header
-    segments = _short_enough(segments, header)
-    words = header.metadata.get("tokenizer.ggml.tokens")
-    may_rearrange = words is not None and len(words.items) <= VOCABULARY_TOKENS
-    with LlamaModel(path, thread_count=thread_count, may_rearrange=may_rearrange) as model:
-        file = measure(model, portion(segments, tokens=FILE_TOKENS))
+        segments = _short_enough(segments, written.header)
+    with LlamaModel(path, thread_count=thread_count) as model:
+        file = merge = measure(model, portion(segments, tokens=FILE_TOKENS))
         rows = max(1, LOGIT_BYTES // (model.token_count * np.dtype(np.float32).itemsize))
-        brief = portion(segments, tokens=BRIEF_TOKENS, rows=rows)
+    brief = portion(segments, tokens=BRIEF_TOKENS, rows=rows)
     with LlamaModel(base_path, thread_count=thread_count) as model:
         base = measure(model, brief)
-    merge = file
-    if mix.default_type.is_quantized:
-        merge = measure_merge(base_path, tensors, brief, thread_count=thread_count)
+        if mix.default_type.is_quantized:
+            merge = measure_merge(model, tensors, brief, thread_count=thread_count)
     behaviour = Behaviour(file=file, merge=merge, base_kl_of_base=base.base.mean_kl)
     gates.judge(behaviour, mix)
     return behaviour

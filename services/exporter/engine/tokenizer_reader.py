@@ -2,7 +2,8 @@
 
 Reading a tokenizer with 150,000 tokens takes 250 MB for a moment, and llama.cpp's converter needs
 as much for torch; beside torch, transformers alone takes seconds to load. So a process without
-torch reads both first, writes down what converters ask of them and is gone before torch is loaded.
+torch reads both, writes down what converters ask of them and, where they are large, is gone before
+torch is loaded.
 Whatever else is asked, the tokenizer itself answers.
 """
 
@@ -18,10 +19,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import msgspec
 from tokenizers import AddedToken, Tokenizer
@@ -33,6 +34,8 @@ WHOLE: Final = "the tokenizer is loaded whole"
 # What nobody else decides about a load.
 _OURS: Final = frozenset({"trust_remote_code", "local_files_only"})
 READ_SECONDS: Final = 1800.0
+# Tokenizers of up to this size take little memory beside torch's.
+READ_ASIDE_BYTES: Final = 4 << 20
 # The text by whose tokens the converter knows a pre-tokenizer.
 _PROBE: Final = re.compile(r"^ +chktxt = ('.*')$", re.MULTILINE)
 
@@ -141,42 +144,81 @@ class _Spelled:
 def read_ahead(folder: Path, vendor: Path) -> Iterator[None]:
     """While it lasts, transformers' `Auto` classes return for this folder what was read ahead.
 
-    Enter it before torch is loaded.
+    Enter it before torch is loaded: a large tokenizer is read to its end first, since both at once
+    take too much memory. A small one is read while the caller goes on.
     """
-    ahead = _read_apart(folder, vendor)
-    if ahead is None:
-        yield
-        return
-    transformers = importlib.import_module("transformers")
-    replaced: dict[str, Any] = {}
-    if ahead.config is not None:
-        replaced["AutoConfig"] = _config_reader(folder, ahead.config)
-    if ahead.tokenizer is not None:
-        replaced["AutoTokenizer"] = _tokenizer_reader(folder, ahead.tokenizer)
-    kept = {name: vars(transformers).get(name) for name in replaced}
-    vars(transformers).update(replaced)
-    try:
-        yield
-    finally:
-        for name, value in kept.items():
-            del vars(transformers)[name]
-            if value is not None:
-                vars(transformers)[name] = value
+    with _Reading.start(folder, vendor) as reading:
+        size_bytes = sum(path.stat().st_size for path in folder.glob("tokenizer.*"))
+        if size_bytes > READ_ASIDE_BYTES:
+            reading.answer()
+        transformers = importlib.import_module("transformers")
+        replaced = {
+            "AutoConfig": _config_reader(folder, reading),
+            "AutoTokenizer": _tokenizer_reader(folder, reading),
+        }
+        kept = {name: vars(transformers).get(name) for name in replaced}
+        vars(transformers).update(replaced)
+        try:
+            yield
+        finally:
+            for name, value in kept.items():
+                del vars(transformers)[name]
+                if value is not None:
+                    vars(transformers)[name] = value
 
 
-def _config_reader(folder: Path, config: dict[Any, Any]) -> type:
+class _Reading:
+    """A process that reads a folder, and what it found once that is asked for."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", answers: Path) -> None:
+        self._process = process
+        self._answers = answers
+
+    @classmethod
+    @contextmanager
+    def start(cls, folder: Path, vendor: Path) -> Iterator[Self]:
+        """Starts the process; it is gone when the context ends."""
+        with tempfile.TemporaryDirectory() as scratch:
+            answers = Path(scratch) / "answers"
+            command = [
+                sys.executable, "-m", "exporter.engine.tokenizer_reader", "--model", str(folder),
+                "--probe", str(vendor / "conversion" / "base.py"), "--answers", str(answers),
+            ]  # fmt: skip
+            with subprocess.Popen(command) as process:
+                try:
+                    yield cls(process, answers)
+                finally:
+                    process.kill()
+
+    def answer(self) -> Ahead | None:
+        """What was read; None when reading failed, and the converter will meet why."""
+        return self._answer
+
+    @cached_property
+    def _answer(self) -> Ahead | None:
+        with suppress(subprocess.TimeoutExpired):
+            if self._process.wait(READ_SECONDS) == 0:
+                return msgspec.msgpack.decode(self._answers.read_bytes(), type=Ahead)
+        log.info(NOT_AHEAD)
+        return None
+
+
+def _config_reader(folder: Path, reading: _Reading) -> type:
     """Stands for `AutoConfig`, of which converters want a dictionary."""
 
     class Config:
-        @staticmethod
-        def to_dict() -> dict[Any, Any]:
-            return copy.deepcopy(config)
+        def __init__(self, settings: dict[Any, Any]) -> None:
+            self._settings = settings
+
+        def to_dict(self) -> dict[Any, Any]:
+            return copy.deepcopy(self._settings)
 
     class Reader:
         @staticmethod
         def from_pretrained(wanted: Any, *arguments: Any, **options: Any) -> Any:
-            if Path(wanted) == folder:
-                return Config
+            ahead = reading.answer() if Path(wanted) == folder else None
+            if ahead is not None and ahead.config is not None:
+                return Config(ahead.config)
             module = importlib.import_module("transformers.models.auto.configuration_auto")
             return module.AutoConfig.from_pretrained(
                 wanted, *arguments, **_ours(options), trust_remote_code=False, local_files_only=True
@@ -185,7 +227,7 @@ def _config_reader(folder: Path, config: dict[Any, Any]) -> type:
     return Reader
 
 
-def _tokenizer_reader(folder: Path, read: Answers) -> type:
+def _tokenizer_reader(folder: Path, reading: _Reading) -> type:
     """Stands for `AutoTokenizer`."""
 
     class Reader:
@@ -198,7 +240,10 @@ def _tokenizer_reader(folder: Path, read: Answers) -> type:
                     local_files_only=True,
                 )  # fmt: skip
 
-            return ReadTokenizer(read, load) if Path(wanted) == folder else load()
+            ahead = reading.answer() if Path(wanted) == folder else None
+            if ahead is not None and ahead.tokenizer is not None:
+                return ReadTokenizer(ahead.tokenizer, load)
+            return load()
 
     return Reader
 
@@ -206,21 +251,6 @@ def _tokenizer_reader(folder: Path, read: Answers) -> type:
 def _ours(options: dict[str, Any]) -> dict[str, Any]:
     """Options without those that would let a model's own code run, or reach the network."""
     return {name: value for name, value in options.items() if name not in _OURS}
-
-
-def _read_apart(folder: Path, vendor: Path) -> Ahead | None:
-    """What a process of its own reads; None when it fails, and the converter will meet why."""
-    with tempfile.NamedTemporaryFile() as file:
-        command = [
-            sys.executable, "-m", "exporter.engine.tokenizer_reader", "--model", str(folder),
-            "--probe", str(vendor / "conversion" / "base.py"), "--answers", file.name,
-        ]  # fmt: skip
-        try:
-            subprocess.run(command, check=True, timeout=READ_SECONDS)
-        except subprocess.SubprocessError:
-            log.info(NOT_AHEAD)
-            return None
-        return msgspec.msgpack.decode(Path(file.name).read_bytes(), type=Ahead)
 
 
 def main() -> int:

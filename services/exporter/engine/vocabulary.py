@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 from tokenizers import Tokenizer
 
+from corpus.labels import unbounded
 from exporter.domain import vocabulary
 from exporter.domain.adapter import Adapter
 from exporter.domain.gguf_format import (
@@ -109,7 +110,7 @@ def read_tokenizer(adapter_folder: Path) -> Tokenizer:
             FaultCode.EXPORT_ADAPTER_MISSING, f"The adapter came without its {TOKENIZER_NAME}."
         )
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = unbounded(Tokenizer.from_file(str(path)))
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
@@ -119,9 +120,6 @@ def read_tokenizer(adapter_folder: Path) -> Tokenizer:
             f"The adapter's {TOKENIZER_NAME} cannot be read: {str(error)[:200]}",
             file=TOKENIZER_NAME,
         ) from error
-    # transformers stores the settings of its last call with the tokenizer.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
     # Reading takes several times the memory of a tokenizer; what comes next needs its own.
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)

@@ -10,7 +10,14 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from corpus import chat
-from corpus.labels import Encoded, encode, encode_kto, encode_preference, encode_prompt
+from corpus.labels import (
+    Encoded,
+    encode,
+    encode_kto,
+    encode_preference,
+    encode_prompt,
+    unbounded,
+)
 from corpus.labels import TrainOn as CorpusTrainOn
 from corpus.samples import (
     ChatSample,
@@ -171,11 +178,11 @@ def load_tokenizer(base: Base) -> Tokenizer:
     folder = Path(base.folder)
     try:
         if (folder / "tokenizer.json").is_file():
-            return Tokenizer.from_file(str(folder / "tokenizer.json"))
+            return unbounded(Tokenizer.from_file(str(folder / "tokenizer.json")))
         converted = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
-        tokenizer: Tokenizer = converted.backend_tokenizer
+        tokenizer: Tokenizer = unbounded(converted.backend_tokenizer)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:

@@ -33,7 +33,6 @@ def test_the_wheel_holds_sdk_and_codes_and_no_service(wheel: Path) -> None:
 
 
 def test_the_wheel_installs_alone_and_its_command_runs(wheel: Path, tmp_path: Path) -> None:
-    """002-42"""
     home = tmp_path / "fresh"
     venv.create(home, with_pip=False)
     python = str(home / "bin" / "python")

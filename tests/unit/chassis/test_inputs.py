@@ -63,7 +63,7 @@ async def test_a_renewed_url_that_ends_as_well_is_renewed_again() -> None:
     ],
 )
 async def test_a_refusal_never_blames_the_user(answer: FaultCode, told: FaultCode) -> None:
-    """000-27: the user has no part in how long a download takes."""
+    """The user has no part in how long a download takes."""
     urls = InputUrls(Session(faults=[answer]))
     with pytest.raises(Fault) as caught:
         await urls.renewed(a_file("a"), "http://old/a")

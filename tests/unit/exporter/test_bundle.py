@@ -15,6 +15,7 @@ from exporter.domain.bundle import BundleFacts
 from exporter.domain.gates import Closeness, Figures
 from exporter.domain.quantization import Quantization
 from exporter.domain.template_probes import GROUPS, Outcome
+from lexicon.names import ollama_name
 
 FACTS = BundleFacts(
     ollama_name="anvil-3m-1a2b",
@@ -136,7 +137,7 @@ NAMES = st.text(st.sampled_from("ab/.-_|`\\\n\r\t\"'$()%&;<>!^ é\x00\x1b\u2028"
 @given(base=NAMES, run=NAMES)
 def test_no_name_breaks_out_of_the_texts(base: str, run: str) -> None:
     """Whatever a model or a run is called, scripts and Modelfile see letters, digits, `-`, `.`."""
-    name = bundle.ollama_name(base, run)
+    name = ollama_name(base, run)
     assert re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,79}", name)
     assert not name.endswith(("-", "."))
     facts = replace(FACTS, ollama_name=name, base_model=base, run=run)

@@ -142,7 +142,7 @@ async def test_a_store_without_ranges_is_not_tried_for_ever(tmp_path: Path) -> N
 async def test_urls_that_are_refused_as_soon_as_they_are_signed_are_the_platforms_fault(
     tmp_path: Path,
 ) -> None:
-    """000-27: a signer whose clock is behind; a bounded number of tries, and who is to look."""
+    """A signer whose clock is behind; a bounded number of tries, and who is to look."""
     source = Source(now_minutes=100, piece_minutes=0)
 
     async def late(file: RemoteFile, _ended: str) -> str:
@@ -160,7 +160,7 @@ async def test_urls_that_are_refused_as_soon_as_they_are_signed_are_the_platform
 
 
 async def test_what_the_renewal_meets_is_told_as_it_is(tmp_path: Path) -> None:
-    """000-27: a lease that was lost meanwhile ends the download at once."""
+    """A lease that was lost meanwhile ends the download at once."""
     source = Source(now_minutes=100)
 
     async def lost(_file: RemoteFile, _ended: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from exporter.domain.bundle import ollama_name
+from lexicon.names import ollama_name
 from tests.support.ollama_server import Ollama, an_ollama
 from tests.support.platform_double import Script, a_file, a_platform
 from tests.support.ports import free_port
@@ -22,7 +22,7 @@ from tunesmith.api.artifact.v1 import artifact_pb2
 from tunesmith.cli import session
 from tunesmith.cli.main import app
 from tunesmith.errors import InputError, TunesmithError, UnavailableError
-from tunesmith.ollama.register import default_name, register_bundle
+from tunesmith.ollama.register import register_bundle
 from tunesmith.ollama.server import POLICY, Blob, Server, checked_name, server_url
 from tunesmith.transport import RetryPolicy
 
@@ -249,8 +249,8 @@ def test_names_are_data(name: str) -> None:
         ("o/" + "n" * 96, "", "n" * 79),
     ],
 )
-def test_the_default_name_is_the_install_scripts(base: str, run: str, name: str) -> None:
-    assert checked_name(default_name(base, run)) == ollama_name(base, run) == name
+def test_ollama_takes_the_name_of_a_run_s_model(base: str, run: str, name: str) -> None:
+    assert checked_name(ollama_name(base, run)) == name
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,18 @@ def test_settings_are_refused_before_a_base_is_pulled(tmp_path: Path) -> None:
         assert not ollama.requests
 
 
+def test_a_setting_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    """Readers of JSON take the first or the last of them: the model would depend on the reader."""
+    path = tmp_path / "lora.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("adapter_config.json", json.dumps(CONFIG)[:-1] + ', "lora_alpha": 8}')
+        archive.writestr("adapter_model.safetensors", saved(factors(Q_PROJ)))
+    with an_ollama(Ollama(library={"base": {}})) as ollama:
+        with pytest.raises(InputError, match="twice"):
+            register_adapter(path, "tuned", "base", Server(ollama.url))
+        assert not ollama.requests
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: (

@@ -297,7 +297,7 @@ def test_a_run_that_is_cut_short_is_folded_in(tmp_path: Path) -> None:
 
 
 def test_a_stop_before_a_run_has_moved_anything_keeps_the_runs_before_it(tmp_path: Path) -> None:
-    """001-31: as when fp16 skips the first step of a run, and the user stops it then."""
+    """As when fp16 skips the first step of a run, and the user stops it then."""
     trial = Trial(a_multi_run(tmp_path))
     trial.train(until=2)
     trial.state.step += 1

@@ -54,7 +54,7 @@ def probed(
 
 
 def test_what_is_tried_is_told_before_it_is_tried() -> None:
-    """000-25: a run whose longest batch takes minutes does not look as if it hung."""
+    """A run whose longest batch takes minutes does not look as if it hung."""
     plan = a_plan(max_steps=STEPS)
     state, told = begin(plan), list[tuple[str, int]]()
     seen = out_of_memory_beyond(state, 10**6)

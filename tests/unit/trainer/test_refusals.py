@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from corpus.chat import CHATML
 from deploy.models.anvil.grammar import HOME
@@ -14,7 +15,7 @@ from lexicon.faults import Fault, FaultCode
 from tests.support.training import FP32, a_plan
 from trainer.domain.plan import TrainPlan
 from trainer.training import peft_rail
-from trainer.training.dataset import Desk, require_known_tokens
+from trainer.training.dataset import Desk, load_tokenizer, require_known_tokens
 
 
 @pytest.fixture
@@ -46,6 +47,17 @@ def test_a_model_without_a_tokenizer_is_not_trained(plan: TrainPlan) -> None:
         Desk.prepare(plan, warn=lambda *_: None)
     assert caught.value.code is FaultCode.MODEL_TOKENIZER_NOT_FOUND
     assert caught.value.message == "Tokenizer not found for model org/some-model"
+
+
+def test_a_tokenizer_that_cuts_and_fills_is_read_without_both(plan: TrainPlan) -> None:
+    """transformers stores the settings of its last call in the file; a long row stays whole."""
+    path = Path(plan.base.folder) / "tokenizer.json"
+    whole = load_tokenizer(plan.base).encode("a long row " * 9).ids
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.enable_truncation(max_length=4)
+    tokenizer.enable_padding(length=128)
+    tokenizer.save(str(path))
+    assert load_tokenizer(plan.base).encode("a long row " * 9).ids == whole
 
 
 def test_a_model_without_a_template_is_trained_with_chatml_and_told(plan: TrainPlan) -> None:

@@ -22,15 +22,33 @@ constexpr float GROUP_EPSILON = 1e-15f;
 
 int clamp(int value, int low, int high) { return value < low ? low : value > high ? high : value; }
 
+// Levels of a block. They are found as whole numbers of full width and stored as bytes.
+struct Levels {
+    int32_t whole[BLOCK];
+
+    // Levels of N numbers that lie one after another: the nearest whole numbers to `scaled` of them, kept
+    // between `low` and `high` and counted from `low`.
+    template <int N, class Scaled> INLINE void set(int first, const float * x, int low, int high, Scaled scaled) {
+        for (int i = 0; i < N; i += NATIVE_LANES) {
+            Floats numbers;
+            memcpy(&numbers, x + first + i, sizeof numbers);
+            Ints level = nearest_ints(scaled(numbers)) - low;
+            level = level < 0 ? 0 : level;
+            level = level > high - low ? high - low : level;
+            memcpy(whole + first + i, &level, sizeof level);
+        }
+    }
+
+    void to_bytes(uint8_t * bytes) const {
+        for (int i = 0; i < BLOCK; ++i) bytes[i] = whole[i];
+    }
+};
+
 // LANE_COUNT sub-blocks of N consecutive numbers: x[i] holds number i of every one of them.
 template <int N> struct Tile {
     Lanes x[N];
 
-    explicit Tile(const float * numbers) {
-        for (int lane = 0; lane < LANE_COUNT; ++lane) {
-            for (int i = 0; i < N; ++i) x[i].set(lane, numbers[lane * N + i]);
-        }
-    }
+    explicit Tile(const float * numbers) { lay_in_lanes<N>(numbers, x); }
 };
 
 // ---- Scale and minimum: Q2_K, Q4_K, Q5_K ----------------------------------------------------------
@@ -140,12 +158,12 @@ void weigh_by_mean_square(const Lanes * x, Lanes * w) {
 }
 
 // Levels of one sub-block with its final scale. Where that scale is zero, the levels of the search stay.
-template <int N> void level_numbers(const float * x, float d, float dm, float level_scale, float lowest,
-                                    int top, uint8_t * level) {
+template <int N> INLINE void level_numbers(const float * x, int first, float d, float dm, float level_scale,
+                                          float lowest, int top, Levels * levels) {
     if (d != 0.f) {
-        for (int i = 0; i < N; ++i) level[i] = clamp(nearest_int((x[i] + dm) / d), 0, top);
+        levels->set<N>(first, x, 0, top, [=](Floats numbers) { return (numbers + dm) / d; });
     } else {
-        for (int i = 0; i < N; ++i) level[i] = clamp(nearest_int(level_scale * (x[i] - lowest)), 0, top);
+        levels->set<N>(first, x, 0, top, [=](Floats numbers) { return level_scale * (numbers - lowest); });
     }
 }
 
@@ -201,12 +219,14 @@ template <class S> void settle_block(const float * x, const ScaleMin & found, in
     const uint16_t scale_unit = to_half(packed.scale_unit), minimum_unit = to_half(packed.minimum_unit);
     put_half(out, scale_unit);
     put_half(out + 2, minimum_unit);
+    Levels levels;
     for (int j = 0; j < 8; ++j) {
         const int lane = first_lane + j;
-        level_numbers<32>(x + 32 * j, from_half(scale_unit) * packed.scale_level[j],
+        level_numbers<32>(x, 32 * j, from_half(scale_unit) * packed.scale_level[j],
                           from_half(minimum_unit) * packed.minimum_level[j], found.level_scale[lane],
-                          found.lowest[lane], S::TOP, level + 32 * j);
+                          found.lowest[lane], S::TOP, &levels);
     }
+    levels.to_bytes(level);
 }
 
 void write_q4(const float * x, const ScaleMin & found, int first_lane, uint8_t * out) {
@@ -250,13 +270,15 @@ void write_q2(const float * x, const ScaleMin & found, int first_lane, uint8_t *
         scale_bytes[j] = scale | (minimum << 4);
     }
     const uint16_t scale_unit = to_half(max_scale / 15.f), minimum_unit = to_half(max_minimum / 15.f);
-    uint8_t level[BLOCK];
+    Levels levels;
     for (int j = 0; j < 16; ++j) {
         const int lane = first_lane + j;
-        level_numbers<16>(x + 16 * j, from_half(scale_unit) * (scale_bytes[j] & 0xf),
+        level_numbers<16>(x, 16 * j, from_half(scale_unit) * (scale_bytes[j] & 0xf),
                           from_half(minimum_unit) * (scale_bytes[j] >> 4), found.level_scale[lane],
-                          found.lowest[lane], SearchQ2::TOP, level + 16 * j);
+                          found.lowest[lane], SearchQ2::TOP, &levels);
     }
+    uint8_t level[BLOCK];
+    levels.to_bytes(level);
     uint8_t * packed = out + 16;
     for (int j = 0; j < BLOCK; j += 128, packed += 32) {
         for (int l = 0; l < 32; ++l) {
@@ -341,22 +363,24 @@ void write_q6(const float * x, const ScaleOnly & found, int first_lane, uint8_t 
     const float inverse = -128.f / max_scale;
     const uint16_t unit = to_half(1 / inverse);
     put_half(out + 208, unit);
-    uint8_t level[BLOCK];
+    Levels levels;
     for (int j = 0; j < 16; ++j) {
         const int lane = first_lane + j;
         const int scale = nearest_int(inverse * found.scale[lane]);
         scale_bytes[j] = scale < 127 ? scale : 127;
         const float d = from_half(unit) * scale_bytes[j];
-        // A group of zeros has levels of zero until its scale gives others.
-        const bool is_zero = found.scale[lane] == 0.f;
-        for (int i = 0; i < 16; ++i) {
-            const float number = x[16 * j + i];
-            level[16 * j + i] =
-                d != 0.f  ? clamp(nearest_int(number / d), -32, 31) + 32
-                : is_zero ? 0
-                          : clamp(nearest_int(found.level_scale[lane] * number), -32, 31) + 32;
+        const float level_scale = found.level_scale[lane];
+        if (d != 0.f) {
+            levels.set<16>(16 * j, x, -32, 31, [=](Floats numbers) { return numbers / d; });
+        } else if (found.scale[lane] == 0.f) {
+            // A group of zeros has levels of zero until its scale gives others.
+            memset(levels.whole + 16 * j, 0, 16 * sizeof levels.whole[0]);
+        } else {
+            levels.set<16>(16 * j, x, -32, 31, [=](Floats numbers) { return level_scale * numbers; });
         }
     }
+    uint8_t level[BLOCK];
+    levels.to_bytes(level);
     for (int j = 0; j < BLOCK; j += 128, low += 64, high += 32) {
         for (int l = 0; l < 32; ++l) {
             const uint8_t a = level[j + l], b = level[j + l + 32], c = level[j + l + 64], e = level[j + l + 96];
@@ -376,11 +400,26 @@ struct ScaleLevels {
     static constexpr bool is_exact = true;  // rounding wraps around as the reference's does
 };
 
+// Numbers of a level between which no other level is nearer, a little less than all of them: rounding
+// moves a quotient by far less than the margin. The outermost levels have all numbers beyond them, up
+// to where the reference's rounding wraps around.
+struct Between {
+    Lanes low, high;
+
+    INLINE void set(Lanes level) {
+        constexpr float HALF = 0.4999f, FAR = 2e6f;
+        low = choose(level > -4.f, level - HALF, -FAR);
+        high = choose(level < 3.f, level + HALF, FAR);
+    }
+};
+
 // ggml's make_q3_quants: start from the plain scale, then move single levels while that helps.
 ScaleLevels search_scale_q3(const Lanes * x) {
     constexpr int N = 16;
     constexpr float SIDE = 4.f;
     constexpr int ROUNDS = 5;
+    // Below this, products lose their relative precision.
+    constexpr float SMALL = 1e-30f;
     Lanes largest = 0.f, largest_size = 0.f;
     Lanes w[N], wx[N];
     for (int i = 0; i < N; ++i) {
@@ -393,34 +432,47 @@ ScaleLevels search_scale_q3(const Lanes * x) {
     }
     ScaleLevels found;
     Lanes * level = found.level;
+    // What each number adds to the two sums.
+    Lanes lx[N], l2[N];
+    Between kept[N];
     const Lanes level_scale = Lanes(-SIDE) / largest;
     Lanes sum_lx = 0.f, sum_l2 = 0.f;
     for (int i = 0; i < N; ++i) {
         level[i] = larger(smaller(nearest(level_scale * x[i]), SIDE - 1), -SIDE);
-        sum_lx += wx[i] * level[i];
-        sum_l2 += w[i] * level[i] * level[i];
+        lx[i] = wx[i] * level[i];
+        l2[i] = w[i] * level[i] * level[i];
+        kept[i].set(level[i]);
+        sum_lx += lx[i];
+        sum_l2 += l2[i];
     }
     // A round that changes nothing in a lane changes nothing later, so that rounds need not be counted by
-    // lane; when no lane has changed, none will. Few numbers want another level after the first round.
-    bool has_moved = true;
-    for (int round = 0; round < ROUNDS && has_moved; ++round) {
-        has_moved = false;
+    // lane; when no lane has changed, none will. Few numbers want another level, and most are known to
+    // keep theirs without the division that finds it.
+    for (int round = 0; round < ROUNDS; ++round) {
+        bool has_moved = false;
         for (int i = 0; i < N; ++i) {
-            const Lanes other_lx = sum_lx - wx[i] * level[i];
-            const Lanes other_l2 = sum_l2 - w[i] * level[i] * level[i];
-            const Lanes wanted = nearest_wrapping(x[i] * other_l2 / other_lx);
+            const Lanes other_lx = sum_lx - lx[i];
+            const Lanes other_l2 = sum_l2 - l2[i];
+            const Lanes numerator = x[i] * other_l2;
+            const Mask is_kept = (other_lx > SMALL) & (numerator > kept[i].low * other_lx) &
+                                 (numerator < kept[i].high * other_lx);
+            if (!any((other_lx > 0.f) & !is_kept)) continue;
+            const Lanes wanted = nearest_wrapping(numerator / other_lx);
             const Lanes moved = larger(smaller(wanted, SIDE - 1), -SIDE);
-            const Mask wants = (other_lx > 0.f) & (moved != level[i]);
-            if (!any(wants)) continue;
-            const Lanes new_lx = other_lx + wx[i] * moved;
-            const Lanes new_l2 = other_l2 + w[i] * moved * moved;
-            const Mask better =
-                wants & (new_l2 > 0.f) & (new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2);
+            const Lanes moved_lx = wx[i] * moved, moved_l2 = w[i] * moved * moved;
+            const Lanes new_lx = other_lx + moved_lx, new_l2 = other_l2 + moved_l2;
+            const Mask better = (other_lx > 0.f) & (moved != level[i]) & (new_l2 > 0.f) &
+                                (new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2);
+            if (!any(better)) continue;
+            has_moved = true;
             level[i] = choose(better, moved, level[i]);
+            lx[i] = choose(better, moved_lx, lx[i]);
+            l2[i] = choose(better, moved_l2, l2[i]);
+            kept[i].set(level[i]);
             sum_lx = choose(better, new_lx, sum_lx);
             sum_l2 = choose(better, new_l2, sum_l2);
-            has_moved = true;
         }
+        if (!has_moved) break;
     }
     found.scale = choose(sum_l2 > 0.f, sum_lx / sum_l2, 0.f);
     const Mask is_zero = largest_size < GROUP_EPSILON;
@@ -431,7 +483,6 @@ ScaleLevels search_scale_q3(const Lanes * x) {
 }
 
 void write_q3(const float * x, const ScaleLevels & found, int first_lane, uint8_t * out) {
-    uint8_t * high = out;
     uint8_t * packed = out + 32;
     uint8_t * scale_bytes = out + 96;
     float max_scale = 0, max_size = 0;
@@ -442,34 +493,40 @@ void write_q3(const float * x, const ScaleLevels & found, int first_lane, uint8_
             max_scale = scale;
         }
     }
-    memset(scale_bytes, 0, 12);
     int scale_level[16] = {0};
     uint16_t unit = 0;
+    memset(scale_bytes, 0, 12);
     if (max_scale != 0.f) {
         const float inverse = -32.f / max_scale;
         unit = to_half(1 / inverse);
         for (int j = 0; j < 16; ++j) {
             const int8_t nearest_level = nearest_int(inverse * found.scale[first_lane + j]);
-            const int stored = clamp(nearest_level, -32, 31) + 32;
-            scale_level[j] = stored;
-            scale_bytes[j % 8] |= j < 8 ? stored & 0xf : (stored & 0xf) << 4;
-            scale_bytes[8 + j % 4] |= (stored >> 4) << (2 * (j / 4));
+            scale_level[j] = clamp(nearest_level, -32, 31) + 32;
+        }
+        for (int j = 0; j < 8; ++j) scale_bytes[j] = (scale_level[j] & 0xf) | ((scale_level[j + 8] & 0xf) << 4);
+        for (int j = 0; j < 4; ++j) {
+            scale_bytes[8 + j] = (scale_level[j] >> 4) | ((scale_level[j + 4] >> 4) << 2) |
+                                 ((scale_level[j + 8] >> 4) << 4) | ((scale_level[j + 12] >> 4) << 6);
         }
     }
     put_half(out + 108, unit);
-    uint8_t level[BLOCK];
+    Levels levels;
     for (int j = 0; j < 16; ++j) {
         const float d = from_half(unit) * (scale_level[j] - 32);
         if (d != 0.f) {
-            for (int i = 0; i < 16; ++i) level[16 * j + i] = clamp(nearest_int(x[16 * j + i] / d), -4, 3) + 4;
+            levels.set<16>(16 * j, x, -4, 3, [=](Floats numbers) { return numbers / d; });
         } else {
-            for (int i = 0; i < 16; ++i) level[16 * j + i] = (int)found.level[i][first_lane + j] + 4;
+            for (int i = 0; i < 16; ++i) levels.whole[16 * j + i] = (int)found.level[i][first_lane + j] + 4;
         }
     }
-    memset(high, 0, 32);
-    for (int bit = 0; bit < 8; ++bit) {
-        for (int l = 0; l < 32; ++l) high[l] |= (level[32 * bit + l] >> 2) << bit;
+    uint8_t level[BLOCK], high[32];
+    levels.to_bytes(level);
+    for (int l = 0; l < 32; ++l) {
+        uint8_t bits = 0;
+        for (int bit = 0; bit < 8; ++bit) bits |= (level[32 * bit + l] >> 2) << bit;
+        high[l] = bits;
     }
+    memcpy(out, high, sizeof high);
     for (int i = 0; i < BLOCK; ++i) level[i] &= 3;
     for (int j = 0; j < BLOCK; j += 128, packed += 32) {
         for (int l = 0; l < 32; ++l) {

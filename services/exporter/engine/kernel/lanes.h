@@ -38,8 +38,13 @@ typedef int32_t Ints __attribute__((vector_size(NATIVE_LANES * 4)));
 struct Mask {
     Ints part[PART_COUNT];
 
+    Mask() = default;
+    INLINE Mask(const Mask & other) { EVERY_PART part[p] = other.part[p]; }
+    INLINE Mask & operator=(const Mask & other) { EVERY_PART part[p] = other.part[p]; return *this; }
+
     friend INLINE Mask operator&(Mask a, Mask b) { Mask r; EVERY_PART r.part[p] = a.part[p] & b.part[p]; return r; }
     friend INLINE Mask operator|(Mask a, Mask b) { Mask r; EVERY_PART r.part[p] = a.part[p] | b.part[p]; return r; }
+    friend INLINE Mask operator!(Mask a) { EVERY_PART a.part[p] = ~a.part[p]; return a; }
     INLINE int32_t operator[](int lane) const { return part[lane / NATIVE_LANES][lane % NATIVE_LANES]; }
 };
 
@@ -60,15 +65,24 @@ INLINE bool any(Mask mask) {
 INLINE bool all(Mask mask) {
     Ints folded = mask.part[0];
     for (int p = 1; p < PART_COUNT; ++p) folded &= mask.part[p];
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)folded, (__m512i)folded) == 0xffff;
+#elif defined(__AVX__)
+    return _mm256_testc_si256((__m256i)folded, (__m256i)(Ints{} - 1));
+#else
     bool yes = true;
     for (int l = 0; l < NATIVE_LANES; ++l) yes = yes && folded[l];
     return yes;
+#endif
 }
 
 struct Lanes {
     Floats part[PART_COUNT];
 
     Lanes() = default;
+    // Vector by vector: left to itself, the compiler copies by pieces that the next load waits for.
+    INLINE Lanes(const Lanes & other) { EVERY_PART part[p] = other.part[p]; }
+    INLINE Lanes & operator=(const Lanes & other) { EVERY_PART part[p] = other.part[p]; return *this; }
     INLINE Lanes(float same) { EVERY_PART part[p] = same - Floats{}; }
 
     friend INLINE Lanes operator+(Lanes a, Lanes b) { EVERY_PART a.part[p] = a.part[p] + b.part[p]; return a; }
@@ -129,10 +143,42 @@ INLINE int32_t nearest_int(float a) {
     return (bits & 0x007fffff) - 0x00400000;
 }
 
+INLINE Ints nearest_ints(Floats a) { return ((Ints)(a + ROUNDER) & 0x007fffff) - 0x00400000; }
+
 INLINE Lanes nearest_wrapping(Lanes a) {
-    EVERY_PART {
-        const Ints bits = (Ints)(a.part[p] + ROUNDER);
-        a.part[p] = __builtin_convertvector((bits & 0x007fffff) - 0x00400000, Floats);
-    }
+    EVERY_PART a.part[p] = __builtin_convertvector(nearest_ints(a.part[p]), Floats);
     return a;
+}
+
+// Runs of N numbers that lie one after another, one run a lane: x[i] gets number i of every run.
+template <int N> INLINE void lay_in_lanes(const float * numbers, Lanes * x) {
+#if defined(__AVX__)
+    // Eight runs and eight numbers of each at a time.
+    static_assert(N % 8 == 0, "runs are made of eights");
+    for (int lane = 0; lane < LANE_COUNT; lane += 8) {
+        for (int i = 0; i < N; i += 8) {
+            __m256 row[8], pair[8], four[8];
+            for (int r = 0; r < 8; ++r) row[r] = _mm256_loadu_ps(numbers + (lane + r) * N + i);
+            for (int r = 0; r < 8; r += 2) {
+                pair[r] = _mm256_unpacklo_ps(row[r], row[r + 1]);
+                pair[r + 1] = _mm256_unpackhi_ps(row[r], row[r + 1]);
+            }
+            for (int r = 0; r < 8; r += 4) {
+                four[r] = _mm256_shuffle_ps(pair[r], pair[r + 2], 0x44);
+                four[r + 1] = _mm256_shuffle_ps(pair[r], pair[r + 2], 0xee);
+                four[r + 2] = _mm256_shuffle_ps(pair[r + 1], pair[r + 3], 0x44);
+                four[r + 3] = _mm256_shuffle_ps(pair[r + 1], pair[r + 3], 0xee);
+            }
+            for (int r = 0; r < 4; ++r) {
+                float * low = (float *)&x[i + r] + lane, * high = (float *)&x[i + r + 4] + lane;
+                _mm256_storeu_ps(low, _mm256_permute2f128_ps(four[r], four[r + 4], 0x20));
+                _mm256_storeu_ps(high, _mm256_permute2f128_ps(four[r], four[r + 4], 0x31));
+            }
+        }
+    }
+#else
+    for (int lane = 0; lane < LANE_COUNT; ++lane) {
+        for (int i = 0; i < N; ++i) x[i].set(lane, numbers[lane * N + i]);
+    }
+#endif
 }
