@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,9 +24,10 @@ from exporter.engine.kernel.kernel import Kernel
 from exporter.engine.llama_model import LlamaModel
 from exporter.engine.merge import MergedTensor
 from exporter.engine.merge_plan import merge_plan
+from exporter.engine.proof import Segment
 from exporter.engine.reuse import EncodedStore
 from exporter.engine.weights import GgufFile, SafetensorsFile, read_json
-from exporter.engine.writer import FilePlan
+from exporter.engine.writer import FilePlan, OnRows
 from exporter.pipe import BaseNeededError, Export, Exported, ProofFigures
 from lexicon.faults import Fault, FaultCode
 from lexicon.names import ollama_name
@@ -159,18 +160,22 @@ def _export(work: _Work, base: BaseModel, adapter: Adapter) -> Exported:
         model_path = target.parent / "model.gguf"
         work.make_room(plan.size_bytes, at=target.parent)
         store = EncodedStore(base.folder, version=engine.llama_version)
+        wanted = _Proof(
+            base=base,
+            mix=mix,
+            segments=proof.read_reference(adapter_folder) or [],
+            trained=trained,
+            words=words,
+        )
 
         def make() -> tuple[_Evidence, Checksums]:
             with clock.step("merge"):
-                _write(work, plan, tensors, model_path, store)
+                merge = _write(work, plan, tensors, model_path, store, wanted)
             # The file is hashed while it is proven: either mostly uses one core.
             with clock.step("proof"), ThreadPoolExecutor(1) as aside:
                 work.on_progress("proof", 0.0)
                 hashing = aside.submit(checksums, model_path)
-                found = _prove(
-                    engine, base, tensors, model_path, mix, trained, words, adapter_folder
-                )
-                return found, hashing.result()
+                return _prove(engine, model_path, tensors, wanted, merge), hashing.result()
 
         evidence, sums = _without_what_is_broken(store, make)
         writer.keep_encoded(plan, tensors, model_path, store)
@@ -238,19 +243,48 @@ def _read_adapter(folder: Path) -> Adapter:
         return read_adapter(config, {name: span.shape for name, span in weights.tensors.items()})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Proof:
+    """What one export is proven by.
+
+    Attributes:
+        segments: the trainer's reference; empty when the adapter came without one.
+    """
+
+    base: BaseModel
+    mix: Quantization
+    segments: Sequence[Segment]
+    trained: templates.TrainedTemplate
+    words: vocabulary.TrainedVocabulary
+
+
 def _write(
     work: _Work,
     plan: FilePlan,
     tensors: Mapping[str, MergedTensor],
     path: Path,
     store: EncodedStore,
-) -> None:
+    wanted: _Proof,
+) -> Figures | None:
+    """Writes the file; a quantised one's merge is measured by the same pass."""
     total, done = plan.element_count, 0
+    figures = None
+    is_measured = bool(wanted.segments) and wanted.mix.default_type.is_quantized
 
     def count(elements: int) -> None:
         nonlocal done
         done += elements
         work.on_progress("merge", 100.0 * done / total)
+
+    def measure(take: OnRows) -> None:
+        nonlocal figures
+        figures = proof.measure_merge(
+            wanted.base.gguf,
+            tensors,
+            wanted.segments,
+            thread_count=work.engine.thread_count,
+            on_rows=take,
+        )
 
     writer.write_file(
         plan,
@@ -260,36 +294,39 @@ def _write(
         thread_count=work.engine.thread_count,
         on_elements=count,
         store=store,
+        ahead=measure if is_measured else None,
     )
+    return figures
 
 
 def _prove(
     engine: Engine,
-    base: BaseModel,
-    tensors: Mapping[str, MergedTensor],
     path: Path,
-    mix: Quantization,
-    trained: templates.TrainedTemplate,
-    words: vocabulary.TrainedVocabulary,
-    adapter_folder: Path,
+    tensors: Mapping[str, MergedTensor],
+    wanted: _Proof,
+    merge: Figures | None,
 ) -> _Evidence:
     row_errors = proof.read_back(path, tensors)
-    segments = proof.read_reference(adapter_folder) or []
     behaviour = None
-    if segments:
+    if wanted.segments:
         behaviour = proof.prove(
-            path, base.gguf, tensors, segments, mix, thread_count=engine.thread_count
+            path,
+            wanted.base.gguf,
+            wanted.segments,
+            wanted.mix,
+            merge=merge,
+            thread_count=engine.thread_count,
         )
     with LlamaModel(path, thread_count=engine.thread_count) as model:
-        template = templates.prove_template(path, trained, segments, model)
-        texts = vocabulary.prove_texts(words, segments, model)
-        ends_by_itself = templates.prove_end(model, segments)
+        template = templates.prove_template(path, wanted.trained, wanted.segments, model)
+        texts = vocabulary.prove_texts(wanted.words, wanted.segments, model)
+        ends_by_itself = templates.prove_end(model, wanted.segments)
     return _Evidence(
         behaviour=behaviour,
         row_errors=row_errors,
         template=template,
         texts=texts,
-        tokens_written=words.written,
+        tokens_written=wanted.words.written,
         ends_by_itself=ends_by_itself,
     )
 

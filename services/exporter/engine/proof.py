@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from exporter.domain import gates
 from exporter.domain.gates import Behaviour, Closeness, Distributions, Figures, RowError
-from exporter.domain.gguf_format import Header
 from exporter.domain.quantization import Quantization, TensorType
 from exporter.engine import ggml
 from exporter.engine.llama_model import LlamaModel
 from exporter.engine.merge import MergedTensor
 from exporter.engine.weight_swap import WeightSwap
 from exporter.engine.weights import GgufFile, SafetensorsFile
+from exporter.engine.writer import OnRows
 from lexicon.faults import Fault, FaultCode
 
 REFERENCE_NAME: Final = "proof_reference.safetensors"
@@ -29,7 +29,7 @@ CACHE_BYTES: Final = 192 << 20
 ELEMENTS_COMPARED: Final = 1 << 18
 # Tokens that the finished file is measured over, prompts included: a bound for runs with many
 # prompts, since a model of 7 B parameters takes some tenths of a second of a core for each.
-FILE_TOKENS: Final = 192
+FILE_TOKENS: Final = 128
 # Tokens over which the base and the unquantised merge are measured, which read every weight
 # unquantised: enough to tell another base or a wrong merge by its divergence.
 BRIEF_TOKENS: Final = 48
@@ -114,24 +114,33 @@ def measure(model: LlamaModel, segments: Sequence[Segment], *, on_node: Any = No
 
 
 def measure_merge(
-    model: LlamaModel,
+    base_path: Path,
     tensors: Mapping[str, MergedTensor],
     segments: Sequence[Segment],
     *,
     thread_count: int,
+    on_rows: OnRows | None = None,
 ) -> Figures:
     """Runs the unquantised merge over the reference; its weights are never all there.
 
     Args:
-        model: the base.
+        on_rows: see `WeightSwap`.
     Raises:
         Fault: see `WeightSwap`.
     """
-    token_ids = [token for segment in segments for token in segment.tokens[:-1]]
-    with WeightSwap(tensors, token_ids, thread_count=thread_count) as swap:
-        figures = measure(model, segments, on_node=swap.callback)
-        swap.require_complete()
+    segments = _fitting(segments, base_path)
+    with LlamaModel(base_path, thread_count=thread_count) as model:
+        brief = _brief(model, segments)
+        token_ids = [token for segment in brief for token in segment.tokens[:-1]]
+        with WeightSwap(tensors, token_ids, thread_count=thread_count, on_rows=on_rows) as swap:
+            figures = measure(model, brief, on_node=swap.callback)
+            swap.require_complete()
     return figures
+
+
+def _brief(model: LlamaModel, segments: Sequence[Segment]) -> list[Segment]:
+    rows = max(1, LOGIT_BYTES // (model.token_count * np.dtype(np.float32).itemsize))
+    return portion(segments, tokens=BRIEF_TOKENS, rows=rows)
 
 
 def _figures(segments: Sequence[Segment], seen: Sequence["_Seen"]) -> Figures:
@@ -208,29 +217,26 @@ def require_change(tensors: Mapping[str, MergedTensor]) -> None:
 def prove(
     path: Path,
     base_path: Path,
-    tensors: Mapping[str, MergedTensor],
-    segments: list[Segment],
+    segments: Sequence[Segment],
     mix: Quantization,
     *,
+    merge: Figures | None,
     thread_count: int,
 ) -> Behaviour:
-    """Measures the finished file, the unquantised merge and the base, and judges all three.
+    """Measures the finished file and the base, and judges them and the unquantised merge.
 
+    Args:
+        merge: figures of the unquantised merge; None when that is the file itself.
     Raises:
         Fault: EXPORT_WRONG_BASE, EXPORT_NOOP_MERGE, EXPORT_MERGE_MISMATCH,
             EXPORT_QUANTIZATION_BROKEN, EXPORT_VERIFY_MISMATCH.
     """
-    with GgufFile(path) as written:
-        segments = _short_enough(segments, written.header)
+    segments = _fitting(segments, path)
     with LlamaModel(path, thread_count=thread_count) as model:
-        file = merge = measure(model, portion(segments, tokens=FILE_TOKENS))
-        rows = max(1, LOGIT_BYTES // (model.token_count * np.dtype(np.float32).itemsize))
-    brief = portion(segments, tokens=BRIEF_TOKENS, rows=rows)
+        file = measure(model, portion(segments, tokens=FILE_TOKENS))
     with LlamaModel(base_path, thread_count=thread_count) as model:
-        base = measure(model, brief)
-        if mix.default_type.is_quantized:
-            merge = measure_merge(model, tensors, brief, thread_count=thread_count)
-    behaviour = Behaviour(file=file, merge=merge, base_kl_of_base=base.base.mean_kl)
+        base = measure(model, _brief(model, segments))
+    behaviour = Behaviour(file=file, merge=merge or file, base_kl_of_base=base.base.mean_kl)
     gates.judge(behaviour, mix)
     return behaviour
 
@@ -304,8 +310,14 @@ def portion(
     return chosen
 
 
-def _short_enough(segments: list[Segment], header: Header) -> list[Segment]:
-    """Conversations whose keys and values fit into the memory for them; the shortest at least."""
+def _fitting(segments: Sequence[Segment], path: Path) -> list[Segment]:
+    """Conversations whose keys and values fit into the memory for them; the shortest at least.
+
+    Args:
+        path: the GGUF that runs over them.
+    """
+    with GgufFile(path) as file:
+        header = file.header
     name = header.text("general.architecture")
     heads = header.number(f"{name}.attention.head_count", 1)
     width = header.number(f"{name}.embedding_length") // max(1, heads)
@@ -318,8 +330,8 @@ def _short_enough(segments: list[Segment], header: Header) -> list[Segment]:
         )
     )
     limit = CACHE_BYTES // max(1, numbers_per_token * np.dtype(np.float32).itemsize)
-    fitting = [segment for segment in segments if len(segment.tokens) <= limit]
-    return fitting or [min(segments, key=lambda segment: len(segment.tokens))]
+    found = [segment for segment in segments if len(segment.tokens) <= limit]
+    return found or [min(segments, key=lambda segment: len(segment.tokens))]
 
 
 def _reference_losses(reference: Distributions, targets: list[int]) -> list[float]:

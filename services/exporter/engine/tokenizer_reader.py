@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final, Self
 
 import msgspec
@@ -34,6 +35,7 @@ WHOLE: Final = "the tokenizer is loaded whole"
 # What nobody else decides about a load.
 _OURS: Final = frozenset({"trust_remote_code", "local_files_only"})
 READ_SECONDS: Final = 1800.0
+_LIBRARY: Final = "transformers"
 # Tokenizers of up to this size take little memory beside torch's.
 READ_ASIDE_BYTES: Final = 4 << 20
 # The text by whose tokens the converter knows a pre-tokenizer.
@@ -151,20 +153,64 @@ def read_ahead(folder: Path, vendor: Path) -> Iterator[None]:
         size_bytes = sum(path.stat().st_size for path in folder.glob("tokenizer.*"))
         if size_bytes > READ_ASIDE_BYTES:
             reading.answer()
-        transformers = importlib.import_module("transformers")
-        replaced = {
-            "AutoConfig": _config_reader(folder, reading),
-            "AutoTokenizer": _tokenizer_reader(folder, reading),
-        }
-        kept = {name: vars(transformers).get(name) for name in replaced}
-        vars(transformers).update(replaced)
+        stand_in = _StandIn(
+            AutoConfig=_config_reader(folder, reading),
+            AutoTokenizer=_tokenizer_reader(folder, reading),
+        )
+        if _LIBRARY in sys.modules:
+            stand_in.load()
+        else:
+            sys.modules[_LIBRARY] = stand_in
         try:
             yield
         finally:
-            for name, value in kept.items():
-                del vars(transformers)[name]
-                if value is not None:
-                    vars(transformers)[name] = value
+            stand_in.leave()
+
+
+class _StandIn(ModuleType):
+    """Stands for transformers, which takes a second to load, until more of it is asked for."""
+
+    def __init__(self, **replaced: type) -> None:
+        super().__init__(_LIBRARY)
+        vars(self).update(replaced, __path__=_LibraryPath(self))
+        self._replaced = replaced
+        self._kept: dict[str, Any] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.load(), name)
+
+    def load(self) -> ModuleType:
+        """The library itself, which is in place from now on, with what is replaced of it."""
+        if sys.modules.get(_LIBRARY) is self:
+            del sys.modules[_LIBRARY]
+        library = importlib.import_module(_LIBRARY)
+        if self._kept is None:
+            self._kept = {name: vars(library).get(name) for name in self._replaced}
+            vars(library).update(self._replaced)
+        return library
+
+    def leave(self) -> None:
+        """Puts back what was replaced."""
+        if sys.modules[_LIBRARY] is self:
+            del sys.modules[_LIBRARY]
+        library = vars(sys.modules[_LIBRARY]) if self._kept is not None else {}
+        for name, value in (self._kept or {}).items():
+            del library[name]
+            if value is not None:
+                library[name] = value
+
+
+class _LibraryPath(list[str]):
+    """Where the library's modules lie; whoever looks for one needs the library loaded."""
+
+    def __init__(self, stand_in: _StandIn) -> None:
+        super().__init__()
+        self._stand_in = stand_in
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stand_in.load().__path__)
 
 
 class _Reading:
@@ -219,7 +265,7 @@ def _config_reader(folder: Path, reading: _Reading) -> type:
             ahead = reading.answer() if Path(wanted) == folder else None
             if ahead is not None and ahead.config is not None:
                 return Config(ahead.config)
-            module = importlib.import_module("transformers.models.auto.configuration_auto")
+            module = importlib.import_module(f"{_LIBRARY}.models.auto.configuration_auto")
             return module.AutoConfig.from_pretrained(
                 wanted, *arguments, **_ours(options), trust_remote_code=False, local_files_only=True
             )
@@ -234,7 +280,7 @@ def _tokenizer_reader(folder: Path, reading: _Reading) -> type:
         @staticmethod
         def from_pretrained(wanted: Any, *arguments: Any, **options: Any) -> Any:
             def load() -> Any:
-                module = importlib.import_module("transformers.models.auto.tokenization_auto")
+                module = importlib.import_module(f"{_LIBRARY}.models.auto.tokenization_auto")
                 return module.AutoTokenizer.from_pretrained(
                     wanted, *arguments, **_ours(options), trust_remote_code=False,
                     local_files_only=True,

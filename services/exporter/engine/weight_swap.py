@@ -21,10 +21,11 @@ from exporter.domain.gguf_format import TensorInfo
 from exporter.domain.quantization import TensorType
 from exporter.engine import ggml
 from exporter.engine.merge import MergedTensor
+from exporter.engine.writer import OnRows
 from lexicon.faults import Fault, FaultCode
 
 # Numbers that are merged at once by a thread.
-BLOCK_ELEMENTS: Final = 1 << 19
+BLOCK_ELEMENTS: Final = 1 << 18
 _OP_NONE: Final = 0
 _MAX_SOURCES: Final = 10
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
@@ -64,12 +65,15 @@ class WeightSwap:
         token_ids: Sequence[int],
         *,
         thread_count: int,
+        on_rows: OnRows | None = None,
     ) -> None:
         """Prepares the swap; nothing is computed yet.
 
         Args:
             tensors: the file's tensors by name; those that the adapter touches are swapped.
             token_ids: all tokens of the evaluation, whose embeddings are needed.
+            on_rows: called with all rows of each tensor that is merged whole, once, by several
+                threads.
         Raises:
             Fault: RUNTIME_GGUF_EXPORT_FAILED when llama.cpp's tensors are not laid out as known.
         """
@@ -77,10 +81,13 @@ class WeightSwap:
         self._tensors = tensors
         self._tokens = np.unique(np.asarray(token_ids, np.int64))
         self._waiting = {name for name, tensor in tensors.items() if tensor.is_touched}
+        self._thread_count = thread_count
         self._pool = ThreadPoolExecutor(thread_count)
         self._memory = np.empty(0, np.uint8)
         self._kept: tuple[_Tensor, int | None, NDArray[np.uint8]] | None = None
         self._error: BaseException | None = None
+        self._on_rows = on_rows
+        self._handed_on: set[str] = set()
         self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._on_node)
 
     def __enter__(self) -> Self:
@@ -142,7 +149,7 @@ class WeightSwap:
                 f"llama.cpp's {name} has another shape than the file's.",
             )
         assert self._kept is None, "a node reads one weight"
-        rows = self._rows(merged, self._tokens if reads_rows else None)
+        rows = self._some_rows(merged, self._tokens) if reads_rows else self._rows(name, merged)
         # The rows stay alive as long as the node may read them.
         self._kept = leaf, leaf.data, rows
         leaf.data = rows.ctypes.data
@@ -155,21 +162,27 @@ class WeightSwap:
             leaf.data = data
             self._kept = None
 
-    def _rows(self, merged: MergedTensor, wanted: NDArray[np.int64] | None) -> NDArray[np.uint8]:
-        """The merged rows as the base stores its own; of those not wanted there are zeros."""
+    def _some_rows(self, merged: MergedTensor, wanted: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The merged rows that are read, as the base stores its own; the others are zeros."""
         info = merged.info
-        row_bytes = info.type.row_bytes(info.column_count)
-        if wanted is not None:
-            # Pages that nobody writes to take no memory.
-            pages = mmap.mmap(-1, info.size_bytes)
-            rows = np.frombuffer(pages, np.uint8).reshape(info.row_count, row_bytes)
-            for row in wanted.tolist():
-                rows[row] = ggml.encode(merged.rows(first=row, count=1), info.type)[0]
-            return rows
+        # Pages that nobody writes to take no memory.
+        pages = mmap.mmap(-1, info.size_bytes)
+        rows = np.frombuffer(pages, np.uint8).reshape(info.row_count, -1)
+        for row in wanted.tolist():
+            rows[row] = ggml.encode(merged.rows(first=row, count=1), info.type)[0]
+        return rows
+
+    def _rows(self, name: str, merged: MergedTensor) -> NDArray[np.uint8]:
+        """All merged rows, as the base stores its own."""
+        info = merged.info
         if self._memory.size < info.size_bytes:
             self._memory = np.empty(info.size_bytes, np.uint8)
-        rows = self._memory[: info.size_bytes].reshape(info.row_count, row_bytes)
-        at_once = max(1, BLOCK_ELEMENTS // info.column_count)
+        rows = self._memory[: info.size_bytes].reshape(info.row_count, -1)
+        # Small enough that all threads end at about the same time.
+        share = -(-info.row_count // (2 * self._thread_count))
+        at_once = max(1, min(BLOCK_ELEMENTS // info.column_count, share))
+        on_rows = None if name in self._handed_on else self._on_rows
+        self._handed_on.add(name)
 
         def fill(first: int) -> None:
             count = min(at_once, info.row_count - first)
@@ -180,6 +193,8 @@ class WeightSwap:
                 rows[first : first + count].view(np.uint16)[:] = halves
             else:
                 rows[first : first + count] = ggml.encode(numbers, info.type)
+            if on_rows is not None:
+                on_rows(name, first, numbers)
 
         list(self._pool.map(fill, range(0, info.row_count, at_once)))
         return rows

@@ -1,16 +1,18 @@
 """The one pass: merged rows are encoded block by block and go straight into the final file.
 
-The header is complete before the first number, as every size follows from the type plan; the file
+Whoever needs merged rows for another reason, as the proof does, makes them and hands them on. The
+header is complete before the first number, as every size follows from the type plan; the file
 bears its name only after the last byte is on the disk.
 """
 
 import os
-from collections import deque
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +28,11 @@ from exporter.engine.weights import GgufFile
 
 # Large enough that threads seldom meet, small enough that a few blocks stay in the cache.
 BLOCK_ELEMENTS: Final = 1 << 19
-# Encoded blocks that wait for their turn, per thread.
-WAITING_PER_THREAD: Final = 2
 
 Encode = Callable[[NDArray[np.float32], TensorType], NDArray[np.uint8]]
 OnElements = Callable[[int], None]
+# Name of a tensor, its first row here, merged rows.
+OnRows = Callable[[str, int, NDArray[np.float32]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,12 +100,16 @@ def write_file(
     thread_count: int,
     on_elements: OnElements,
     store: EncodedStore | None = None,
+    ahead: Callable[[OnRows], None] | None = None,
 ) -> None:
     """Writes the file as `<target>.partial`, makes it durable and gives it its name.
 
     Args:
-        on_elements: called with the number of elements as they are written.
+        on_elements: called with the number of elements as they are written, by one thread at a
+            time.
         store: encoded tensors of the base, used for those that the adapter does not touch.
+        ahead: reads merged tensors, whole and each once, and hands on their rows, which are then
+            not merged again. It may do so from several threads.
     Raises:
         Fault: EXPORT_DISK_FULL, MODEL_WEIGHTS_INVALID for numbers that are not finite.
     """
@@ -111,23 +117,50 @@ def write_file(
     ready = _encoded_before(plan, tensors, store)
     partial = target.with_name(target.name + PARTIAL)
     with disk_errors(), partial.open("wb") as out, ThreadPoolExecutor(thread_count) as pool:
+        file = out.fileno()
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(out.fileno(), 0, plan.size_bytes)
-        out.write(plan.header)
-        for info, encoded in _encoded(
-            plan, tensors, ready, encode, pool, thread_count=thread_count
-        ):
-            out.write(encoded.data)
-            on_elements(encoded.shape[0] * info.column_count)
-            if out.tell() == len(plan.header) + info.offset + info.size_bytes:
-                out.write(
-                    bytes(gguf_format.padded(info.size_bytes, plan.alignment) - info.size_bytes)
-                )
-        assert out.tell() == plan.size_bytes
-        out.flush()
-        os.fsync(out.fileno())
+            os.posix_fallocate(file, 0, plan.size_bytes)
+        # Padding is what nobody writes: zeros.
+        os.ftruncate(file, plan.size_bytes)
+        _put(file, plan.header, 0)
+        places = {info.name: info for info in plan.tensors}
+        written, lock = Counter[str](), threading.Lock()
+
+        def put(info: TensorInfo, first: int, encoded: NDArray[np.uint8]) -> None:
+            row_bytes = info.size_bytes // info.row_count
+            _put(file, encoded.data, len(plan.header) + info.offset + first * row_bytes)
+            with lock:
+                written[info.name] += len(encoded)
+                on_elements(len(encoded) * info.column_count)
+
+        def take(name: str, first: int, rows: NDArray[np.float32]) -> None:
+            put(places[name], first, encode(rows, places[name].type))
+
+        def make(block: tuple[TensorInfo, int, int]) -> None:
+            info, first, count = block
+            if info.name in ready:
+                put(info, first, ready[info.name][first : first + count])
+            else:
+                rows = tensors[info.name].rows(first=first, count=count)
+                put(info, first, encode(rows, info.type))
+
+        if ahead is not None:
+            ahead(take)
+        rest = [info for info in plan.tensors if info.name not in written]
+        for _ in pool.map(make, _blocks(rest)):
+            pass
+        assert all(written[info.name] == info.row_count for info in plan.tensors)
+        os.fsync(file)
         partial.replace(target)
         sync_folder(target.parent)
+
+
+def _put(file: int, content: Any, place: int) -> None:
+    """Writes all of it; the system may take less at once."""
+    left = memoryview(content).cast("B")
+    while left:
+        count = os.pwrite(file, left, place)
+        left, place = left[count:], place + count
 
 
 def keep_encoded(
@@ -157,40 +190,8 @@ def _encoded_before(
     return ready
 
 
-def _encoded(
-    plan: FilePlan,
-    tensors: Mapping[str, MergedTensor],
-    ready: Mapping[str, NDArray[np.uint8]],
-    encode: Encode,
-    pool: ThreadPoolExecutor,
-    *,
-    thread_count: int,
-) -> Iterator[tuple[TensorInfo, NDArray[np.uint8]]]:
-    """Yields encoded blocks in file order while later ones are made."""
-    waiting: deque[tuple[TensorInfo, Future[NDArray[np.uint8]]]] = deque()
-    limit = thread_count * WAITING_PER_THREAD
-
-    def block(info: TensorInfo, first: int, count: int) -> NDArray[np.uint8]:
-        if info.name in ready:
-            return ready[info.name][first : first + count]
-        return encode(tensors[info.name].rows(first=first, count=count), info.type)
-
-    try:
-        for info, first, count in _blocks(plan):
-            waiting.append((info, pool.submit(block, info, first, count)))
-            if len(waiting) >= limit:
-                done, future = waiting.popleft()
-                yield done, future.result()
-        while waiting:
-            done, future = waiting.popleft()
-            yield done, future.result()
-    finally:
-        for _, future in waiting:
-            future.cancel()
-
-
-def _blocks(plan: FilePlan) -> Iterator[tuple[TensorInfo, int, int]]:
-    for info in plan.tensors:
+def _blocks(tensors: Sequence[TensorInfo]) -> Iterator[tuple[TensorInfo, int, int]]:
+    for info in tensors:
         rows = max(1, BLOCK_ELEMENTS // info.column_count)
         for first in range(0, info.row_count, rows):
             yield info, first, min(rows, info.row_count - first)
