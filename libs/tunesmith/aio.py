@@ -22,8 +22,7 @@ from tunesmith.aio_resources import (
     AsyncRuns,
 )
 from tunesmith.api.event.v1 import event_pb2, event_service_pb2
-from tunesmith.client import resolve
-from tunesmith.credentials import Credentials
+from tunesmith.credentials import Credentials, resolve
 from tunesmith.errors import TunesmithError, UnavailableError, from_rpc, status_of
 from tunesmith.operations.runs import get_run
 from tunesmith.transfer import (

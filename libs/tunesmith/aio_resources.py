@@ -17,8 +17,8 @@ from tunesmith.api.validation.v1 import validation_service_pb2
 from tunesmith.api.work.v1 import work_pb2
 from tunesmith.credentials import Credentials
 from tunesmith.errors import from_fault
-from tunesmith.operations import artifacts, billing, datasets, exports, rollback, runs
-from tunesmith.operations.steps import full_name, new_request_id
+from tunesmith.names import full_name, new_request_id
+from tunesmith.operations import artifacts, billing, datasets, exports, runs
 from tunesmith.transfer import OnBytes
 from tunesmith.transport import Operation, Result
 
@@ -318,7 +318,7 @@ class AsyncArtifacts:
         beside it, so that another run costs no download.
         """
         return await self._client.run(
-            rollback.rollback_adapter(self._project, run, number, Path(folder), on_file=on_file)
+            artifacts.rollback_adapter(self._project, run, number, Path(folder), on_file=on_file)
         )
 
     async def delete(self, artifact: str, *, request_id: str = "") -> None:

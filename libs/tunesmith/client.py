@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,7 +12,7 @@ import grpc
 import httpx
 
 from tunesmith.api.event.v1 import event_pb2, event_service_pb2
-from tunesmith.credentials import Credentials, load
+from tunesmith.credentials import Credentials, resolve
 from tunesmith.errors import TunesmithError, UnavailableError, from_rpc, status_of
 from tunesmith.operations.runs import get_run
 from tunesmith.resources import Artifacts, Billing, Datasets, Exports, Nodes, Runs
@@ -224,18 +223,3 @@ class Client:
         if step.try_number < TRIES - 1:
             time.sleep(self.retry.delay(step.try_number))
         return reason
-
-
-def resolve(
-    credentials: Credentials | Path | None, *, address: str, token: str, project: str
-) -> Credentials:
-    """Credentials from an object, a file or the default place, with parts replaced."""
-    if credentials is None and address and token and project:
-        return Credentials(address=address, token=token, project=project)
-    found = credentials if isinstance(credentials, Credentials) else load(credentials)
-    return replace(
-        found,
-        address=address or found.address,
-        token=token or found.token,
-        project=project or found.project,
-    )

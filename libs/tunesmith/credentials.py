@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -103,6 +103,21 @@ def load(path: Path | None = None, *, environ: Mapping[str, str] = os.environ) -
         if values.get(key):
             values[key] = str(file.parent / values[key])
     return Credentials(**values)
+
+
+def resolve(
+    credentials: Credentials | Path | None, *, address: str, token: str, project: str
+) -> Credentials:
+    """Credentials from an object, a file or the default place, with parts replaced."""
+    if credentials is None and address and token and project:
+        return Credentials(address=address, token=token, project=project)
+    found = credentials if isinstance(credentials, Credentials) else load(credentials)
+    return replace(
+        found,
+        address=address or found.address,
+        token=token or found.token,
+        project=project or found.project,
+    )
 
 
 def save(credentials: Credentials, path: Path) -> None:

@@ -179,6 +179,13 @@ def size_and_sha256(path: Path) -> tuple[int, str]:
     return size_bytes, digest.hexdigest()
 
 
+def holds(path: Path, *, size_bytes: int, sha256: str) -> bool:
+    """Whether a file is there and has this content."""
+    if not path.is_file() or path.stat().st_size != size_bytes:
+        return False
+    return size_and_sha256(path)[1] == sha256
+
+
 def unwritable(path: Path, error: OSError) -> LimitError:
     """What a caller is told when a file here cannot be written."""
     return LimitError(

@@ -19,6 +19,7 @@ from tunesmith.cli.runs import RunArgument
 from tunesmith.cli.session import Json, connected, settings
 from tunesmith.client import Client
 from tunesmith.errors import InputError, NotFoundError
+from tunesmith.names import local_name
 from tunesmith.ollama.register import (
     OnFile,
     Registered,
@@ -26,7 +27,6 @@ from tunesmith.ollama.register import (
     register_bundle,
 )
 from tunesmith.ollama.server import DEFAULT_URL, Server, checked_name, require_adapters
-from tunesmith.operations.artifacts import local_name
 from tunesmith.transfer import OnBytes
 
 LORA = artifact_pb2.ARTIFACT_KIND_LORA_ADAPTER

@@ -27,7 +27,7 @@ from tunesmith.cli.session import (
 from tunesmith.cli.spec import SpecFlags, changes_of, takes_spec, to_spec
 from tunesmith.client import Client
 from tunesmith.errors import InputError, RunFailedError
-from tunesmith.operations.steps import full_name
+from tunesmith.names import full_name
 
 app = typer.Typer(help="Submit, follow, end and compare runs.", no_args_is_help=True)
 

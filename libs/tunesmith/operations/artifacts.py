@@ -7,8 +7,10 @@ from pathlib import Path
 
 from tunesmith.api.artifact.v1 import artifact_pb2, artifact_service_pb2
 from tunesmith.errors import NotFoundError, UnavailableError
-from tunesmith.operations.steps import PAGE_SIZE, call, full_name, pages
-from tunesmith.transfer import TRIES, Download, OnBytes, PartialFile, size_and_sha256
+from tunesmith.names import full_name, local_name
+from tunesmith.operations.steps import PAGE_SIZE, call, pages
+from tunesmith.rollback import LORA, MERGES, archive_names, write_rollback
+from tunesmith.transfer import TRIES, Download, OnBytes, PartialFile, holds
 from tunesmith.transport import Operation
 
 ARTIFACT_SERVICE = "/tunesmith.api.artifact.v1.ArtifactService"
@@ -86,11 +88,35 @@ def pull_artifacts(
     paths = []
     for file in chosen:
         path = folder / local_name(file)
-        if not _is_already_there(path, file):
+        if not holds(path, size_bytes=file.size_bytes, sha256=file.sha256):
             on_bytes = on_file(file) if on_file else None
             yield from _pull_file(artifact.name, file, path, on_bytes=on_bytes)
         paths.append(path)
     return paths
+
+
+def rollback_adapter(
+    project: str,
+    run: str,
+    number: int,
+    folder: Path,
+    *,
+    on_file: Callable[[artifact_pb2.ArtifactFile], OnBytes | None] | None,
+) -> Operation[Path]:
+    """The archive of the adapter as it was after run `number`, from 1, of a multi-run.
+
+    The two archives that it is made of stay in the folder, as `pull` leaves them there.
+
+    Raises:
+        NotFoundError: ARTIFACT_NOT_FOUND when the run was no multi-run, or kept no such adapter.
+        ConflictError: STORAGE_CHECKSUM_MISMATCH when an archive is not what it says.
+        LimitError: STORAGE_FULL when the folder cannot be written.
+    """
+    adapter, merges = archive_names((yield from get_artifact(project, run)))
+    yield from pull_artifacts(
+        project, run, folder, kinds=(LORA, MERGES), quantization="", on_file=on_file
+    )
+    return write_rollback(folder / adapter, folder / merges, number)
 
 
 def delete_artifact(project: str, artifact: str, *, request_id: str) -> Operation[None]:
@@ -100,14 +126,6 @@ def delete_artifact(project: str, artifact: str, *, request_id: str) -> Operatio
     )
     response = artifact_service_pb2.DeleteArtifactResponse
     yield from call(ARTIFACT_SERVICE, "DeleteArtifact", request, response)
-
-
-def local_name(file: artifact_pb2.ArtifactFile) -> str:
-    """The name under which a file is kept here.
-
-    A name from the wire is data: only its last part is used, and never a hidden file.
-    """
-    return Path(file.file_name.replace("\\", "/")).name.lstrip(".") or file.sha256
 
 
 def _pull_file(
@@ -140,9 +158,3 @@ def _pull_file(
             "DEP_SERVICE_UNAVAILABLE", f"The download of {path.name} broke off: {reason}."
         )
     partial.finish()
-
-
-def _is_already_there(path: Path, file: artifact_pb2.ArtifactFile) -> bool:
-    if not path.is_file() or path.stat().st_size != file.size_bytes:
-        return False
-    return size_and_sha256(path)[1] == file.sha256

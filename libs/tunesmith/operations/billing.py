@@ -5,7 +5,8 @@ from __future__ import annotations
 from tunesmith.api.billing.v1 import billing_pb2, billing_service_pb2
 from tunesmith.api.run.v1 import spec_pb2
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2
-from tunesmith.operations.steps import PAGE_SIZE, call, full_name, pages
+from tunesmith.names import full_name
+from tunesmith.operations.steps import PAGE_SIZE, call, pages
 from tunesmith.transport import Operation
 
 BILLING_SERVICE = "/tunesmith.api.billing.v1.BillingService"

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from tunesmith.api.dataset.v1 import dataset_pb2, dataset_service_pb2
 from tunesmith.errors import InputError
-from tunesmith.operations.steps import PAGE_SIZE, call, full_name, pages
+from tunesmith.names import dataset_id_of, full_name
+from tunesmith.operations.steps import PAGE_SIZE, call, pages
 from tunesmith.transfer import OnBytes, Upload, size_and_sha256
 from tunesmith.transport import SUBMIT_SECONDS, Operation
 
 DATASET_SERVICE = "/tunesmith.api.dataset.v1.DatasetService"
-
-
-def dataset_id_of(path: Path) -> str:
-    """Id for a dataset that is named by its file: lower-case letters, digits and hyphens."""
-    text = re.sub(r"[^a-z0-9]+", "-", path.name.partition(".")[0].lower()).strip("-")
-    return text[:63].strip("-")
 
 
 def push_dataset(

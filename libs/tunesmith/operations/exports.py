@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tunesmith.api.export.v1 import export_pb2, export_service_pb2
-from tunesmith.operations.steps import PAGE_SIZE, call, full_name, pages
+from tunesmith.names import artifact_name, full_name
+from tunesmith.operations.steps import PAGE_SIZE, call, pages
 from tunesmith.transport import Operation
 
 EXPORT_SERVICE = "/tunesmith.api.export.v1.ExportService"
@@ -76,8 +77,3 @@ def cancel_export(project: str, export: str, *, request_id: str) -> Operation[ex
     )
     response = export_service_pb2.CancelExportResponse
     return (yield from call(EXPORT_SERVICE, "CancelExport", request, response)).export
-
-
-def artifact_name(project: str, text: str) -> str:
-    """A hub entry by its id or name, or by its run: the entry of a run has the run's own id."""
-    return full_name(project, "artifacts", text.replace("/runs/", "/artifacts/"))

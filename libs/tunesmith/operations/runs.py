@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from tunesmith.api.run.v1 import run_pb2, run_service_pb2, spec_pb2
 from tunesmith.api.validation.v1 import validation_service_pb2
-from tunesmith.operations.steps import PAGE_SIZE, call, full_name, pages
+from tunesmith.names import full_name, with_full_names
+from tunesmith.operations.steps import PAGE_SIZE, call, pages
 from tunesmith.transport import SUBMIT_SECONDS, Operation
 
 RUN_SERVICE = "/tunesmith.api.run.v1.RunService"
@@ -25,14 +26,10 @@ def submit_run(
     hub_token: str,
 ) -> Operation[run_service_pb2.SubmitRunResponse]:
     """Submit a run, or only check and price it."""
-    named = spec_pb2.RunSpec()
-    named.CopyFrom(spec)
-    del named.datasets[:]
-    named.datasets.extend(full_name(project, "datasets", dataset) for dataset in spec.datasets)
     request = run_service_pb2.SubmitRunRequest(
         request_id=request_id,
         parent=f"projects/{project}",
-        spec=named,
+        spec=with_full_names(project, spec),
         validate_only=validate_only,
         display_name=display_name,
         tags=tags,
@@ -159,12 +156,8 @@ def validate_run(
     project: str, spec: spec_pb2.RunSpec, *, hub_token: str
 ) -> Operation[validation_service_pb2.ValidateRunResponse]:
     """The report on a spec: findings, checklist and price."""
-    named = spec_pb2.RunSpec()
-    named.CopyFrom(spec)
-    del named.datasets[:]
-    named.datasets.extend(full_name(project, "datasets", dataset) for dataset in spec.datasets)
     request = validation_service_pb2.ValidateRunRequest(
-        parent=f"projects/{project}", spec=named, hub_token=hub_token
+        parent=f"projects/{project}", spec=with_full_names(project, spec), hub_token=hub_token
     )
     service = "/tunesmith.api.validation.v1.ValidationService"
     response = validation_service_pb2.ValidateRunResponse

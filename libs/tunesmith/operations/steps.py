@@ -1,10 +1,9 @@
-"""What all operations are made of: names, calls and pages."""
+"""What all operations are made of: calls and pages."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, cast
-from uuid import uuid4
 
 from google.protobuf.message import Message
 
@@ -15,20 +14,6 @@ PAGES_MAX = 10_000
 
 _Response = TypeVar("_Response", bound=Message)
 _Item = TypeVar("_Item")
-
-
-def new_request_id() -> str:
-    """A fresh key for a mutation; the same key makes the same call again."""
-    return uuid4().hex
-
-
-def full_name(project: str, collection: str, text: str) -> str:
-    """Resource name for what a user typed; a full name stays as it is."""
-    if text.startswith("projects/"):
-        return text
-    name, _, version = text.partition("@")
-    suffix = f"/versions/{version}" if version else ""
-    return f"projects/{project}/{collection}/{name}{suffix}"
 
 
 def call(

@@ -16,7 +16,7 @@ from tunesmith.cli import session
 from tunesmith.cli.main import app
 from tunesmith.credentials import Credentials
 from tunesmith.errors import NotFoundError, RunFailedError
-from tunesmith.operations.exports import artifact_name
+from tunesmith.names import artifact_name
 
 
 @pytest.fixture

@@ -10,15 +10,13 @@ import hashlib
 import json
 import shutil
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 from tunesmith.api.artifact.v1 import artifact_pb2
 from tunesmith.errors import ConflictError, NotFoundError
-from tunesmith.operations.artifacts import get_artifact, local_name, pull_artifacts
-from tunesmith.transfer import CHUNK_BYTES, OnBytes, unwritable
-from tunesmith.transport import Operation
+from tunesmith.names import local_name
+from tunesmith.transfer import CHUNK_BYTES, unwritable
 
 LORA = artifact_pb2.ARTIFACT_KIND_LORA_ADAPTER
 MERGES = artifact_pb2.ARTIFACT_KIND_MERGE_HISTORY
@@ -29,24 +27,12 @@ CARD_NAME = "README.md"
 HISTORY_BYTES_MAX = 1 << 20
 
 
-def rollback_adapter(
-    project: str,
-    run: str,
-    number: int,
-    folder: Path,
-    *,
-    on_file: Callable[[artifact_pb2.ArtifactFile], OnBytes | None] | None,
-) -> Operation[Path]:
-    """The archive of the adapter as it was after run `number`, from 1, of a multi-run.
-
-    The two archives that it is made of stay in the folder, as `pull` leaves them there.
+def archive_names(artifact: artifact_pb2.Artifact) -> tuple[str, str]:
+    """Local names of the two archives of a multi-run: its adapter, its merge history.
 
     Raises:
-        NotFoundError: ARTIFACT_NOT_FOUND when the run was no multi-run, or kept no such adapter.
-        ConflictError: STORAGE_CHECKSUM_MISMATCH when an archive is not what it says.
-        LimitError: STORAGE_FULL when the folder cannot be written.
+        NotFoundError: ARTIFACT_NOT_FOUND when the run was no multi-run.
     """
-    artifact = yield from get_artifact(project, run)
     names = {file.kind: local_name(file) for file in artifact.files if file.kind in (LORA, MERGES)}
     if set(names) != {LORA, MERGES}:
         raise NotFoundError(
@@ -54,17 +40,24 @@ def rollback_adapter(
             f"{artifact.name} has no merge history: its run was no multi-run.",
             metadata={"artifact": artifact.name},
         )
-    yield from pull_artifacts(
-        project, run, folder, kinds=(LORA, MERGES), quantization="", on_file=on_file
-    )
-    whole = folder / names[LORA]
+    return names[LORA], names[MERGES]
+
+
+def write_rollback(whole: Path, merges: Path, number: int) -> Path:
+    """Write the adapter `whole` as it was after run `number`, from 1, beside it.
+
+    Raises:
+        NotFoundError: ARTIFACT_NOT_FOUND when no adapter of that run was kept.
+        ConflictError: STORAGE_CHECKSUM_MISMATCH when an archive is not what it says.
+        LimitError: STORAGE_FULL when the folder cannot be written.
+    """
     target = whole.with_name(f"{whole.stem}-run-{number:03d}.zip")
     try:
-        _write(whole, folder / names[MERGES], target, number)
+        _write(whole, merges, target, number)
     except OSError as error:
         raise unwritable(target, error) from None
     except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
-        raise _broken(names[MERGES], str(error)) from None
+        raise _broken(merges.name, str(error)) from None
     return target
 
 
