@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # A file's tests stay on one core, beside the fixtures that they share; so do those of the stack.
 ON_EVERY_CORE := --numprocesses auto --dist loadfile
 
-.PHONY: help setup demo test soak unit integration check protos golden golden-exports acceptance lock clean
+.PHONY: help setup demo test soak unit integration check protos client golden golden-exports acceptance lock clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | column -t -s '|'
@@ -49,6 +49,9 @@ check: setup ## Linters, types, protos, tidy rules, deployment files
 protos: setup ## Generate libs/tunesmith/api anew
 	$(VENV)/buf format -w
 	$(VENV)/python -m tests.tidy.protos generate
+
+client: setup ## Generate libs/tunesmith/client, the sync client, from libs/tunesmith/aio anew
+	$(VENV)/python -m tests.tidy.sync_client
 
 golden: setup ## Write the pages that are made from the code anew; read the diff
 	$(VENV)/python -m lexicon.document > docs/faults.md.making && mv docs/faults.md.making docs/faults.md

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import ssl
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import urlsplit
@@ -24,29 +23,6 @@ CHUNK_BYTES = 1 << 20
 CODE_HEADER = "x-tunesmith-code"
 
 OnBytes: TypeAlias = Callable[[int], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Upload:
-    """One PUT of a file to a signed URL."""
-
-    url: str
-    path: Path
-    on_bytes: OnBytes | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Download:
-    """One GET of a signed URL into a file, from where an earlier one broke off.
-
-    Its result says why it broke off, and is empty when it did not. After the last of TRIES nobody
-    waits; before, the delay follows `try_number`.
-    """
-
-    url: str
-    partial: PartialFile
-    on_bytes: OnBytes | None = None
-    try_number: int = 0
 
 
 class PartialFile:
@@ -147,6 +123,11 @@ def uses_proxy(url: str) -> bool:
     """Whether the proxies of the environment apply: never on this machine."""
     parts = urlsplit(url)
     return not is_loopback(f"{parts.hostname}:{parts.port or 80}")
+
+
+def length_header(path: Path) -> dict[str, str]:
+    """The length of a file that is sent in pieces."""
+    return {"Content-Length": str(path.stat().st_size)}
 
 
 def chunks(path: Path, on_bytes: OnBytes | None) -> Iterator[bytes]:

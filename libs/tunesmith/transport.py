@@ -1,44 +1,28 @@
-"""How a client speaks to the gateway: steps, deadlines, and when a call is made again."""
+"""How a client speaks to the gateway: deadlines, methods, and when a call is made again."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
 from tunesmith.credentials import Credentials
 from tunesmith.errors import AccessError, UnavailableError, from_rpc, is_from_platform, status_of
-from tunesmith.transfer import Download, Upload
 
 CALL_SECONDS = 30.0
 # Submission checks the model hub, which may be slow; the platform promises an answer within this.
 SUBMIT_SECONDS = 90.0
 # A watch is opened again after this time, so that a connection that died without a word is noticed.
 WATCH_SECONDS = 300.0
+PAGE_SIZE = 200
+PAGES_MAX = 10_000
 RETRIED = frozenset({grpc.StatusCode.UNAVAILABLE})
 # How a stream ends when the transport, and not the platform, has ended it.
 BROKEN = frozenset({grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """One unary call. The request carries its `request_id`, so that making it again is safe."""
-
-    method: str
-    request: Message
-    response: type[Message]
-    timeout_seconds: float = CALL_SECONDS
-
-
-Step: TypeAlias = Call | Upload | Download
-Result = TypeVar("Result")
-# An operation is written once, as a generator of steps; both clients drive it.
-Operation: TypeAlias = Generator[Step, Any, Result]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +108,20 @@ class WatchCursor:
 
 class GapFound(Exception):
     """A stream has skipped an event; never leaves the client."""
+
+
+def method_path(response: type[Message]) -> str:
+    """`/package.Service/Method` of the method that answers with this type.
+
+    Every method has a response type of its own, beside its service: buf's STANDARD rules hold it.
+    """
+    answer = response.DESCRIPTOR
+    return next(
+        f"/{service.full_name}/{method.name}"
+        for service in answer.file.services_by_name.values()
+        for method in service.methods
+        if method.output_type == answer
+    )
 
 
 def channel_options() -> Sequence[tuple[str, int | str]]:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.demo import answers, bundles, lesson
 from tests.e2e.conftest import Taught
-from tunesmith.api.artifact.v1 import artifact_pb2, artifact_service_pb2, artifact_service_pb2_grpc
+from tunesmith.api.artifact.v1 import artifact_pb2, artifact_service_pb2
 from tunesmith.client import Client
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -77,12 +77,11 @@ def test_download_urls_are_fresh_each_time_and_worthless_when_changed(
     client: Client, taught: Taught
 ) -> None:
     """001-38"""
-    stub = artifact_service_pb2_grpc.ArtifactServiceStub(client._channel)
     request = artifact_service_pb2.CreateDownloadRequest(
         name=taught.run.artifact, kind=artifact_pb2.ARTIFACT_KIND_LORA_ADAPTER
     )
-    metadata = (("authorization", f"Bearer {client.credentials.token}"),)
-    first, second = (stub.CreateDownload(request, metadata=metadata, timeout=10) for _ in range(2))
+    response = artifact_service_pb2.CreateDownloadResponse
+    first, second = (client._connection.call(request, response) for _ in range(2))
     assert first.url != second.url
     with httpx.Client(trust_env=False) as http:
         assert http.get(first.url).status_code == 200

@@ -22,8 +22,8 @@ from tunesmith.cli.session import (
     settings,
 )
 from tunesmith.client import Client
+from tunesmith.client.exports import ENDED
 from tunesmith.names import artifact_name
-from tunesmith.operations.exports import ENDED
 
 app = typer.Typer(help="See, export again and delete what runs left behind.", no_args_is_help=True)
 

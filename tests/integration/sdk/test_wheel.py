@@ -32,6 +32,17 @@ def test_the_wheel_holds_sdk_and_codes_and_no_service(wheel: Path) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"lexicon", "tunesmith"}
 
 
+def test_the_wheel_holds_every_module(wheel: Path) -> None:
+    """The generated ones too: nothing is generated where the wheel is installed."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if name.endswith(".py")}
+        about = next(name for name in archive.namelist() if name.endswith("/METADATA"))
+        assert "unasync" not in archive.read(about).decode()
+    there = {f"tunesmith/{path.relative_to(SDK).as_posix()}" for path in SDK.rglob("*.py")}
+    assert {name for name in names if name.startswith("tunesmith/")} == there
+    assert "tunesmith/client/connection.py" in there
+
+
 def test_the_wheel_installs_alone_and_its_command_runs(wheel: Path, tmp_path: Path) -> None:
     home = tmp_path / "fresh"
     venv.create(home, with_pip=False)

@@ -7,6 +7,7 @@ import pytest
 from tests.support.platform_double import RUN, ZIP, Script, a_platform
 from tunesmith import AsyncClient, Client
 from tunesmith.api.run.v1 import run_pb2, spec_pb2
+from tunesmith.client.billing import as_question
 from tunesmith.errors import (
     AccessError,
     InputError,
@@ -15,7 +16,6 @@ from tunesmith.errors import (
     RunFailedError,
     UnavailableError,
 )
-from tunesmith.operations import billing
 from tunesmith.transport import RetryPolicy
 
 SPEC = spec_pb2.RunSpec(base_model="m", datasets=["habit", "other@2"], gpu_tier="cpu")
@@ -99,7 +99,7 @@ def test_a_request_that_the_transport_refuses_has_a_code_all_the_same() -> None:
 
 def test_a_price_is_told_before_rights_are_attested() -> None:
     asked = spec_pb2.RunSpec(base_model="m")
-    question = billing.as_question(asked)
+    question = as_question(asked)
     assert question.attestations.dataset_rights
     assert question.attestations.model_license
     assert not question.attestations.refund_waived

@@ -1,15 +1,18 @@
 """Delays, cursors and files under way, without a network."""
 
 import hashlib
+import importlib
 from pathlib import Path
 from random import Random
 
 import grpc
 import pytest
+from google.protobuf.message_factory import GetMessageClass
 
+import tunesmith
 from tunesmith.errors import TunesmithError, UnavailableError
 from tunesmith.transfer import PartialFile, uses_proxy
-from tunesmith.transport import GapFound, RetryPolicy, WatchCursor
+from tunesmith.transport import GapFound, RetryPolicy, WatchCursor, method_path
 
 
 class Broken(grpc.RpcError):
@@ -99,3 +102,17 @@ def test_proxies_are_not_asked_for_this_machine() -> None:
     assert not uses_proxy("http://127.0.0.1:8080/objects/x")
     assert not uses_proxy("http://[::1]:8080/objects/x")
     assert uses_proxy("https://files.example/objects/x")
+
+
+def test_a_response_names_its_method() -> None:
+    """Of all contracts, so that a method which the client calls later needs no thought."""
+    folder = Path(tunesmith.__file__).parent
+    seen = 0
+    for path in sorted(folder.glob("api/*/v1/*_service_pb2.py")):
+        name = ".".join(path.relative_to(folder.parent).with_suffix("").parts)
+        for service in importlib.import_module(name).DESCRIPTOR.services_by_name.values():
+            for method in service.methods:
+                response = GetMessageClass(method.output_type)
+                assert method_path(response) == f"/{service.full_name}/{method.name}"
+                seen += 1
+    assert seen > 40

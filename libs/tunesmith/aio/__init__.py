@@ -1,0 +1,9 @@
+"""The client of a platform: `tunesmith/aio` is its source, `make client` writes `tunesmith/client`.
+
+Arguments take short names: `habit` stands for `projects/{project}/datasets/habit`, `habit@2` for
+its version 2.
+"""
+
+from tunesmith.aio.client import AsyncClient
+
+__all__ = ["AsyncClient"]
