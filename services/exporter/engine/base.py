@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -126,9 +127,13 @@ def _convert(source: Path, target: Path, vendor: Path) -> None:
         record = target / "record.json"
         _run_converter(source, target, vendor, outtype=stored.name.lower(), record=record)
         groups = json.loads(record.read_text(encoding="utf-8"))
-        with GgufFile(target / GGUF_NAME) as gguf:
-            _require_finite(gguf)
+        # Each waits mostly for memory or for the disk.
+        with GgufFile(target / GGUF_NAME) as gguf, ThreadPoolExecutor(2) as aside:
+            syncing = aside.submit(_sync, target / GGUF_NAME)
+            looking = aside.submit(_require_finite, gguf)
             placements = _placements(checkpoint, gguf, groups, _head_counts(source))
+            looking.result()
+            syncing.result()
     finally:
         checkpoint.close()
     for name in _KEPT_FILES:
@@ -140,8 +145,12 @@ def _convert(source: Path, target: Path, vendor: Path) -> None:
         out.write(encoded)
         out.flush()
         os.fsync(out.fileno())
-    with (target / GGUF_NAME).open("rb") as done:
-        os.fsync(done.fileno())
+
+
+def _sync(path: Path) -> None:
+    """Makes a file's content survive a power cut."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _require_finite(gguf: GgufFile) -> None:

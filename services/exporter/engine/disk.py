@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from lexicon.faults import Fault, FaultCode
 
@@ -66,6 +66,18 @@ def disk_errors() -> Iterator[None]:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
         raise Fault(FaultCode.EXPORT_DISK_FULL) from error
+
+
+def write_at(file: int, content: Any, place: int) -> None:
+    """Writes all of a buffer at a place of an open file; the system may take less at once.
+
+    Raises:
+        OSError: the disk is full, or broken.
+    """
+    left = memoryview(content).cast("B")
+    while left:
+        count = os.pwrite(file, left, place)
+        left, place = left[count:], place + count
 
 
 def sync_folder(folder: Path) -> None:

@@ -170,12 +170,12 @@ def _export(work: _Work, base: BaseModel, adapter: Adapter) -> Exported:
 
         def make() -> tuple[_Evidence, Checksums]:
             with clock.step("merge"):
-                merge = _write(work, plan, tensors, model_path, store, wanted)
+                before = _write(work, plan, tensors, model_path, store, wanted)
             # The file is hashed while it is proven: either mostly uses one core.
             with clock.step("proof"), ThreadPoolExecutor(1) as aside:
                 work.on_progress("proof", 0.0)
                 hashing = aside.submit(checksums, model_path)
-                return _prove(engine, model_path, tensors, wanted, merge), hashing.result()
+                return _prove(engine, model_path, tensors, wanted, before), hashing.result()
 
         evidence, sums = _without_what_is_broken(store, make)
         writer.keep_encoded(plan, tensors, model_path, store)
@@ -258,6 +258,18 @@ class _Proof:
     words: vocabulary.TrainedVocabulary
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Before:
+    """Figures of what the file was made of; None without a reference.
+
+    Attributes:
+        merge: None also when the file holds the merge as it is.
+    """
+
+    base: Figures | None = None
+    merge: Figures | None = None
+
+
 def _write(
     work: _Work,
     plan: FilePlan,
@@ -265,11 +277,11 @@ def _write(
     path: Path,
     store: EncodedStore,
     wanted: _Proof,
-) -> Figures | None:
-    """Writes the file; a quantised one's merge is measured by the same pass."""
+) -> _Before:
+    """Writes the file; the merge of a quantised one is measured by the same pass."""
     total, done = plan.element_count, 0
-    figures = None
-    is_measured = bool(wanted.segments) and wanted.mix.default_type.is_quantized
+    threads, base = work.engine.thread_count, wanted.base.gguf
+    found = _Before()
 
     def count(elements: int) -> None:
         nonlocal done
@@ -277,26 +289,27 @@ def _write(
         work.on_progress("merge", 100.0 * done / total)
 
     def measure(take: OnRows) -> None:
-        nonlocal figures
-        figures = proof.measure_merge(
-            wanted.base.gguf,
-            tensors,
-            wanted.segments,
-            thread_count=work.engine.thread_count,
-            on_rows=take,
+        nonlocal found
+        figures = proof.measure_base_and_merge(
+            base, tensors, wanted.segments, thread_count=threads, on_rows=take
         )
+        found = _Before(base=figures[0], merge=figures[1])
 
+    is_measured = bool(wanted.segments) and wanted.mix.default_type.is_quantized
     writer.write_file(
         plan,
         tensors,
         path,
         encode=work.engine.kernel.encode,
-        thread_count=work.engine.thread_count,
+        thread_count=threads,
         on_elements=count,
         store=store,
         ahead=measure if is_measured else None,
     )
-    return figures
+    if wanted.segments and not is_measured:
+        base_figures = proof.measure_base(base, wanted.segments, thread_count=threads)
+        found = _Before(base=base_figures)
+    return found
 
 
 def _prove(
@@ -304,17 +317,17 @@ def _prove(
     path: Path,
     tensors: Mapping[str, MergedTensor],
     wanted: _Proof,
-    merge: Figures | None,
+    before: _Before,
 ) -> _Evidence:
     row_errors = proof.read_back(path, tensors)
     behaviour = None
-    if wanted.segments:
+    if before.base is not None:
         behaviour = proof.prove(
             path,
-            wanted.base.gguf,
             wanted.segments,
             wanted.mix,
-            merge=merge,
+            base=before.base,
+            merge=before.merge,
             thread_count=engine.thread_count,
         )
     with LlamaModel(path, thread_count=engine.thread_count) as model:

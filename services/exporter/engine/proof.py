@@ -113,15 +113,22 @@ def measure(model: LlamaModel, segments: Sequence[Segment], *, on_node: Any = No
     return _figures(segments, seen)
 
 
-def measure_merge(
+def measure_base(base_path: Path, segments: Sequence[Segment], *, thread_count: int) -> Figures:
+    """Runs the base over the beginnings of the reference."""
+    segments = _fitting(segments, base_path)
+    with LlamaModel(base_path, thread_count=thread_count) as model:
+        return measure(model, _brief(model, segments))
+
+
+def measure_base_and_merge(
     base_path: Path,
     tensors: Mapping[str, MergedTensor],
     segments: Sequence[Segment],
     *,
     thread_count: int,
-    on_rows: OnRows | None = None,
-) -> Figures:
-    """Runs the unquantised merge over the reference; its weights are never all there.
+    on_rows: OnRows,
+) -> tuple[Figures, Figures]:
+    """Runs the base, and the unquantised merge, whose weights are never all there.
 
     Args:
         on_rows: see `WeightSwap`.
@@ -131,11 +138,12 @@ def measure_merge(
     segments = _fitting(segments, base_path)
     with LlamaModel(base_path, thread_count=thread_count) as model:
         brief = _brief(model, segments)
+        base = measure(model, brief)
         token_ids = [token for segment in brief for token in segment.tokens[:-1]]
         with WeightSwap(tensors, token_ids, thread_count=thread_count, on_rows=on_rows) as swap:
-            figures = measure(model, brief, on_node=swap.callback)
+            merge = measure(model, brief, on_node=swap.callback)
             swap.require_complete()
-    return figures
+    return base, merge
 
 
 def _brief(model: LlamaModel, segments: Sequence[Segment]) -> list[Segment]:
@@ -216,17 +224,17 @@ def require_change(tensors: Mapping[str, MergedTensor]) -> None:
 
 def prove(
     path: Path,
-    base_path: Path,
     segments: Sequence[Segment],
     mix: Quantization,
     *,
+    base: Figures,
     merge: Figures | None,
     thread_count: int,
 ) -> Behaviour:
-    """Measures the finished file and the base, and judges them and the unquantised merge.
+    """Measures the finished file, and judges it with the base and the unquantised merge.
 
     Args:
-        merge: figures of the unquantised merge; None when that is the file itself.
+        merge: None when the merge is the file itself.
     Raises:
         Fault: EXPORT_WRONG_BASE, EXPORT_NOOP_MERGE, EXPORT_MERGE_MISMATCH,
             EXPORT_QUANTIZATION_BROKEN, EXPORT_VERIFY_MISMATCH.
@@ -234,8 +242,6 @@ def prove(
     segments = _fitting(segments, path)
     with LlamaModel(path, thread_count=thread_count) as model:
         file = measure(model, portion(segments, tokens=FILE_TOKENS))
-    with LlamaModel(base_path, thread_count=thread_count) as model:
-        base = measure(model, _brief(model, segments))
     behaviour = Behaviour(file=file, merge=merge or file, base_kl_of_base=base.base.mean_kl)
     gates.judge(behaviour, mix)
     return behaviour

@@ -7,6 +7,7 @@ rows are copied to the same places; everything else stays with the converter.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Final, Protocol
@@ -16,9 +17,12 @@ from numpy.typing import NDArray
 
 from exporter.domain.quantization import TensorType
 from exporter.domain.row_moves import WIDTH, RowRuns, numbered, read_moves
+from exporter.engine.disk import write_at
 from exporter.engine.weights import as_bits
 
-# Numbers that are in memory at once.
+# Slabs that are copied side by side.
+WRITERS: Final = 2
+# Numbers of a slab.
 ELEMENTS_AT_ONCE: Final = 1 << 22
 _READ_AS: Final = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
 _WRITTEN: Final = ("BF16", "F16", "F32")
@@ -119,18 +123,29 @@ class RowStream:
         return self.moves.row_count * self.written.row_bytes(self.column_count)
 
     def tofile(self, out: Any) -> None:
-        """Writes all rows to a binary file, a slab at a time."""
+        """Writes all rows to a binary file at its position, slab by slab, two at a time."""
         sources = {
             owner: tensor.mmap_bytes().view(_READ_AS[tensor.dtype]).reshape(-1, self.column_count)
             for owner, tensor in self.stored.items()
         }
         at_once = max(1, ELEMENTS_AT_ONCE // self.column_count)
-        for first in range(0, self.moves.row_count, at_once):
+        row_bytes = self.written.row_bytes(self.column_count)
+        out.flush()
+        start, file = out.tell(), out.fileno()
+
+        def write(first: int) -> None:
             numbers = self.moves.sources(first, min(first + at_once, self.moves.row_count))
+            place = start + first * row_bytes
             for owner, rows in self._by_owner(numbers):
                 part = _taken(sources[owner], rows)
                 bits = as_bits(part, self.stored[owner].dtype, self.written)
-                out.write(np.ascontiguousarray(bits).data)
+                write_at(file, np.ascontiguousarray(bits).data, place)
+                place += len(rows) * row_bytes
+
+        with ThreadPoolExecutor(WRITERS) as pool:
+            for _ in pool.map(write, range(0, self.moves.row_count, at_once)):
+                pass
+        out.seek(start + self.nbytes)
 
     def _by_owner(self, numbers: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Consecutive rows of one source each, as rows of that source."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from exporter.domain import gguf_format
 from exporter.domain.gguf_format import Header, Metadata, TensorInfo
 from exporter.domain.quantization import QUANTIZATION_VERSION, Quantization, TensorType
 from exporter.domain.type_plan import ModelFacts, TensorShape, file_order, plan_types
-from exporter.engine.disk import PARTIAL, disk_errors, reserve_disk, sync_folder
+from exporter.engine.disk import PARTIAL, disk_errors, reserve_disk, sync_folder, write_at
 from exporter.engine.merge import MergedTensor
 from exporter.engine.reuse import EncodedStore
 from exporter.engine.weights import GgufFile
@@ -122,13 +122,13 @@ def write_file(
             os.posix_fallocate(file, 0, plan.size_bytes)
         # Padding is what nobody writes: zeros.
         os.ftruncate(file, plan.size_bytes)
-        _put(file, plan.header, 0)
+        write_at(file, plan.header, 0)
         places = {info.name: info for info in plan.tensors}
         written, lock = Counter[str](), threading.Lock()
 
         def put(info: TensorInfo, first: int, encoded: NDArray[np.uint8]) -> None:
             row_bytes = info.size_bytes // info.row_count
-            _put(file, encoded.data, len(plan.header) + info.offset + first * row_bytes)
+            write_at(file, encoded.data, len(plan.header) + info.offset + first * row_bytes)
             with lock:
                 written[info.name] += len(encoded)
                 on_elements(len(encoded) * info.column_count)
@@ -153,14 +153,6 @@ def write_file(
         os.fsync(file)
         partial.replace(target)
         sync_folder(target.parent)
-
-
-def _put(file: int, content: Any, place: int) -> None:
-    """Writes all of it; the system may take less at once."""
-    left = memoryview(content).cast("B")
-    while left:
-        count = os.pwrite(file, left, place)
-        left, place = left[count:], place + count
 
 
 def keep_encoded(

@@ -60,6 +60,35 @@ def test_a_tokenizer_that_is_read_ahead_gives_the_converter_s_file(
     assert ours.read_bytes() == whole.read_bytes()
 
 
+def test_the_library_is_loaded_only_for_what_was_not_read_ahead(
+    vendor: Path, tmp_path: Path
+) -> None:
+    """Whoever asks for more of transformers meets the library, and afterwards it is whole again."""
+    script = f"""
+import sys
+from pathlib import Path
+from exporter.engine.tokenizer_reader import read_ahead
+with read_ahead(Path({str(ANVIL)!r}), Path({str(vendor)!r})):
+    from transformers import AutoConfig
+    assert AutoConfig.from_pretrained({str(ANVIL)!r}).to_dict()["model_type"] == "llama"
+    assert "transformers.utils" not in sys.modules
+    import transformers.models.llama.configuration_llama as llama
+    assert llama.LlamaConfig.model_type == "llama"
+    import transformers
+    assert transformers.AutoConfig is AutoConfig
+    other = Path({str(tmp_path)!r}) / "config.json"
+    other.write_text('{{"model_type": "qwen2"}}')
+    assert AutoConfig.from_pretrained(other.parent).model_type == "qwen2"
+import transformers
+assert transformers.AutoConfig.__module__ == "transformers.models.auto.configuration_auto"
+with read_ahead(Path({str(ANVIL)!r}), Path({str(vendor)!r})):
+    assert transformers.AutoConfig is not AutoConfig
+    assert transformers.AutoConfig.from_pretrained({str(ANVIL)!r}).to_dict()
+assert transformers.AutoConfig.__module__ == "transformers.models.auto.configuration_auto"
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=200)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("write", [write_gemma, write_qwen])
 def test_a_large_vocabulary_is_converted_in_little_memory(

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from exporter.domain.quantization import TensorType
 from exporter.engine.base import cache_key
 from exporter.engine.export import Engine
 from exporter.engine.kernel.kernel import Kernel
+from exporter.engine.weights import SafetensorsFile
 from exporter.pipe import Export
 from tests.integration.exporter.making import ANVIL, export_bundle
 
@@ -27,12 +29,17 @@ def kept_under(key: str, engine: Engine) -> Path:
 
 
 class Counting:
-    """A kernel that counts the numbers that it encodes."""
+    """A kernel that counts the numbers that it encodes and merges."""
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        self.merge = kernel.merge
         self.elements = 0
+        self.merged = 0
+
+    def merge(self, *arguments: Any, **options: Any) -> NDArray[np.float32]:
+        rows = self.kernel.merge(*arguments, **options)
+        self.merged += rows.size
+        return rows
 
     def encode(self, rows: NDArray[np.float32], kind: TensorType) -> NDArray[np.uint8]:
         if kind.is_quantized:
@@ -57,6 +64,25 @@ def test_what_no_adapter_touches_is_encoded_once(
     assert counts[1] == counts[2] == 4 * 256 * (256 + 128)
     assert counts[0] > 4 * counts[1]
     assert bundles[0] == bundles[2] != bundles[1]
+
+
+def test_one_pass_merges_for_the_file_and_for_its_proof(
+    engine: Engine, adapter_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Beyond once, only rows that are read back and looked at for a change."""
+    adapter = adapter_of(b_std=0.3, target_modules=["up_proj", "down_proj"], seed=1)
+    counting = Counting(engine.kernel)
+    here = replace(engine, kernel=counting)  # type: ignore[arg-type]
+    exported = export_bundle(here, adapter, tmp_path, "Q4_K_M", key="shared")
+    assert exported.proof.proven
+    with SafetensorsFile(adapter / "adapter_model.safetensors") as weights:
+        spans = weights.tensors
+        touched = sum(
+            spans[name].shape[0] * spans[name.replace("lora_B", "lora_A")].shape[1]
+            for name in spans
+            if "lora_B" in name
+        )
+    assert touched <= counting.merged < 1.3 * touched
 
 
 def test_a_kept_tensor_of_the_wrong_size_is_encoded_anew(
