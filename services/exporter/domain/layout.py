@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from exporter.domain.quantization import TensorType
 
 # Numbers that are compared at once.
-ELEMENTS_AT_ONCE: Final = 1 << 22
+ELEMENTS_AT_ONCE: Final = 1 << 18
 
 AsBits = Callable[[NDArray[Any]], NDArray[Any]]
 
@@ -67,7 +67,7 @@ def find_placement(
     if source.shape != target_bits.shape:
         return None
     row_count = source.shape[0]
-    if _equal_in_order(source, target_bits, np.arange(row_count), as_bits):
+    if _equal_in_order(source, target_bits, None, as_bits):
         return Placement(tensor=tensor, stored=stored, expert=expert)
     for heads in dict.fromkeys(head_counts):
         if heads <= 0 or row_count % (2 * heads) != 0:
@@ -81,12 +81,14 @@ def find_placement(
 def _equal_in_order(
     source: NDArray[np.generic],
     target: NDArray[np.generic],
-    order: NDArray[np.intp],
+    order: NDArray[np.intp] | None,
     as_bits: AsBits,
 ) -> bool:
     """Compares in slabs, so that a large matrix is never copied or converted whole."""
     rows = max(1, ELEMENTS_AT_ONCE // max(1, source[:1].size))
-    return all(
-        np.array_equal(as_bits(source[order[start : start + rows]]), target[start : start + rows])
-        for start in range(0, len(order), rows)
-    )
+    for start in range(0, len(source), rows):
+        part = slice(start, start + rows)
+        taken = source[part] if order is None else source[order[part]]
+        if not np.array_equal(as_bits(taken), target[part]):
+            return False
+    return True

@@ -21,7 +21,7 @@ import numpy as np
 
 from exporter.domain.layout import Placement, find_placement
 from exporter.domain.quantization import TensorType
-from exporter.engine.disk import disk_errors, is_full, reserve_disk, sync_folder
+from exporter.engine.disk import disk_errors, is_full, reserve_disk, sync_file, sync_folder
 from exporter.engine.weights import Checkpoint, GgufFile, as_bits, read_json
 from lexicon.faults import Fault, FaultCode
 
@@ -35,7 +35,7 @@ OUTPUT_CHARACTERS: Final = 4000
 _NO_SPACE: Final = f"[Errno {errno.ENOSPC}]"
 
 # Numbers that are looked at at once.
-ELEMENTS_AT_ONCE: Final = 1 << 22
+ELEMENTS_AT_ONCE: Final = 1 << 18
 # The bits of a number's exponent; all of them are set in what is not finite.
 _EXPONENTS: Final[Mapping[TensorType, Any]] = {
     TensorType.F32: np.uint32(0x7F80_0000),
@@ -129,7 +129,7 @@ def _convert(source: Path, target: Path, vendor: Path) -> None:
         groups = json.loads(record.read_text(encoding="utf-8"))
         # Each waits mostly for memory or for the disk.
         with GgufFile(target / GGUF_NAME) as gguf, ThreadPoolExecutor(2) as aside:
-            syncing = aside.submit(_sync, target / GGUF_NAME)
+            syncing = aside.submit(sync_file, target / GGUF_NAME)
             looking = aside.submit(_require_finite, gguf)
             placements = _placements(checkpoint, gguf, groups, _head_counts(source))
             looking.result()
@@ -145,12 +145,6 @@ def _convert(source: Path, target: Path, vendor: Path) -> None:
         out.write(encoded)
         out.flush()
         os.fsync(out.fileno())
-
-
-def _sync(path: Path) -> None:
-    """Makes a file's content survive a power cut."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _require_finite(gguf: GgufFile) -> None:

@@ -80,6 +80,12 @@ def write_at(file: int, content: Any, place: int) -> None:
         left, place = left[count:], place + count
 
 
+def sync_file(path: Path) -> None:
+    """Makes a file's content survive a power cut."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Makes a rename in this folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -19,7 +19,7 @@ from exporter.domain.quantization import Quantization, TensorType, parse_quantiz
 from exporter.engine import proof, templates, vocabulary, writer
 from exporter.engine.archive import Checksums, bundle_in_place, checksums
 from exporter.engine.base import BaseModel, cache_key, cached_base, prepare_base
-from exporter.engine.disk import conversion_bytes, disk_errors
+from exporter.engine.disk import conversion_bytes, disk_errors, sync_file
 from exporter.engine.kernel.kernel import Kernel
 from exporter.engine.llama_model import LlamaModel
 from exporter.engine.merge import MergedTensor
@@ -171,10 +171,11 @@ def _export(work: _Work, base: BaseModel, adapter: Adapter) -> Exported:
         def make() -> tuple[_Evidence, Checksums]:
             with clock.step("merge"):
                 before = _write(work, plan, tensors, model_path, store, wanted)
-            # The file is hashed while it is proven: either mostly uses one core.
-            with clock.step("proof"), ThreadPoolExecutor(1) as aside:
+            # The file is hashed while it is proven, and goes to the disk, for which a bundle waits.
+            with clock.step("proof"), ThreadPoolExecutor(2) as aside:
                 work.on_progress("proof", 0.0)
                 hashing = aside.submit(checksums, model_path)
+                aside.submit(sync_file, model_path)
                 return _prove(engine, model_path, tensors, wanted, before), hashing.result()
 
         evidence, sums = _without_what_is_broken(store, make)

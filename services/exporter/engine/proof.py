@@ -29,7 +29,7 @@ CACHE_BYTES: Final = 192 << 20
 ELEMENTS_COMPARED: Final = 1 << 18
 # Tokens that the finished file is measured over, prompts included: a bound for runs with many
 # prompts, since a model of 7 B parameters takes some tenths of a second of a core for each.
-FILE_TOKENS: Final = 128
+FILE_TOKENS: Final = 96
 # Tokens over which the base and the unquantised merge are measured, which read every weight
 # unquantised: enough to tell another base or a wrong merge by its divergence.
 BRIEF_TOKENS: Final = 48

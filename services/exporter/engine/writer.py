@@ -2,7 +2,7 @@
 
 Whoever needs merged rows for another reason, as the proof does, makes them and hands them on. The
 header is complete before the first number, as every size follows from the type plan; the file
-bears its name only after the last byte is on the disk.
+bears its name only after the last byte is written.
 """
 
 import os
@@ -21,7 +21,7 @@ from exporter.domain import gguf_format
 from exporter.domain.gguf_format import Header, Metadata, TensorInfo
 from exporter.domain.quantization import QUANTIZATION_VERSION, Quantization, TensorType
 from exporter.domain.type_plan import ModelFacts, TensorShape, file_order, plan_types
-from exporter.engine.disk import PARTIAL, disk_errors, reserve_disk, sync_folder, write_at
+from exporter.engine.disk import PARTIAL, disk_errors, reserve_disk, write_at
 from exporter.engine.merge import MergedTensor
 from exporter.engine.reuse import EncodedStore
 from exporter.engine.weights import GgufFile
@@ -102,7 +102,9 @@ def write_file(
     store: EncodedStore | None = None,
     ahead: Callable[[OnRows], None] | None = None,
 ) -> None:
-    """Writes the file as `<target>.partial`, makes it durable and gives it its name.
+    """Writes the file as `<target>.partial` and gives it its name, once all of it is written.
+
+    A power cut may still take it; durable is what is made of it.
 
     Args:
         on_elements: called with the number of elements as they are written, by one thread at a
@@ -150,9 +152,7 @@ def write_file(
         for _ in pool.map(make, _blocks(rest)):
             pass
         assert all(written[info.name] == info.row_count for info in plan.tensors)
-        os.fsync(file)
         partial.replace(target)
-        sync_folder(target.parent)
 
 
 def keep_encoded(
