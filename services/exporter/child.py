@@ -1,19 +1,15 @@
 """The working child as the agent sees it: started ahead of need, and ended within a second."""
 
-import asyncio
 import os
-import signal
-import socket
-import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
 from chassis import telemetry
+from chassis.child.process import SILENCE_SECONDS_MAX, End, Process, Program, environment_of
 from exporter import wire
 from exporter.pipe import (
-    LINE_BYTES_MAX,
+    MESSAGE_BYTES_MAX,
     BaseNeeded,
     BaseNeededError,
     Evicted,
@@ -23,30 +19,19 @@ from exporter.pipe import (
     FromChild,
     Progress,
     Ready,
-    decode_from_child,
-    encode,
+    from_child,
 )
 from lexicon.faults import Fault, FaultCode, Stage
 from objects import cache
 
 log = telemetry.logger(__name__)
 
+MODULE: Final = "exporter.engine"
 # The self-test converts a tiny model the first time, and a cold disk loads libraries for a minute.
 READY_SECONDS_MAX: Final = 300.0
-# The kernel ends a killed process at once; what is waited for is its memory being given back.
-END_SECONDS_MAX: Final = 10.0
-# Of what a dead child printed, the end says why it died.
-LOG_TAIL_BYTES: Final = 4000
-# What the child may see of the agent's environment: no token, no address, nothing of the platform.
-PASSED_ON: Final = (
-    "PATH", "PYTHONPATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "XDG_CACHE_HOME",
-    "SYSTEMROOT",
-)  # fmt: skip
-OFFLINE: Final = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "PYTHONUNBUFFERED": "1",
+# What the child may see of the agent's environment beside what any program needs.
+PASSED_ON: Final = ("HOME", "TMPDIR", "LD_LIBRARY_PATH", "XDG_CACHE_HOME")
+THREADS: Final = {
     # Matrix products of a rank are small; threads of their own would only get in the way.
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -57,29 +42,20 @@ OFFLINE: Final = {
 
 def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The child's whole environment: harmless names only, and no network for libraries."""
-    return {name: environment[name] for name in PASSED_ON if name in environment} | OFFLINE
+    return environment_of(environment, also=PASSED_ON, own=THREADS)
 
 
 class Child:
-    """One child process and the socket to it."""
+    """One child process and the channel to it."""
 
-    def __init__(
-        self,
-        process: asyncio.subprocess.Process,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        log_path: Path,
-    ) -> None:
+    def __init__(self, process: Process[FromChild], *, silence_seconds: float) -> None:
         self._process = process
-        self._reader = reader
-        self._writer = writer
-        self._log_path = log_path
-        self._log_start = log_path.stat().st_size
+        self._silence_seconds = silence_seconds
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs."""
-        return self._process.returncode is None
+        """Whether the process runs and may be given work; one that was ended gets none."""
+        return self._process.alive and not self._process.is_stuck
 
     @property
     def process_id(self) -> int:
@@ -88,27 +64,34 @@ class Child:
 
     @classmethod
     async def start(
-        cls, *, log_path: Path, cache: Path, vendor: Path, thread_count: int, cache_bytes: int = 0
+        cls,
+        *,
+        log_path: Path,
+        cache: Path,
+        vendor: Path,
+        thread_count: int,
+        cache_bytes: int = 0,
+        module: str = MODULE,
+        silence_seconds: float = SILENCE_SECONDS_MAX,
     ) -> Self:
         """Start a child; it loads its libraries while nobody waits for it.
 
         Args:
             cache: folder `gguf` of the cache of models.
             cache_bytes: bound of that whole cache, 0 for half of its volume.
+            silence_seconds: how long one that works may give no sign of life.
         """
-        ours, theirs = socket.socketpair()
-        log_path.parent.mkdir(parents=True, exist_ok=True)
-        with log_path.open("ab") as output, theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "exporter.engine", str(theirs.fileno()),
+        program = Program(
+            module=module,
+            arguments=(
                 "--cache", str(cache), "--vendor", str(vendor), "--threads", str(thread_count),
                 "--cache-bytes", str(cache_bytes),
-                stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
-                pass_fds=(theirs.fileno(),), env=child_environment(os.environ),
-                start_new_session=True,
-            )  # fmt: skip
-        reader, writer = await asyncio.open_connection(sock=ours, limit=LINE_BYTES_MAX)
-        return cls(process, reader, writer, log_path)
+            ),
+            environment=child_environment(os.environ),
+            message_bytes_max=MESSAGE_BYTES_MAX,
+            log_path=log_path,
+        )  # fmt: skip
+        return cls(Process.start(program, from_child), silence_seconds=silence_seconds)
 
     async def ready(self) -> Ready:
         """Wait until the self-test has passed.
@@ -116,21 +99,13 @@ class Child:
         Raises:
             Fault: RUNTIME_GGUF_EXPORT_FAILED or what the self-test found.
         """
-        try:
-            async with asyncio.timeout(READY_SECONDS_MAX):
-                match await self._receive():
-                    case Ready() as ready:
-                        return ready
-                    case Failed() as failed:
-                        raise wire.fault_of(failed)
-                    case other:
-                        raise _broken(f"The export process began with {type(other).__name__}.")
-        except TimeoutError as error:
-            # Half ready it must not pass for one that takes jobs.
-            await self.kill()
-            raise _broken(
-                f"The export process was not ready within {READY_SECONDS_MAX:.0f} s."
-            ) from error
+        match await self._receive(READY_SECONDS_MAX):
+            case Ready() as ready:
+                return ready
+            case Failed() as failed:
+                raise wire.fault_of(failed)
+            case other:
+                raise _broken(f"The export process began with {type(other).__name__}.")
 
     async def export(
         self,
@@ -144,11 +119,9 @@ class Child:
             BaseNeededError: the job came without files of its base, and there is no conversion.
             Fault: what the export met; RUNTIME_GGUF_EXPORT_FAILED when the child died.
         """
-        with suppress(ConnectionError):
-            self._writer.write(encode(job) + b"\n")
-            await self._writer.drain()
+        await self._process.send(job)
         while True:
-            match await self._receive():
+            match await self._receive(self._silence_seconds):
                 case Progress() as progress:
                     on_progress(progress)
                 case Evicted() as gone:
@@ -163,39 +136,14 @@ class Child:
                     raise _broken("The export process started twice.")
 
     async def kill(self) -> None:
-        """End the child and all it started, at once."""
-        if self.alive:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            async with asyncio.timeout(END_SECONDS_MAX):
-                await self._process.wait()
-        self._writer.close()
+        """End the child and all it started, at once; another takes its place if it cannot be."""
+        await self._process.end()
 
-    async def _receive(self) -> FromChild:
-        try:
-            line = await self._reader.readline()
-        except (ConnectionError, ValueError) as error:
-            log.warning("child_channel_broke", cause=str(error))
-            line = b""
-        if line:
-            return decode_from_child.decode(line)
-        async with asyncio.timeout(END_SECONDS_MAX):
-            code = await self._process.wait()
-        tail = self._log_tail()
-        log.error("child_ended", exit_code=code, log_tail=tail)
-        raise _broken(
-            f"The export process ended unexpectedly (exit code {code}).",
-            exit_code=code,
-            output=tail,
-        )
-
-    def _log_tail(self) -> str:
-        """What this child printed last; both of its streams go into the log."""
-        with suppress(OSError), self._log_path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(self._log_start, size - LOG_TAIL_BYTES))
-            return file.read().decode("utf-8", "replace")
-        return ""
+    async def _receive(self, seconds: float) -> FromChild:
+        message = await self._process.receive(seconds=seconds)
+        if isinstance(message, End):
+            raise _broken(f"The export process {message.words}.", **message.metadata)
+        return message
 
 
 def _broken(message: str, **metadata: Any) -> Fault:

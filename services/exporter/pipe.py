@@ -1,13 +1,9 @@
-"""What the exporter and its working child say to each other: one JSON object a line.
-
-The child's stdout belongs to libraries that print what they like; messages have a pipe of their
-own.
-"""
+"""What the exporter and its working child say to each other, by `chassis.child`."""
 
 import msgspec
 
 # The longest message is a fault with the output of a tool; weights never travel here.
-LINE_BYTES_MAX = 1 << 20
+MESSAGE_BYTES_MAX = 1 << 20
 
 
 class BaseNeededError(Exception):
@@ -15,7 +11,7 @@ class BaseNeededError(Exception):
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """A line; msgspec tells the kinds apart by the name of the class."""
+    """A message; msgspec tells the kinds apart by the name of the class."""
 
 
 class Export(_Message, frozen=True, kw_only=True):
@@ -93,6 +89,5 @@ class Failed(_Message, frozen=True, kw_only=True):
 
 FromChild = Ready | BaseNeeded | Progress | Evicted | Exported | Failed
 
-decode_for_child = msgspec.json.Decoder(Export).decode
-decode_from_child: "msgspec.json.Decoder[FromChild]" = msgspec.json.Decoder(FromChild)
-encode = msgspec.json.Encoder().encode
+to_child = msgspec.json.Decoder(Export)
+from_child: "msgspec.json.Decoder[FromChild]" = msgspec.json.Decoder(FromChild)

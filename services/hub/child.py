@@ -1,9 +1,8 @@
-"""The process in which strangers' dataset files are read: `python -m hub.child`.
+"""The process in which strangers' dataset files are read: `python -m hub.child CHANNEL`.
 
-It gets jobs on standard input, one a line, and gives one answer a line on standard output, until
-there are no more. It holds no secret and no socket, it can write to no file, and the time and the
-memory of each job are bounded by the system: a file of some kilobytes can make its reader ask for
-gigabytes.
+It gets jobs and gives one answer to each, until there are no more. It holds no secret and no
+socket, it can write to no file, and the time and the memory of each job are bounded by the system:
+a file of some kilobytes can make its reader ask for gigabytes.
 """
 
 import json
@@ -14,10 +13,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Final
 
 import msgspec
 
+from chassis.child.channel import Channel, limit
 from corpus.formats import Inspection, inspect_file, iterate_rows
 from lexicon.faults import Fault, FaultCode
 
@@ -108,21 +109,22 @@ def row_texts(rows: Iterable[Any]) -> list[str]:
 
 
 def main() -> None:
-    """Jobs from standard input to standard output."""
+    """Jobs and answers, until there are no more jobs or the process has done enough."""
+    jobs: SimpleQueue[Job] = SimpleQueue()
+    channel = Channel(sys.argv[1], msgspec.json.Decoder(Job), jobs.put)
     _preload()
     # Nothing here writes files, and what crashes leaves no image of strangers' rows.
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     bare_bytes = address_space_bytes()
-    for count, line in enumerate(sys.stdin.buffer, start=1):
-        job = msgspec.json.decode(line, type=Job)
+    for count in range(1, MAX_JOBS + 1):
+        job = jobs.get()
         _bound(job, bare_bytes)
         answer = run(job)
         _bound(None, bare_bytes)
         is_last = count == MAX_JOBS or address_space_bytes() - bare_bytes > MAX_KEPT_BYTES
         answer = replace(answer, is_last=answer.is_last or is_last)
-        sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
-        sys.stdout.buffer.flush()
+        channel.send(answer)
         if answer.is_last:
             return
 
@@ -149,13 +151,13 @@ def _bound(job: Job | None, bare_bytes: int) -> None:
     """Bounds what is done from here on; None lifts the bounds, up to the next job."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     used_seconds = int(used.ru_utime + used.ru_stime)
-    room, cpu = resource.RLIM_INFINITY, resource.RLIM_INFINITY
+    room, cpu_seconds = None, None
     if job is not None:
-        cpu = used_seconds + 1 + job.cpu_seconds
+        cpu_seconds = used_seconds + 1 + job.cpu_seconds
         if bare_bytes:
             room = bare_bytes + job.memory_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (room, resource.RLIM_INFINITY))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu, resource.RLIM_INFINITY))
+    limit(resource.RLIMIT_AS, room)
+    limit(resource.RLIMIT_CPU, cpu_seconds)
     # By itself, too: whoever waits for the answer may be gone.
     signal.setitimer(signal.ITIMER_REAL, job.wall_seconds if job else 0.0)
 

@@ -7,11 +7,8 @@ than reading most files.
 
 import asyncio
 import os
-import select
 import signal
-import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,14 +16,14 @@ from typing import Final
 import msgspec
 
 from chassis import telemetry
+from chassis.child.process import Cause, End, Process, Program, environment_of
 from corpus.formats import Inspection
 from hub.child import WALL_REMEDY, Answer, Job
 from lexicon.faults import Fault, FaultCode
 
 # Reading is work for one core; more at once would only take turns on it.
 PARALLEL: Final = 2
-# What a Python process needs to start; secrets are not among it.
-PASSED_ON: Final = ("LANG", "LC_ALL", "PATH", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV")
+MODULE: Final = "hub.child"
 # One arena of plain memory: what is asked for is what counts against the room.
 _OWN_ENVIRONMENT: Final = {
     "ARROW_DEFAULT_MEMORY_POOL": "system",
@@ -36,7 +33,6 @@ _OWN_ENVIRONMENT: Final = {
 }
 # Rows of an answer have a bound of their own, and every character may take six as JSON.
 MAX_ANSWER_BYTES: Final = 64 << 20
-_READ_BYTES: Final = 1 << 16
 # How a process ends that a file has broken; any other end is not the file's doing.
 _BROKEN: Final = frozenset(
     {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV}
@@ -87,27 +83,28 @@ class Limits:
 class Readers:
     """Processes that read dataset files; at most two at a time."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, *, module: str = MODULE) -> None:
         self._limits = limits or Limits()
+        self._module = module
         self._gate = asyncio.Semaphore(PARALLEL)
-        self._idle: list[_Reader] = []
-        self._busy: set[_Reader] = set()
+        self._idle: list[Process[Answer]] = []
+        self._busy: set[Process[Answer]] = set()
 
     @property
     def process_ids(self) -> list[int]:
         """Ids of the processes that there are now."""
-        return [reader.process.pid for reader in (*self._idle, *self._busy)]
+        return [reader.pid for reader in (*self._idle, *self._busy)]
 
     def start(self) -> None:
         """Begins one ahead of the first file; it loads its libraries meanwhile."""
         if sys.platform != "linux":
             log.warning("memory of dataset readers is not bounded on this system")
-        self._idle.append(_Reader())
+        self._idle.append(self._started())
 
     def close(self) -> None:
         """Ends all of them, also those at work."""
         for reader in (*self._idle, *self._busy):
-            reader.kill()
+            reader.end_now()
         self._idle.clear()
 
     async def inspect(self, path: Path, *, file_name: str) -> Inspection:
@@ -131,19 +128,21 @@ class Readers:
 
     async def _ask(self, job: Job) -> Answer:
         async with self._gate:
-            reader = await self._take()
+            reader = self._take()
             self._busy.add(reader)
             try:
-                # In a thread: uvloop now and then closes a young child's standard input too soon.
-                answer = await asyncio.to_thread(reader.ask, job)
+                await reader.send(job, seconds=job.wall_seconds)
+                answer = await reader.receive(seconds=job.wall_seconds)
+                if isinstance(answer, End):
+                    raise _fault_of(answer, job)
             except BaseException:
-                # Also when nobody waits any more; the thread then ends with its reader.
-                reader.kill()
+                # Also when nobody waits any more.
+                await reader.end()
                 raise
             finally:
                 self._busy.discard(reader)
             if answer.is_last:
-                reader.kill()
+                await reader.end()
             else:
                 self._idle.append(reader)
         if answer.unexpected:
@@ -155,108 +154,42 @@ class Readers:
             )
         return answer
 
-    async def _take(self) -> "_Reader":
+    def _take(self) -> Process[Answer]:
         while self._idle:
             reader = self._idle.pop()
-            if reader.process.poll() is None:
+            if reader.alive:
                 return reader
-            reader.kill()
-        return await asyncio.to_thread(_Reader)
+            reader.end_now()
+        return self._started()
 
-
-class _Reader:
-    """One process; who holds it is its only caller."""
-
-    def __init__(self) -> None:
-        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        # It inherits no descriptor but these two: no socket, no log.
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "hub.child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment | _OWN_ENVIRONMENT,
-            # What is typed at the hub's terminal is not for it.
-            start_new_session=True,
+    def _started(self) -> Process[Answer]:
+        program = Program(
+            module=self._module,
+            environment=environment_of(os.environ, own=_OWN_ENVIRONMENT),
+            message_bytes_max=MAX_ANSWER_BYTES,
         )
-
-    def ask(self, job: Job) -> Answer:
-        """Gives a job and waits for the answer.
-
-        Raises:
-            Fault: DATASET_FILE_INVALID when the file was the end of it, DEP_SERVICE_UNAVAILABLE
-                when something else was.
-        """
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(msgspec.json.encode(job) + b"\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            raise _killed() from None
-        line = self._line(time.monotonic() + job.wall_seconds)
-        if line is None:
-            log.warning("dataset reader hung", seconds=job.wall_seconds)
-            raise _late(job)
-        if line.endswith(b"\n"):
-            return msgspec.json.decode(line, type=Answer)
-        raise _ended_by(self.process.wait(), job)
-
-    def kill(self) -> None:
-        """Ends it at once, whatever it does."""
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                try:
-                    pipe.close()
-                except BrokenPipeError:
-                    continue
-
-    def _line(self, deadline: float) -> bytes | None:
-        """The next line; without its end when the process has ended, None when time was over."""
-        assert self.process.stdout is not None
-        descriptor = self.process.stdout.fileno()
-        parts: list[bytes] = []
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN | select.POLLHUP)
-        size_bytes = 0
-        while size_bytes <= MAX_ANSWER_BYTES:
-            left = deadline - time.monotonic()
-            if left <= 0 or not poll.poll(left * 1000):
-                return None
-            part = os.read(descriptor, _READ_BYTES)
-            parts.append(part)
-            size_bytes += len(part)
-            if not part or part.endswith(b"\n"):
-                return b"".join(parts)
-        return None
+        return Process.start(program, msgspec.json.Decoder(Answer))
 
 
-def _ended_by(returncode: int, job: Job) -> Fault:
-    log.warning("dataset reader died", returncode=returncode, path=job.path)
-    if returncode == -signal.SIGXCPU:
-        what = f"reading it takes more than {job.cpu_seconds} s"
-    elif -returncode in _BROKEN:
+def _fault_of(end: End, job: Job) -> Fault:
+    """What the end of a reader says of its file: nothing, unless the file was the cause."""
+    number = -(end.exit_code or 0)
+    if end.cause is Cause.SIGNALLED and number in (*_BROKEN, signal.SIGXCPU):
         what = "its reader breaks on it"
-    else:
-        return _late(job) if returncode == -signal.SIGALRM else _killed()
-    return Fault(
-        FaultCode.DATASET_FILE_INVALID,
-        f"The dataset file is not usable: {what}",
-        remedy=WALL_REMEDY,
-    )
-
-
-def _killed() -> Fault:
-    return Fault(
-        FaultCode.DEP_SERVICE_UNAVAILABLE,
-        "The reading of the dataset file was interrupted; commit the upload again.",
-    )
-
-
-def _late(job: Job) -> Fault:
-    return Fault(
-        FaultCode.DEP_SERVICE_UNAVAILABLE,
-        f"The reading of the dataset file did not end within {job.wall_seconds:g} s.",
-        wall_seconds=job.wall_seconds,
-    )
+        if number == signal.SIGXCPU:
+            what = f"reading it takes more than {job.cpu_seconds} s"
+        return Fault(
+            FaultCode.DATASET_FILE_INVALID,
+            f"The dataset file is not usable: {what}",
+            remedy=WALL_REMEDY,
+            **end.metadata,
+        )
+    if end.cause is Cause.DEADLINE or number == signal.SIGALRM:
+        text = f"The reading of the dataset file did not end within {job.wall_seconds:g} s."
+        return Fault(
+            FaultCode.DEP_SERVICE_UNAVAILABLE, text, wall_seconds=job.wall_seconds, **end.metadata
+        )
+    text = "The reading of the dataset file was interrupted; commit the upload again."
+    if end.cause is Cause.OUT_OF_MEMORY:
+        text = "The memory of the hub's machine ran out; commit the upload again."
+    return Fault(FaultCode.DEP_SERVICE_UNAVAILABLE, text, **end.metadata)

@@ -1,22 +1,24 @@
 """The training child as the agent sees it: started ahead of need, and ended within a second."""
 
-import asyncio
 import os
-import signal
-import socket
-import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from chassis import telemetry
+from chassis.child.process import (
+    SILENCE_SECONDS_MAX,
+    Cause,
+    End,
+    Process,
+    Program,
+    environment_of,
+)
 from lexicon.faults import Fault, FaultCode
 from trainer.domain.plan import TrainPlan
 from trainer.pipe import (
-    LINE_BYTES_MAX,
+    MESSAGE_BYTES_MAX,
     Failed,
     Finish,
     Finished,
@@ -29,23 +31,20 @@ from trainer.pipe import (
     Train,
     UnslothFailed,
     Warned,
-    decode_from_child,
-    encode,
+    from_child,
 )
 
 log = telemetry.logger(__name__)
 
+MODULE = "trainer.training"
 # Loading torch and its friends takes half a minute on a busy laptop, minutes on a cold disk.
 READY_SECONDS_MAX = 300.0
-# The kernel ends a killed process at once; what is waited for is its memory being given back.
-END_SECONDS_MAX = 10.0
-# What the child may see of the agent's environment: where programs and libraries are, how many
-# cores and which devices it may use. No token, no address, nothing of the platform.
+# What the child may see of the agent's environment beside what any program needs: where libraries
+# are, how many cores and which devices it may use.
 PASSED_ON = (
-    "PATH", "PYTHONPATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "OMP_NUM_THREADS",
-    "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "NVIDIA_VISIBLE_DEVICES",
-    "NVIDIA_DRIVER_CAPABILITIES", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF",
-    "XDG_CACHE_HOME", "SYSTEMROOT",
+    "HOME", "TMPDIR", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUDA_HOME",
+    "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTORCH_ALLOC_CONF", "XDG_CACHE_HOME",
 )  # fmt: skip
 # Cards by their number on the bus, as NVML counts them: CUDA itself would put the fastest first.
 ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
@@ -53,39 +52,21 @@ ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 # with anything else, with the services of a node for one, they spin for as long as the thread that
 # is waited for does not run: a step of half a billion parameters on two busy cores took 38 s of the
 # processor, and 8 s like this.
-SLEEPING = {"OMP_WAIT_POLICY": "passive"}
-OFFLINE = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "PYTHONUNBUFFERED": "1",
-}
+WAITING = "OMP_WAIT_POLICY"
 # Ends that nobody has foreseen, and behind which a device or a library may be broken.
 SPOILING_CODES = frozenset(
     {FaultCode.RUNTIME_TRAINING_FAILED.value, FaultCode.INTERNAL_UNEXPECTED.value}
 )
-# Counts the processes that the kernel has killed for want of memory.
-KERNEL_COUNTERS = Path("/proc/vmstat")
 
 
 def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The child's whole environment: harmless names only, and no network for libraries."""
-    passed = {name: environment[name] for name in PASSED_ON if name in environment}
-    return SLEEPING | passed | ORDER | OFFLINE
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Line:
-    """A process and the socket to it."""
-
-    process: asyncio.subprocess.Process
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
+    own = ORDER | {WAITING: environment.get(WAITING, "passive")}
+    return environment_of(environment, also=PASSED_ON, own=own)
 
 
 class Child:
-    """One child and the socket to it.
+    """One child and the channel to it.
 
     `reusable` is False for one that has to be ended after its run: it leaves out what the next run
     may have.
@@ -93,19 +74,16 @@ class Child:
 
     def __init__(
         self,
-        line: _Line,
-        log_path: Path,
+        process: Process[FromChild],
         terms: Terms,
         *,
-        end_seconds: float = END_SECONDS_MAX,
+        module: str = MODULE,
+        silence_seconds: float = SILENCE_SECONDS_MAX,
         inherited: tuple[int, ...] = (),
     ) -> None:
-        self._line = line
-        self._inherited = inherited
-        self._end_seconds = end_seconds
-        self._terms = terms
-        self.log_path = log_path
-        self._memory_kills = _memory_kill_count()
+        self._process = process
+        self._terms, self._module, self._inherited = terms, module, inherited
+        self._silence_seconds = silence_seconds
         self._killed = False
         # Finish, or the latest of pause and resume: a process that takes over must know it too.
         self._wish: Finish | Pause | Resume | None = None
@@ -117,47 +95,52 @@ class Child:
     @property
     def alive(self) -> bool:
         """Whether the process runs."""
-        return self._line.process.returncode is None
+        return self._process.alive
 
     @property
     def is_stuck(self) -> bool:
         """Whether it was ended and is still there, as a process that hangs in a driver is."""
-        return self._killed and self.alive
+        return self._process.is_stuck
 
     @property
     def pid(self) -> int:
         """Id of the process."""
-        return self._line.process.pid
+        return self._process.pid
 
     @classmethod
     async def start(
-        cls, log_path: Path, terms: Terms | None = None, *, inherited: tuple[int, ...] = ()
+        cls,
+        log_path: Path,
+        terms: Terms | None = None,
+        *,
+        module: str = MODULE,
+        silence_seconds: float = SILENCE_SECONDS_MAX,
+        inherited: tuple[int, ...] = (),
     ) -> "Child":
         """Start a child; it loads its libraries while nobody waits for it.
 
         Args:
+            silence_seconds: how long one that trains may give no sign of life.
             inherited: descriptors that it keeps open for as long as it is there.
         """
         terms = terms or Terms()
-        line = await _spawn(log_path, terms, inherited)
-        return cls(line, log_path, terms, inherited=inherited)
+        return cls(
+            _started(log_path, terms, module, inherited),
+            terms,
+            module=module,
+            silence_seconds=silence_seconds,
+            inherited=inherited,
+        )
 
     async def ready(self) -> None:
         """Wait until the libraries are loaded.
 
         Raises:
-            Fault: RUNTIME_TRAINING_FAILED when the child ends or says nothing for minutes.
+            Fault: RUNTIME_TRAINING_FAILED when it says nothing for minutes, and as `receive`.
         """
-        try:
-            async with asyncio.timeout(READY_SECONDS_MAX):
-                message = await self.receive()
-        except TimeoutError as error:
-            # Half ready it must not pass for one that takes plans.
-            await self.kill()
-            raise Fault(
-                FaultCode.RUNTIME_TRAINING_FAILED,
-                f"The training process was not ready within {READY_SECONDS_MAX:.0f} s",
-            ) from error
+        message = await self._process.receive(seconds=READY_SECONDS_MAX)
+        if isinstance(message, End):
+            raise _fault_of(message, pid=self.pid, late=FaultCode.RUNTIME_TRAINING_FAILED)
         assert isinstance(message, Ready)
         self.warm, self.capabilities = message.warm, message.capabilities
         for note in message.notes:
@@ -167,9 +150,7 @@ class Child:
         """Send one message; a child that is gone is noticed by `receive`."""
         if isinstance(message, Finish | Pause | Resume) and not isinstance(self._wish, Finish):
             self._wish = message
-        with suppress(ConnectionError):
-            self._line.writer.write(encode(message))
-            await self._line.writer.drain()
+        await self._process.send(message)
 
     async def receive(self) -> FromChild:
         """The next message.
@@ -179,33 +160,10 @@ class Child:
                 RUNTIME_PROCESS_STUCK when it was ended and is still there,
                 RUNTIME_WORKER_LOST when it ended in any other way.
         """
-        try:
-            line = await self._line.reader.readline()
-        except (ConnectionError, ValueError) as error:
-            log.warning("child_channel_broke", cause=str(error))
-            line = b""
-        if line:
-            return decode_from_child(line)
-        if not self._killed:
-            # One that has closed the socket has come to its end, unless it hangs on the way there.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._end_seconds):
-                    await self._line.process.wait()
-        await self._end()
-        code = self._line.process.returncode
-        assert code is not None, "a process that has ended has a code"
-        log.error("child_ended", exit_code=code, log_tail=log_tail(self.log_path))
-        if code == -signal.SIGKILL and _memory_kill_count() > self._memory_kills:
-            raise Fault(
-                FaultCode.RUNTIME_GPU_OOM,
-                "The node's memory ran out, and the kernel ended the training process",
-                exit_code=code,
-            )
-        raise Fault(
-            FaultCode.RUNTIME_WORKER_LOST,
-            f"The training process ended unexpectedly (exit code {code})",
-            exit_code=code,
-        )
+        message = await self._process.receive(seconds=self._silence_seconds)
+        if isinstance(message, End):
+            raise _fault_of(message, pid=self.pid)
+        return message
 
     async def train(self, plan: TrainPlan) -> AsyncIterator[FromChild]:
         """Give the child a plan; what it says until the run has ended one way or the other.
@@ -213,7 +171,8 @@ class Child:
         When Unsloth cannot load the plan, a new process takes its place, and what that one says
         for the second time is not passed on again.
         """
-        self.idle, self.log_path, self._wish = False, Path(plan.log_path), None
+        self.idle, self._wish = False, None
+        self._process.log_to(Path(plan.log_path))
         await self.send(Train(plan=plan))
         told: list[FromChild] = []
         repeated: list[FromChild] = []
@@ -243,15 +202,9 @@ class Child:
         if self._is_unwanted():
             # Nobody waits for it any more, and what it would inherit may be closed by now.
             raise Fault(FaultCode.RUNTIME_WORKER_LOST, "The training process was ended")
-        line = await _spawn(
-            self.log_path,
-            msgspec.structs.replace(self._terms, unsloth_failure=cause),
-            self._inherited,
-        )
-        self._line, self.reusable = line, False
-        if self._is_unwanted():
-            # It was ended while the new process started.
-            await self._end()
+        terms = msgspec.structs.replace(self._terms, unsloth_failure=cause)
+        self._process = _started(Path(plan.log_path), terms, self._module, self._inherited)
+        self.reusable = False
         await self.ready()
         await self.send(Train(plan=plan))
         if wish is not None:
@@ -271,18 +224,9 @@ class Child:
         return self._killed
 
     async def _end(self) -> None:
-        try:
-            if self.alive:
-                with suppress(ProcessLookupError):
-                    os.killpg(self.pid, signal.SIGKILL)
-                async with asyncio.timeout(self._end_seconds):
-                    await self._line.process.wait()
-        except TimeoutError as error:
-            self._killed = True
-            raise Fault(FaultCode.RUNTIME_PROCESS_STUCK, stuck_text(self.pid)) from error
-        finally:
-            # Whoever waits for what it says waits no longer.
-            self._line.writer.close()
+        end = await self._process.end()
+        if end.cause is Cause.STUCK:
+            raise _fault_of(end, pid=self.pid)
 
 
 def stuck_text(pid: int | None) -> str:
@@ -306,38 +250,34 @@ def _spoils(message: FromChild) -> bool:
             return False
 
 
-async def _spawn(log_path: Path, terms: Terms, inherited: tuple[int, ...]) -> _Line:
-    ours, theirs = socket.socketpair()
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    with log_path.open("ab") as output, theirs:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "trainer.training",
-            str(theirs.fileno()),
-            msgspec.json.encode(terms).decode(),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            pass_fds=(theirs.fileno(), *inherited),
-            env=child_environment(os.environ),
-            start_new_session=True,
-        )
-    reader, writer = await asyncio.open_connection(sock=ours, limit=LINE_BYTES_MAX)
-    return _Line(process=process, reader=reader, writer=writer)
+def _started(
+    log_path: Path, terms: Terms, module: str, inherited: tuple[int, ...]
+) -> Process[FromChild]:
+    program = Program(
+        module=module,
+        arguments=(msgspec.json.encode(terms).decode(),),
+        environment=child_environment(os.environ),
+        message_bytes_max=MESSAGE_BYTES_MAX,
+        log_path=log_path,
+        inherited=inherited,
+    )
+    return Process.start(program, from_child)
 
 
-def log_tail(path: Path, *, lines_count: int = 20) -> str:
-    """The last lines of a child's log, for the operator's log."""
-    with suppress(OSError):
-        return "\n".join(path.read_text("utf-8", errors="replace").splitlines()[-lines_count:])
-    return ""
+def _fault_of(end: End, *, pid: int, late: FaultCode = FaultCode.RUNTIME_WORKER_LOST) -> Fault:
+    """What a run is told of the end of its process.
 
-
-def _memory_kill_count() -> int:
-    with suppress(OSError):
-        for line in KERNEL_COUNTERS.read_text("ascii").splitlines():
-            name, _, value = line.partition(" ")
-            if name == "oom_kill":
-                return int(value)
-    return 0
+    Args:
+        late: the code for one that kept silent.
+    """
+    match end.cause:
+        case Cause.OUT_OF_MEMORY:
+            text = "The node's memory ran out, and the kernel ended the training process"
+            return Fault(FaultCode.RUNTIME_GPU_OOM, text, **end.metadata)
+        case Cause.STUCK:
+            return Fault(FaultCode.RUNTIME_PROCESS_STUCK, stuck_text(pid), **end.metadata)
+        case Cause.DEADLINE:
+            return Fault(late, f"The training process {end.words}", **end.metadata)
+        case _:
+            text = f"The training process {end.words}"
+            return Fault(FaultCode.RUNTIME_WORKER_LOST, text, **end.metadata)

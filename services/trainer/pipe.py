@@ -1,7 +1,4 @@
-"""What agent and training child say to each other: one JSON object a line over a socket pair.
-
-The child's stdout belongs to libraries that print what they like; it goes to the run's log file.
-"""
+"""What agent and training child say to each other, by `chassis.child`."""
 
 import msgspec
 
@@ -10,7 +7,7 @@ from trainer.domain.plan import TrainPlan
 from trainer.domain.rails import CPU_TIER, UnslothPolicy
 
 # The longest message is a plan with its prompts, or samples; weights never travel here.
-LINE_BYTES_MAX = 4 * 1024 * 1024
+MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,7 +22,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """A line; msgspec tells the kinds apart by the name of the class."""
+    """A message; msgspec tells the kinds apart by the name of the class."""
 
 
 class Train(_Message, frozen=True, kw_only=True):
@@ -183,30 +180,5 @@ FromChild = (
     | Failed
 )
 
-_to_child = msgspec.json.Decoder[ToChild](ToChild)
-_from_child = msgspec.json.Decoder[FromChild](FromChild)
-
-
-def encode(message: msgspec.Struct) -> bytes:
-    """The message as one line."""
-    return msgspec.json.encode(message) + b"\n"
-
-
-def decode_to_child(line: bytes) -> ToChild:
-    """A line from the agent.
-
-    Raises:
-        msgspec.ValidationError: the two sides do not speak the same version.
-    """
-    message: ToChild = _to_child.decode(line)
-    return message
-
-
-def decode_from_child(line: bytes) -> FromChild:
-    """A line from the child.
-
-    Raises:
-        msgspec.ValidationError: the two sides do not speak the same version.
-    """
-    message: FromChild = _from_child.decode(line)
-    return message
+to_child: "msgspec.json.Decoder[ToChild]" = msgspec.json.Decoder(ToChild)
+from_child: "msgspec.json.Decoder[FromChild]" = msgspec.json.Decoder(FromChild)

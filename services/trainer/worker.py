@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import assert_never
 
 from chassis import activities, evictions, telemetry
+from chassis.child.process import END_SECONDS_MAX
 from chassis.inputs import InputUrls
 from chassis.leasing import LeaseSession
 from lexicon.faults import Fault, FaultCode, Stage
@@ -22,7 +23,7 @@ from objects import transfer
 from objects.cache import FolderCache, folder_bytes
 from objects.modelhub import ModelHub
 from trainer import node, outputs, wire
-from trainer.child import END_SECONDS_MAX, Child, stuck_text
+from trainer.child import Child, stuck_text
 from trainer.claim import Claim
 from trainer.config import Config
 from trainer.domain.plan import Base, TrainPlan

@@ -1,7 +1,7 @@
-"""The process in which strangers' templates and tokenizers run: `python -m validator.child`.
+"""Where strangers' templates and tokenizers run: `python -m validator.child CHANNEL`.
 
-It gets one job on standard input, gives one answer on standard output and ends. It holds no
-secret, and its time and memory are bounded by the system.
+The process gets one job, gives one answer and ends. It holds no secret, and its time and memory are
+bounded by the system.
 """
 
 import resource
@@ -9,10 +9,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import msgspec
 
+from chassis.child.channel import Channel, limit
 from corpus.chat import load
 from corpus.labels import TrainOn, unbounded
 from corpus.shapes import Format
@@ -87,12 +89,12 @@ def run(job: Job) -> Answer:
 
 
 def main() -> None:
-    """One job from standard input to standard output."""
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
-    if sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
-    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
-    sys.stdout.buffer.write(msgspec.json.encode(run(job)))
+    """One job and its answer."""
+    limit(resource.RLIMIT_CPU, CPU_SECONDS)
+    limit(resource.RLIMIT_AS, ADDRESS_SPACE_BYTES)
+    jobs: SimpleQueue[Job] = SimpleQueue()
+    channel = Channel(sys.argv[1], msgspec.json.Decoder(Job), jobs.put)
+    channel.send(run(jobs.get()))
 
 
 if __name__ == "__main__":

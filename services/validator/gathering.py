@@ -30,7 +30,7 @@ from validator.domain.filling import fill_training
 from validator.domain.parts import MAX_DATASETS
 from validator.domain.preview import SeenRow, label_facts
 from validator.domain.spec import Spec, Training
-from validator.encoding import Encoder, TooSlow
+from validator.encoding import Encoder, TooBusy
 from validator.library import Found, Library
 
 Value = TypeVar("Value")
@@ -156,8 +156,9 @@ class Gatherer:
         seen = await self._encode(spec, found, rows)
         if isinstance(seen, Fault):
             raise seen
-        if isinstance(seen, TooSlow):
-            raise Fault(FaultCode.DEP_SERVICE_UNAVAILABLE, "The machine is too busy for a preview.")
+        if isinstance(seen, TooBusy):
+            text = f"The machine is too busy for a preview: {seen.reason}."
+            raise Fault(FaultCode.DEP_SERVICE_UNAVAILABLE, text)
         return seen
 
     async def _plan(self, parent: ProjectName) -> Plan:
@@ -239,13 +240,13 @@ class Gatherer:
                 ]
         rows = [row for part in parts for row in part.result()]
         seen = await self._encode(spec, found, rows)
-        if isinstance(seen, TooSlow):
-            return None, f"the rows were not encoded within {seen.seconds:g} s"
+        if isinstance(seen, TooBusy):
+            return None, seen.reason
         return (seen if isinstance(seen, Fault) else label_facts(seen)), ""
 
     async def _encode(
         self, spec: Spec, found: Found, rows: Sequence[Row]
-    ) -> list[SeenRow] | Fault | TooSlow:
+    ) -> list[SeenRow] | Fault | TooBusy:
         shape = None if isinstance(found.facts.shape, Fault) else found.facts.shape
         training = fill_training(
             spec.training or Training(), tier=self._catalog.tiers.get(spec.gpu_tier), shape=shape

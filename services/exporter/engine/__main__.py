@@ -1,23 +1,18 @@
-"""`python -m exporter.engine FD`: the working child. One job after another over the socket FD.
+"""`python -m exporter.engine CHANNEL`: the working child. It does one job after another.
 
-It dies with its agent: when the socket closes, the whole process group ends, converter included.
+It ends with its agent, and so does the converter that it may have started.
 """
 
 import argparse
-import os
-import queue
-import signal
-import socket
 import sys
-import threading
 import time
 import traceback
 from importlib.metadata import version
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Final
 
-import msgspec
-
+from chassis.child import channel
 from exporter.engine import selftest
 from exporter.engine.disk import PARTIAL, forget_leftovers
 from exporter.engine.export import Engine, export
@@ -30,8 +25,7 @@ from exporter.pipe import (
     Failed,
     Progress,
     Ready,
-    decode_for_child,
-    encode,
+    to_child,
 )
 from lexicon.faults import Fault, FaultCode
 from objects import cache
@@ -40,19 +34,15 @@ PROGRESS_SECONDS: Final = 0.25
 
 
 class Channel:
-    """The socket to the agent: jobs in, messages out."""
+    """The channel to the agent: jobs in, messages out."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._socket = socket.socket(fileno=descriptor)
-        self._jobs: queue.Queue[Export] = queue.Queue()
+    def __init__(self, descriptors: str) -> None:
+        jobs: SimpleQueue[Export] = SimpleQueue()
         self._progress_time = 0.0
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def next_job(self) -> Export:
-        return self._jobs.get()
-
-    def send(self, message: msgspec.Struct) -> None:
-        self._socket.sendall(encode(message) + b"\n")
+        self._channel = channel.Channel(descriptors, to_child, jobs.put)
+        self.next_job = jobs.get
+        self.send = self._channel.send
+        self.keep_pulse = self._channel.keep_pulse
 
     def progress(self, step: str, percent: float) -> None:
         """Tells how far the job is, a few times a second at the most."""
@@ -65,29 +55,23 @@ class Channel:
         """Tells what went from the cache; the agent logs and counts it."""
         self.send(Evicted(name=gone.name, size_bytes=gone.size_bytes))
 
-    def _listen(self) -> None:
-        with self._socket.makefile("rb") as lines:
-            for line in lines:
-                self._jobs.put(decode_for_child(line))
-        os.killpg(0, signal.SIGKILL)
-
 
 def main() -> int:
     """Check the parts, then work until the agent is gone."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("descriptor", type=int)
+    parser.add_argument("channel")
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--vendor", type=Path, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--cache-bytes", type=int, default=0)
     arguments = parser.parse_args()
-    channel = Channel(arguments.descriptor)
+    agent = Channel(arguments.channel)
     llama_version = version("llama-cpp-python")
     try:
         selftest.check_parts(arguments.vendor)
         selftest.check_conversion(arguments.cache, arguments.vendor, llama_version=llama_version)
     except Fault as fault:
-        channel.send(_failed(fault))
+        agent.send(_failed(fault))
         return 1
     # A killed conversion left its work under a name that only the same base would clean up.
     forget_leftovers(arguments.cache, f"*{PARTIAL}/")
@@ -101,22 +85,27 @@ def main() -> int:
         cache_bytes=arguments.cache_bytes,
     )
     fast_types = tuple(kind.name for kind in sorted(kernel.types))
-    channel.send(Ready(llama_version=llama_version, fast_types=fast_types))
+    agent.send(Ready(llama_version=llama_version, fast_types=fast_types))
+    agent.keep_pulse()
     while True:
-        _work(engine, channel, channel.next_job())
+        _work(engine, agent, agent.next_job())
 
 
-def _work(engine: Engine, channel: Channel, job: Export) -> None:
+def _work(engine: Engine, agent: Channel, job: Export) -> None:
     try:
-        channel.send(export(engine, job, channel.progress, channel.evicted))
+        agent.send(export(engine, job, agent.progress, agent.evicted))
     except BaseNeededError:
-        channel.send(BaseNeeded())
+        agent.send(BaseNeeded())
     except Fault as fault:
-        channel.send(_failed(fault))
+        agent.send(_failed(fault))
+    except MemoryError:
+        traceback.print_exc()
+        text = "The export took more memory than the exporter has."
+        agent.send(_failed(Fault(FaultCode.RUNTIME_GGUF_EXPORT_FAILED, text)))
     except Exception as error:  # noqa: BLE001 (the edge of the child: whatever it was, the agent must hear)
         traceback.print_exc()
         kind = type(error).__name__
-        channel.send(
+        agent.send(
             _failed(Fault(FaultCode.INTERNAL_UNEXPECTED, f"The export failed: {kind}.", kind=kind))
         )
 

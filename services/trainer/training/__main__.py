@@ -1,6 +1,6 @@
-"""The training child: `python -m trainer.training FD TERMS`.
+"""The training child: `python -m trainer.training CHANNEL TERMS`.
 
-FD is the socket to the agent, TERMS a `pipe.Terms` as JSON. Which rails there are is decided before
+CHANNEL is that to the agent, TERMS a `pipe.Terms` as JSON. Which rails there are is decided before
 anything else is imported: Unsloth has to come before transformers and PEFT.
 """
 
@@ -8,7 +8,6 @@ import errno
 import gc
 import logging
 import os
-import socket
 import sys
 from collections.abc import Callable
 
@@ -32,7 +31,7 @@ NO_SPACE = os.strerror(errno.ENOSPC)
 
 
 def main() -> None:
-    """Serve plans until the agent closes the socket."""
+    """Serve plans until the agent is gone."""
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
     )
@@ -49,7 +48,7 @@ def main() -> None:
         import_peft=import_peft,
         begin_anew=_begin_anew,
     )
-    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    channel = Channel(sys.argv[1])
     notes = tuple(f"{finding.sentence} {finding.next_step}" for finding in judge(facts))
     serve(channel, rails, notes)
 
@@ -61,6 +60,7 @@ def serve(channel: Channel, rails: Rails, notes: tuple[str, ...]) -> None:
     from trainer.training.warm import Warm
 
     channel.send(Ready(warm=(), capabilities=capabilities.found(rails), notes=notes))
+    channel.keep_pulse()
     warm = Warm()
     # Modules live as long as the process: without them the collection after a run is short.
     gc.collect()
@@ -95,7 +95,7 @@ def _ended(
 
 
 def _begin_anew(terms: Terms) -> None:
-    """This process once more from its first line, under other terms, with the same socket."""
+    """This process once more from its first line, under other terms, with the same channel."""
     told = msgspec.json.encode(terms).decode()
     command = [sys.executable, "-m", "trainer.training", sys.argv[1], told]
     os.execv(sys.executable, command)  # noqa: S606 - the same program again, without a shell

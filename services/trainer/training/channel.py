@@ -1,58 +1,34 @@
-"""The child's end of the pipe to the agent."""
+"""The child's end of the channel to the agent: plans, and what is wished of the run under way."""
 
-import os
-import socket
 import threading
-from typing import Any
+from queue import SimpleQueue
 
-import msgspec
-
-from trainer.pipe import LINE_BYTES_MAX, Finish, Pause, Resume, Train, decode_to_child, encode
+from chassis.child import channel
+from trainer.pipe import Finish, Pause, Resume, ToChild, Train, to_child
 
 
 class Channel:
-    """Sends messages at once; a thread of its own receives, so that a step never waits for it.
+    """Sends messages at once; wishes come while a plan is trained."""
 
-    When the agent is gone the process ends: nobody would collect the work, and the device must be
-    free for the agent's successor.
-    """
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self._sending = threading.Lock()
-        self._plans: list[Train] = []
-        self._plan_came = threading.Condition()
+    def __init__(self, descriptors: str) -> None:
+        self._plans: SimpleQueue[Train] = SimpleQueue()
         self.finish = threading.Event()
         self.running = threading.Event()
         self.running.set()
-        threading.Thread(target=self._receive, name="agent-channel", daemon=True).start()
-
-    def send(self, message: msgspec.Struct) -> None:
-        """Send one message to the agent."""
-        with self._sending:
-            self._connection.sendall(encode(message))
+        self._channel = channel.Channel(descriptors, to_child, self._obey)
+        self.send = self._channel.send
+        self.keep_pulse = self._channel.keep_pulse
 
     def next_plan(self) -> Train:
         """The next plan, waited for; `finish` and pauses of the run before it are forgotten."""
-        with self._plan_came:
-            while not self._plans:
-                self._plan_came.wait()
-            return self._plans.pop(0)
+        return self._plans.get()
 
-    def _receive(self) -> None:
-        lines = self._connection.makefile("rb")
-        while line := lines.readline(LINE_BYTES_MAX):
-            self._obey(decode_to_child(line))
-        os._exit(0)
-
-    def _obey(self, message: Any) -> None:
+    def _obey(self, message: ToChild) -> None:
         match message:
             case Train():
                 self.finish.clear()
                 self.running.set()
-                with self._plan_came:
-                    self._plans.append(message)
-                    self._plan_came.notify()
+                self._plans.put(message)
             case Finish():
                 self.finish.set()
                 self.running.set()

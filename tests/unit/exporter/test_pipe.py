@@ -1,5 +1,7 @@
 """Messages between agent and child, and the child's environment."""
 
+import msgspec
+
 from exporter import wire
 from exporter.child import child_environment
 from exporter.pipe import (
@@ -9,9 +11,8 @@ from exporter.pipe import (
     Progress,
     ProofFigures,
     Ready,
-    decode_for_child,
-    decode_from_child,
-    encode,
+    from_child,
+    to_child,
 )
 from lexicon.faults import Fault, FaultCode, Stage
 from tunesmith.api.fault.v1 import fault_pb2
@@ -28,14 +29,14 @@ JOB = Export(
 
 
 def test_every_message_goes_over_and_back() -> None:
-    assert decode_for_child(encode(JOB)) == JOB
+    assert to_child.decode(msgspec.json.encode(JOB)) == JOB
     for message in (
         Ready(llama_version="1", fast_types=("Q4_K",)),
         Progress(step="merge", percent=12.5),
         Exported(entries=("a",), proof=ProofFigures(proven=True), seconds={"merge": 1.0}),
         Failed(code="EXPORT_NOOP_MERGE", message="m", metadata={"k": "v"}),
     ):
-        assert decode_from_child.decode(encode(message)) == message
+        assert from_child.decode(msgspec.json.encode(message)) == message
 
 
 def test_a_fault_of_the_child_keeps_code_words_and_figures() -> None:

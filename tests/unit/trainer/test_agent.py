@@ -6,12 +6,13 @@ import zipfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import msgspec
 import pytest
 
 from lexicon.faults import Fault, FaultCode
-from tests.support.child_lines import Line
+from tests.support.child_lines import a_process
 from tests.support.training import a_plan
 from trainer.bundle import write_zip
 from trainer.child import Child, child_environment
@@ -26,9 +27,8 @@ from trainer.pipe import (
     Resume,
     Terms,
     Warned,
-    decode_from_child,
-    decode_to_child,
-    encode,
+    from_child,
+    to_child,
 )
 from trainer.pipe import StageBegan as Began
 from trainer.thermal import UNREADABLE_MAX, ThermalGuard, limits
@@ -158,7 +158,7 @@ async def test_a_process_whose_device_may_be_broken_gets_no_other_run(
     said: list[Any], reusable: bool
 ) -> None:
     """An assertion on a GPU makes every later call of the process fail, in whoever's run."""
-    child = Child(cast(Any, Line(*said)), Path("log"), Terms())
+    child = Child(a_process(from_child, *said)[0], Terms())
     assert [message async for message in child.train(a_plan())] == said
     assert child.idle
     assert child.reusable is reusable
@@ -198,13 +198,14 @@ def test_threads_of_the_child_sleep_while_they_wait_unless_the_operator_says_oth
 
 @pytest.mark.parametrize("message", [Pause(), Resume()])
 def test_what_the_agent_says_is_one_line_and_read_back(message: Any) -> None:
-    line = encode(message)
-    assert line.count(b"\n") == 1
-    assert decode_to_child(line) == message
+    line = msgspec.json.encode(message)
+    assert b"\n" not in line
+    assert to_child.decode(line) == message
 
 
 def test_what_the_child_says_is_read_back() -> None:
-    assert decode_from_child(encode(Began(stage="saving"))) == Began(stage="saving")
+    said = Began(stage="saving")
+    assert from_child.decode(msgspec.json.encode(said)) == said
 
 
 class FakeStore(FakeSession):

@@ -2,46 +2,25 @@
 
 import asyncio
 import sys
+import threading
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from lexicon.faults import Fault, FaultCode
-from tests.support.child_lines import Line
+from tests.support.child_lines import FakeHandle, a_process
 from tests.support.training import a_plan
 from trainer.child import Child
 from trainer.claim import Claim
 from trainer.config import Config
-from trainer.pipe import Terms, UnslothFailed, encode
+from trainer.pipe import Terms, UnslothFailed, from_child
 from trainer.worker import Trainer
 
 
-class Hanging(Line):
-    """A process that no signal ends, until the driver lets it go."""
-
-    # Beyond what the kernel gives: no signal of these tests reaches anybody.
-    pid = 1 << 30
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.returncode: int | None = None  # type: ignore[assignment]
-        self._ended = asyncio.Event()
-
-    async def wait(self) -> None:
-        await self._ended.wait()
-
-    def close(self) -> None:
-        self.reader.feed_eof()
-
-    def let_go(self) -> None:
-        self.returncode = -9
-        self._ended.set()
-
-
-def a_hanging_child() -> tuple[Child, Hanging]:
-    line = Hanging()
-    return Child(cast(Any, line), Path("log"), Terms(), end_seconds=0.01), line
+def a_hanging_child(*said: Any) -> tuple[Child, FakeHandle]:
+    process, handle = a_process(from_child, *said)
+    return Child(process, Terms()), handle
 
 
 def a_config(work_dir: Path) -> Config:
@@ -69,29 +48,48 @@ async def test_a_child_that_cannot_be_ended_says_so_and_nobody_listens_for_ever(
 
 async def test_no_second_child_is_started_beside_one_that_hangs(tmp_path: Path) -> None:
     """Two processes could hold the device; the node takes no work until the first has ended."""
-    trainer, (child, line) = Trainer(a_config(tmp_path)), a_hanging_child()
+    trainer, (child, handle) = Trainer(a_config(tmp_path)), a_hanging_child()
     trainer._child = child
     assert not trainer.unfit_reason
     await trainer.close()
-    assert str(line.pid) in trainer.unfit_reason
+    assert str(handle.pid) in trainer.unfit_reason
     with pytest.raises(Fault) as caught:
         await trainer._ready_child()
     assert caught.value.code is FaultCode.RUNTIME_PROCESS_STUCK
-    line.let_go()
+    handle.let_go()
     assert not trainer.unfit_reason
     await trainer.close()
     assert trainer._child is None
 
 
+class Ending(FakeHandle):
+    """A process that ends when it is let go, and not before somebody waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_waited_for, self.may_end = threading.Event(), threading.Event()
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.is_waited_for.set()
+        assert self.may_end.wait(5)
+        self.exit_code = -9
+        return self.exit_code
+
+
 async def test_a_child_that_was_ended_gets_no_successor(tmp_path: Path) -> None:
     """002-24: the run was aborted while the process that Unsloth had spoiled came to its end."""
-    child, line = a_hanging_child()
-    line.reader.feed_data(encode(UnslothFailed(cause="no accelerator")))
-    line.let_go()
-    await child.kill()
-    log_path = tmp_path / "successor.log"
+    handle, log_path = Ending(), tmp_path / "successor.log"
+    process, _ = a_process(from_child, UnslothFailed(cause="no accelerator"), handle=handle)
+    child = Child(process, Terms())
+    said = child.train(a_plan(log_path=str(log_path)))
+    training = asyncio.ensure_future(anext(said))
+    assert await asyncio.to_thread(handle.is_waited_for.wait, 5)
+    killing = asyncio.create_task(child.kill())
+    await asyncio.sleep(0)
+    handle.may_end.set()
+    await killing
     with pytest.raises(Fault) as caught:
-        await anext(child.train(a_plan(log_path=str(log_path))))
+        await training
     assert caught.value.code is FaultCode.RUNTIME_WORKER_LOST
     assert not log_path.exists()
 
