@@ -8,16 +8,15 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from chassis import activities, evictions, telemetry
+from chassis.bases import Bases, digest_of
 from chassis.inputs import InputUrls
 from chassis.leasing import LeaseSession
 from exporter import wire
@@ -26,16 +25,12 @@ from exporter.config import Config
 from exporter.pipe import BaseNeededError, Export, Exported, Progress
 from lexicon.faults import Fault, FaultCode, Stage
 from objects import transfer
-from objects.cache import FolderCache, folder_bytes
-from objects.modelhub import ModelHub
 from tunesmith.api.run.v1 import run_pb2
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2
 
 log = telemetry.logger(__name__)
 
 ADAPTER_CONFIG: Final = "adapter_config.json"
-# What is fetched of a model on the hub: weights as safetensors and what describes them; no pickle.
-MODEL_PATTERNS: Final = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt")
 # What a rotten file of the base could be the cause of; then it is looked at again, byte by byte.
 _DOUBTS_BASE: Final = frozenset(
     {
@@ -54,9 +49,12 @@ class Exporter:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._cache = FolderCache(config.model_cache, bound_bytes=config.model_cache_bytes)
-        # The base under work, which nobody may delete meanwhile.
-        self._held = ExitStack()
+        self._bases = Bases(
+            config.model_cache,
+            bound_bytes=config.model_cache_bytes,
+            hub_url=config.model_hub_url,
+            hub_token=config.model_hub_token,
+        )
         self._child: Child | None = None
         self._child_lock = asyncio.Lock()
         self._preparing: asyncio.Task[None] | None = None
@@ -90,7 +88,7 @@ class Exporter:
                 task.cancel()
             with suppress(asyncio.CancelledError):
                 await work
-            self._held.close()
+            self._bases.let_go()
             if was_busy and self._child is not None:
                 await self._child.kill()
             # The next lease should not wait for a child that loads and proves its libraries.
@@ -226,58 +224,21 @@ class Exporter:
         return next(path.parent for path in paths if path.name == ADAPTER_CONFIG)
 
     async def _identify(self, base: work_pb2.BaseModelInput, renewed: transfer.Refresh) -> "_Base":
-        """What the base is called in the cache; of a model on the hub, asked there each time."""
+        """What the base is called in the cache of conversions."""
+        commit = await self._bases.commit_of(base)
         if base.files:
-            return _Base(key=_digest(base.files), source=base, renewed=renewed)
-        found = await self._hub(base).describe(base.model_id, base.revision or "main")
-        identity = f"{base.model_id}@{found.revision_sha}"
-        key = hashlib.sha256(identity.encode()).hexdigest()[:32]
-        return _Base(key=key, source=base, renewed=renewed, revision=found.revision_sha)
+            key = digest_of(base.files)
+        else:
+            key = hashlib.sha256(f"{base.model_id}@{commit}".encode()).hexdigest()[:32]
+        return _Base(key=key, source=base, renewed=renewed, commit=commit)
 
     async def _fetch_base(
         self, session: LeaseSession, base: "_Base", *, is_doubted: bool = False
     ) -> Path:
-        """Folder of the base's files on this disk, held until the lease ends.
-
-        Args:
-            is_doubted: what lies there is compared with its digests again.
-        """
-        if base.source.files:
-            return await self._fetch_from_store(session, base, is_doubted=is_doubted)
-        hub, model_id = self._hub(base.source), base.source.model_id
-        if is_doubted:
-            self._held.close()
-            forget = partial(self._cache.forget, hub.folder_of(model_id), in_use_too=True)
-            await asyncio.to_thread(forget)
-        self._held.enter_context(self._cache.using(hub.folder_of(model_id)))
-        missing = await hub.missing_bytes(model_id, base.revision, patterns=MODEL_PATTERNS)
-        await evictions.make_room(self._cache, missing)
-        async with activities.downloading(
-            session, folder=hub.folder_of(model_id), needed_bytes=missing
-        ):
-            return await hub.fetch(model_id, base.revision, patterns=MODEL_PATTERNS)
-
-    async def _fetch_from_store(
-        self, session: LeaseSession, base: "_Base", *, is_doubted: bool
-    ) -> Path:
-        folder = self._config.model_cache / "store" / base.key
-        mark = folder / transfer.COMPLETE_MARK
-        self._held.enter_context(self._cache.using(folder))
-        if is_doubted:
-            mark.unlink(missing_ok=True)
-        # The mark spares a warm node the hashing of gigabytes.
-        if not mark.exists():
-            files = base.source.files
-            size_bytes = sum(file.size_bytes for file in files)
-            missing = max(0, size_bytes - folder_bytes(folder))
-            await evictions.make_room(self._cache, missing)
-            async with activities.downloading(session, folder=folder, needed_bytes=missing):
-                await transfer.download_shared(files, folder, refresh=base.renewed)
-        return folder
-
-    def _hub(self, base: work_pb2.BaseModelInput) -> ModelHub:
-        token = base.hub_token or self._config.model_hub_token
-        return ModelHub(self._config.model_hub_url, self._config.model_cache, token)
+        """Folder of the base's files on this disk, held until the lease ends."""
+        return await self._bases.fetch(
+            session, base.source, base.renewed, commit=base.commit, is_doubted=is_doubted
+        )
 
     async def _ready_child(self) -> Child:
         async with self._child_lock:
@@ -310,13 +271,13 @@ class _Base:
 
     Attributes:
         renewed: gives URLs of its files once those of the lease have ended.
-        revision: commit of a model on the hub.
+        commit: of a model on the hub.
     """
 
     key: str
     source: work_pb2.BaseModelInput
     renewed: transfer.Refresh
-    revision: str = ""
+    commit: str = ""
 
 
 def unforeseen(error: Exception) -> Fault:
@@ -332,8 +293,3 @@ def core_count() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _digest(files: Sequence[work_pb2.InputFile]) -> str:
-    lines = sorted(f"{file.sha256}  {file.path}\n" for file in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()[:32]

@@ -5,23 +5,20 @@ The agent holds the node token and the signed URLs; the child gets local paths a
 
 import asyncio
 import errno
-import hashlib
 import shutil
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
 
-from chassis import activities, evictions, telemetry
+from chassis import activities, telemetry
+from chassis.bases import Bases, digest_of
 from chassis.child.process import END_SECONDS_MAX
 from chassis.inputs import InputUrls
 from chassis.leasing import LeaseSession
 from lexicon.faults import Fault, FaultCode, Stage
 from lexicon.names import RunName
 from objects import transfer
-from objects.cache import FolderCache, folder_bytes
-from objects.modelhub import ModelHub
 from trainer import node, outputs, wire
 from trainer.child import Child, stuck_text
 from trainer.claim import Claim
@@ -58,8 +55,6 @@ LOGS_KEPT_COUNT = 500
 # What the store says of a file that no other try brings back.
 LOST_CODES = frozenset({FaultCode.STORAGE_OBJECT_NOT_FOUND, FaultCode.STORAGE_CHECKSUM_MISMATCH})
 LOST_TEXT = "A checkpoint cannot be fetched; its steps are taken again, and charged once"
-# What is fetched of a model on the hub: weights as safetensors and what describes them; no pickle.
-MODEL_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +75,12 @@ class Trainer:
         self._tracking = Destination(
             tool=config.tracking, uri=config.tracking_uri, token=config.tracking_token
         )
-        self._cache = FolderCache(config.model_cache, bound_bytes=config.model_cache_bytes)
-        # The base under work, which nobody may delete meanwhile.
-        self._held = ExitStack()
+        self._bases = Bases(
+            config.model_cache,
+            bound_bytes=config.model_cache_bytes,
+            hub_url=config.model_hub_url,
+            hub_token=config.model_hub_token,
+        )
         self._child: Child | None = None
         self._child_lock = asyncio.Lock()
         self._claim = Claim(config.work_dir)
@@ -296,7 +294,7 @@ class Trainer:
 
     async def _let_go(self, session: LeaseSession) -> None:
         """Free the device unless the child is idle and warm, and delete what the run left."""
-        self._held.close()
+        self._bases.let_go()
         if self._child is not None and not (self._child.idle and self._child.reusable):
             await self.close()
         # The next lease should not wait for a child to load its libraries.
@@ -326,39 +324,15 @@ class Trainer:
     async def _fetch_base(
         self, session: LeaseSession, base: work_pb2.BaseModelInput, renewed: transfer.Refresh
     ) -> Base:
-        if not base.files:
-            hub = ModelHub(
-                self._config.model_hub_url,
-                self._config.model_cache,
-                base.hub_token or self._config.model_hub_token,
-            )
-            revision = base.revision or "main"
-            self._held.enter_context(self._cache.using(hub.folder_of(base.model_id)))
-            missing = await hub.missing_bytes(base.model_id, revision, patterns=MODEL_PATTERNS)
-            await evictions.make_room(self._cache, missing)
-            async with activities.downloading(
-                session, folder=hub.folder_of(base.model_id), needed_bytes=missing
-            ):
-                folder = await hub.fetch(base.model_id, revision, patterns=MODEL_PATTERNS)
-            # The folder bears the commit; a branch may be elsewhere tomorrow.
-            digest = f"{base.model_id}@{folder.name}"
-        else:
-            digest = _digest(base.files)
-            folder = self._config.model_cache / "store" / digest
-            self._held.enter_context(self._cache.using(folder))
-            # The mark spares a warm node the hashing of gigabytes before every run.
-            if not (folder / transfer.COMPLETE_MARK).exists():
-                size_bytes = sum(file.size_bytes for file in base.files)
-                missing = max(0, size_bytes - folder_bytes(folder))
-                await evictions.make_room(self._cache, missing)
-                async with activities.downloading(session, folder=folder, needed_bytes=missing):
-                    await transfer.download_shared(base.files, folder, refresh=renewed)
+        folder = await self._bases.fetch(session, base, renewed)
+        # A branch may be at another commit tomorrow.
+        commit = f"{base.model_id}@{folder.name}"
         return Base(
             base_model=base.base_model,
             model_id=base.model_id,
             revision=base.revision,
             folder=str(folder),
-            digest=digest,
+            digest=digest_of(base.files) if base.files else commit,
         )
 
     def _run_folder(self, lease: work_pb2.Lease) -> Path:
@@ -459,8 +433,3 @@ def _with_stage(fault: Fault, stage: Stage) -> Fault:
     if fault.stage is None:
         fault.stage = stage
     return fault
-
-
-def _digest(files: Sequence[work_pb2.InputFile]) -> str:
-    lines = sorted(f"{file.sha256}  {file.path}\n" for file in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()[:32]

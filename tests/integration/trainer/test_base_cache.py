@@ -107,12 +107,12 @@ async def test_the_longest_unused_base_goes_when_the_bound_is_reached(tmp_path: 
         third = await fetch("third")
         assert old.exists()
         assert new.exists()
-        trainer._held.close()
+        trainer._bases.let_go()
         await fetch("old")
-        trainer._held.close()
+        trainer._bases.let_go()
         await fetch("third")
         assert (old.exists(), new.exists(), third.exists()) == (True, False, True)
-        trainer._held.close()
+        trainer._bases.let_go()
 
 
 async def test_a_branch_that_moved_is_another_base(tmp_path: Path) -> None:
