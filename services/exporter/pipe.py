@@ -4,6 +4,8 @@ import msgspec
 
 # The longest message is a fault with the output of a tool; weights never travel here.
 MESSAGE_BYTES_MAX = 1 << 20
+# In the metadata of a fault, as `of`: the files of the base may be its cause, not the adapter's.
+OF_BASE = "base"
 
 
 class BaseNeededError(Exception):

@@ -22,7 +22,7 @@ from chassis.leasing import LeaseSession
 from exporter import wire
 from exporter.child import Child
 from exporter.config import Config
-from exporter.pipe import BaseNeededError, Export, Exported, Progress
+from exporter.pipe import OF_BASE, BaseNeededError, Export, Exported, Progress
 from lexicon.faults import Fault, FaultCode, Stage
 from objects import transfer
 from tunesmith.api.run.v1 import run_pb2
@@ -39,7 +39,6 @@ _DOUBTS_BASE: Final = frozenset(
         FaultCode.EXPORT_VERIFY_MISMATCH,
         FaultCode.EXPORT_VOCABULARY_MISMATCH,
         FaultCode.MODEL_NOT_CONVERTIBLE,
-        FaultCode.MODEL_WEIGHTS_INVALID,
     }
 )
 
@@ -151,7 +150,7 @@ class Exporter:
             if fault.code is FaultCode.EXPORT_QUANTIZATION_BROKEN:
                 # This machine computed wrongly: the next child proves its kernel before any work.
                 await self._end_child()
-            if fault.code not in _DOUBTS_BASE:
+            if fault.code not in _DOUBTS_BASE and fault.metadata.get("of") != OF_BASE:
                 raise
             log.warning("base_doubted", code=fault.code, base=job.base_model)
             try:

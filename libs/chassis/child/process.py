@@ -100,6 +100,7 @@ class Program:
     """A Python module to run, and what it is given beside the channel.
 
     Attributes:
+        module: its name; arguments may follow that come before the channel's.
         environment: the whole of it; see `environment_of`.
         message_bytes_max: of one message from the child.
         log_path: gets what it prints; without one the last of it is kept in memory.

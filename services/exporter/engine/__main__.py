@@ -14,10 +14,13 @@ from typing import Final
 
 from chassis.child import channel
 from exporter.engine import selftest
+from exporter.engine.base import cache_key, cached_base
 from exporter.engine.disk import PARTIAL, forget_leftovers
 from exporter.engine.export import Engine, export
 from exporter.engine.kernel.kernel import Kernel
+from exporter.engine.weights import GgufFile, read_json
 from exporter.pipe import (
+    OF_BASE,
     BaseNeeded,
     BaseNeededError,
     Evicted,
@@ -39,6 +42,8 @@ class Channel:
     def __init__(self, descriptors: str) -> None:
         jobs: SimpleQueue[Export] = SimpleQueue()
         self._progress_time = 0.0
+        # Of the job under way; empty as long as nothing but its adapter was looked at.
+        self.step = ""
         self._channel = channel.Channel(descriptors, to_child, jobs.put)
         self.next_job = jobs.get
         self.send = self._channel.send
@@ -46,6 +51,7 @@ class Channel:
 
     def progress(self, step: str, percent: float) -> None:
         """Tells how far the job is, a few times a second at the most."""
+        self.step = step
         now = time.monotonic()
         if percent == 0.0 or now - self._progress_time >= PROGRESS_SECONDS:
             self._progress_time = now
@@ -92,11 +98,16 @@ def main() -> int:
 
 
 def _work(engine: Engine, agent: Channel, job: Export) -> None:
+    agent.step = ""
     try:
         agent.send(export(engine, job, agent.progress, agent.evicted))
     except BaseNeededError:
         agent.send(BaseNeeded())
     except Fault as fault:
+        if fault.code is FaultCode.MODEL_WEIGHTS_INVALID and _may_be_of_base(
+            engine, job, agent.step
+        ):
+            fault.metadata["of"] = OF_BASE
         agent.send(_failed(fault))
     except MemoryError:
         traceback.print_exc()
@@ -108,6 +119,28 @@ def _work(engine: Engine, agent: Channel, job: Export) -> None:
         agent.send(
             _failed(Fault(FaultCode.INTERNAL_UNEXPECTED, f"The export failed: {kind}.", kind=kind))
         )
+
+
+def _may_be_of_base(engine: Engine, job: Export, step: str) -> bool:
+    """Whether weights or settings that are invalid may be those of the base and not the adapter's.
+
+    A base that has no conversion after its step failed in it. Later its vocabulary and the places
+    of its tensors are read, which can be read once more, and its numbers, in the merge.
+    """
+    if not step:
+        return False
+    key = cache_key(job.base_key, llama_version=engine.llama_version)
+    base = cached_base(engine.cache, key)
+    if base is None or step == "merge":
+        return True
+    try:
+        with GgufFile(base.gguf):
+            base.placements()
+        for path in base.folder.glob("*.json"):
+            read_json(path)
+    except Fault:
+        return True
+    return False
 
 
 def _failed(fault: Fault) -> Failed:

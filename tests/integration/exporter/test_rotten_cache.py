@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from exporter.engine.base import cache_key
 from exporter.engine.export import Engine
@@ -13,6 +14,7 @@ from exporter.worker import Exporter
 from lexicon.faults import Fault, FaultCode
 from objects.cache import Evicted, folder_bytes
 from tests.integration.exporter.making import ANVIL, export_bundle
+from tests.integration.exporter.test_damaged_adapters import changed, config_cut, reference_cut
 from tests.integration.exporter.test_gates import Damaged
 from tests.integration.exporter.test_worker import a_lease, work_off
 from tests.support.own_caches import damage_conversions, damage_weights
@@ -65,6 +67,54 @@ async def test_a_base_that_rotted_is_fetched_and_converted_anew(
     lease = a_lease(objects, anvil_adapter, lease_id="lease-2")
     assert await outcome(exporter, objects, lease) == ""
     assert stored_weights(models) == (ANVIL / "model.safetensors").read_bytes()
+
+
+def made_at(models: Path) -> list[int]:
+    """When the base's files were compared with their digests, and when they were converted."""
+    marks = [*models.glob("store/*/.complete"), *models.glob("gguf/*/base.gguf")]
+    return [path.stat().st_mtime_ns for path in sorted(marks)]
+
+
+def not_finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """One number of one factor is none."""
+    if "layers.2.self_attn.q_proj.lora_B" in name:
+        tensor[3, 3] = float("nan")
+    return tensor
+
+
+@pytest.mark.parametrize("damage", [config_cut, changed(not_finite), reference_cut])
+async def test_a_damaged_adapter_costs_its_base_nothing(
+    damage: Callable[[Path], None],
+    exporter: Exporter,
+    objects: ObjectServer,
+    models: Path,
+    anvil_adapter: Path,
+    tmp_path: Path,
+) -> None:
+    """It is refused before the base is looked at, after that, and after the merge."""
+    assert await outcome(exporter, objects, a_lease(objects, anvil_adapter)) == ""
+    before = made_at(models)
+    adapter = shutil.copytree(anvil_adapter, tmp_path / "damaged")
+    damage(adapter)
+    lease = a_lease(objects, adapter, lease_id="lease-2")
+    assert await outcome(exporter, objects, lease) == "MODEL_WEIGHTS_INVALID"
+    assert made_at(models) == before
+
+
+def cut_short(models: Path, name: str) -> None:
+    """As a disk does that lost the end of a file."""
+    for path in models.glob(f"gguf/*/{name}"):
+        path.write_bytes(path.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize("name", ["base.gguf", "placements.json", "tokenizer.json"])
+async def test_a_conversion_that_cannot_be_read_is_made_anew(
+    name: str, exporter: Exporter, objects: ObjectServer, models: Path, anvil_adapter: Path
+) -> None:
+    assert await outcome(exporter, objects, a_lease(objects, anvil_adapter)) == ""
+    cut_short(models, name)
+    lease = a_lease(objects, anvil_adapter, lease_id="lease-2")
+    assert await outcome(exporter, objects, lease) == ""
 
 
 async def test_the_verdict_stands_when_the_base_cannot_be_checked(
