@@ -4,7 +4,6 @@ A token is trained on when it carries text of a trained segment. A special token
 words of a message is encoded as text: nobody can speak in another role by writing its mark.
 """
 
-import enum
 import functools
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -16,17 +15,11 @@ import numpy.typing as npt
 
 from corpus.chat import ChatTemplate, Segment
 from corpus.samples import ChatSample, KtoSample, Message, PreferenceSample, TextSample
+from modelspec.recipe import TrainOn
 
 IGNORED_LABEL = -100
 
 Tokens = npt.NDArray[np.int32]
-
-
-class TrainOn(enum.StrEnum):
-    """Which tokens carry a label."""
-
-    RESPONSES = "responses"
-    ALL = "all"
 
 
 class Encoding(Protocol):

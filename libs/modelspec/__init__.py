@@ -1,1 +1,1 @@
-"""Modelspec: models and hardware as numbers: shape, adapter, memory, duration, sizes, catalog."""
+"""Modelspec: models and hardware as numbers, and the words of a recipe."""

@@ -8,6 +8,7 @@ from typing import Final, cast
 
 from chassis import errors
 from lexicon.faults import Fault, FaultCode
+from modelspec.recipe import DEFAULT_PROMPTS
 from scheduler.domain.run import Checkpoint, Document, Lease, Metrics, Record, TaskKind
 from scheduler.domain.signals import (
     ActivityReported,
@@ -39,13 +40,6 @@ SAMPLE_COUNT: Final = 3
 SAMPLE_CHARACTERS_MAX: Final = 16_000
 MAX_FLAGS: Final = 16
 FLAG_CHARACTERS_MAX: Final = 200
-
-# Asked when the submission brings no prompts of its own.
-DEFAULT_PROMPTS: Final = (
-    "What can you help me with?",
-    "Explain in two sentences why the sky is blue.",
-    "Give me three tips for a good night's sleep.",
-)
 
 _PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*", re.ASCII)
 _PATH_CHARACTERS_MAX: Final = 300

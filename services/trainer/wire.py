@@ -5,20 +5,16 @@ from pathlib import Path
 
 from google.protobuf import duration_pb2
 
+from chassis.enums import by_number
 from lexicon.faults import Fault, FaultCode
+from modelspec.recipe import Backend, Method, Optimizer, Precision, Schedule, TrainOn
 from trainer.domain.continual import MergeRecord, Outcome
 from trainer.domain.plan import (
     AdapterPlan,
-    Backend,
     Base,
     DatasetFile,
-    Method,
     MultiRunPlan,
-    Optimizer,
-    Precision,
     PreferencePlan,
-    Schedule,
-    TrainOn,
     TrainPlan,
     ValidationPlan,
 )
@@ -32,45 +28,30 @@ NANOSECONDS = 1_000_000_000
 # Of a multi-run that validates and says no more; the contract names it.
 DEFAULT_HOLDOUT_RATIO = 0.1
 
+# What a lease leaves unset means what the validator fills in for it.
 _METHODS: Mapping[int, Method] = {
     spec_pb2.METHOD_UNSPECIFIED: Method.SFT,
-    spec_pb2.METHOD_SFT: Method.SFT,
-    spec_pb2.METHOD_DPO: Method.DPO,
-    spec_pb2.METHOD_ORPO: Method.ORPO,
-    spec_pb2.METHOD_KTO: Method.KTO,
-    spec_pb2.METHOD_SIMPO: Method.SIMPO,
+    **by_number(spec_pb2.Method, Method),
 }
 _BACKENDS: Mapping[int, Backend] = {
     spec_pb2.BACKEND_UNSPECIFIED: Backend.AUTO,
-    spec_pb2.BACKEND_AUTO: Backend.AUTO,
-    spec_pb2.BACKEND_CUDA: Backend.CUDA,
-    spec_pb2.BACKEND_CPU: Backend.CPU,
-    spec_pb2.BACKEND_MLX: Backend.MLX,
+    **by_number(spec_pb2.Backend, Backend),
 }
 _SCHEDULES: Mapping[int, Schedule] = {
     spec_pb2.SCHEDULE_UNSPECIFIED: Schedule.COSINE,
-    spec_pb2.SCHEDULE_COSINE: Schedule.COSINE,
-    spec_pb2.SCHEDULE_LINEAR: Schedule.LINEAR,
-    spec_pb2.SCHEDULE_CONSTANT: Schedule.CONSTANT,
+    **by_number(spec_pb2.Schedule, Schedule),
 }
 _OPTIMIZERS: Mapping[int, Optimizer] = {
     spec_pb2.OPTIMIZER_UNSPECIFIED: Optimizer.ADAMW_TORCH,
-    spec_pb2.OPTIMIZER_ADAMW_TORCH: Optimizer.ADAMW_TORCH,
-    spec_pb2.OPTIMIZER_ADAMW_8BIT: Optimizer.ADAMW_8BIT,
-    spec_pb2.OPTIMIZER_PAGED_ADAMW_8BIT: Optimizer.PAGED_ADAMW_8BIT,
+    **by_number(spec_pb2.Optimizer, Optimizer),
 }
 _PRECISIONS: Mapping[int, Precision] = {
     spec_pb2.PRECISION_UNSPECIFIED: Precision.AUTO,
-    spec_pb2.PRECISION_AUTO: Precision.AUTO,
-    spec_pb2.PRECISION_BF16: Precision.BF16,
-    spec_pb2.PRECISION_FP16: Precision.FP16,
-    spec_pb2.PRECISION_FP32: Precision.FP32,
-    spec_pb2.PRECISION_FP8: Precision.FP8,
+    **by_number(spec_pb2.Precision, Precision),
 }
 _TRAIN_ON: Mapping[int, TrainOn] = {
     spec_pb2.TRAIN_ON_UNSPECIFIED: TrainOn.RESPONSES,
-    spec_pb2.TRAIN_ON_RESPONSES: TrainOn.RESPONSES,
-    spec_pb2.TRAIN_ON_ALL: TrainOn.ALL,
+    **by_number(spec_pb2.TrainOn, TrainOn),
 }
 _FORMATS: Mapping[int, str] = {
     dataset_pb2.FORMAT_MESSAGES: "messages",

@@ -16,9 +16,10 @@ import msgspec
 
 from chassis.child.channel import Channel, limit
 from corpus.chat import load
-from corpus.labels import TrainOn, unbounded
+from corpus.labels import unbounded
 from corpus.shapes import Format
 from lexicon.faults import Fault
+from modelspec.recipe import TrainOn
 from validator.domain.preview import RawRow, SeenRow, see_rows
 
 # Processor time, which does not grow when the machine is busy.

@@ -2,17 +2,19 @@
 
 import dataclasses
 import enum
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from google.protobuf.message import Message
 
+from chassis.enums import by_number
 from chassis.errors import fault_to_proto
 from corpus.shapes import Format
 from lexicon.faults import Fault, FaultCode
 from modelspec.catalog import CURRENCY, Catalog, Tier
+from modelspec.recipe import Backend, Method, Optimizer, Precision, Schedule, TrainOn
 from tunesmith.api.billing.v1 import billing_pb2
 from tunesmith.api.dataset.v1 import dataset_pb2
 from tunesmith.api.fault.v1 import fault_pb2
@@ -24,38 +26,35 @@ from validator.domain.facts import DatasetFacts
 from validator.domain.finding import Finding, Severity
 from validator.domain.spec import (
     Attestations,
-    Backend,
     Budget,
     Export,
     Lora,
-    Method,
     Mode,
     MultiRun,
-    Optimizer,
-    Precision,
     Preference,
     Preset,
-    Schedule,
     Spec,
     Temperature,
     Training,
-    TrainOn,
     Validation,
 )
 
 Value = TypeVar("Value")
-Choice = TypeVar("Choice", bound=enum.StrEnum)
 
-# Prefix of the contract's values, and ours, by field of the training config.
-_CHOICES: dict[str, tuple[EnumTypeWrapper, type[enum.StrEnum]]] = {
-    "backend": (spec_pb2.Backend, Backend),
-    "method": (spec_pb2.Method, Method),
-    "mode": (spec_pb2.Mode, Mode),
-    "optimizer": (spec_pb2.Optimizer, Optimizer),
-    "precision": (spec_pb2.Precision, Precision),
-    "preset": (spec_pb2.Preset, Preset),
-    "schedule": (spec_pb2.Schedule, Schedule),
-    "train_on": (spec_pb2.TrainOn, TrainOn),
+# Our values by the contract's numbers, by field of the training config.
+_CHOICES: Mapping[str, Mapping[int, enum.StrEnum]] = {
+    "backend": by_number(spec_pb2.Backend, Backend),
+    "method": by_number(spec_pb2.Method, Method),
+    "mode": by_number(spec_pb2.Mode, Mode),
+    "optimizer": by_number(spec_pb2.Optimizer, Optimizer),
+    "precision": by_number(spec_pb2.Precision, Precision),
+    "preset": by_number(spec_pb2.Preset, Preset),
+    "schedule": by_number(spec_pb2.Schedule, Schedule),
+    "train_on": by_number(spec_pb2.TrainOn, TrainOn),
+}
+_NUMBERS: Mapping[str, Mapping[enum.StrEnum, int]] = {
+    field: {choice: number for number, choice in choices.items()}
+    for field, choices in _CHOICES.items()
 }
 # Tokens of hubs have some forty characters; signed ones of enterprises, some hundreds.
 MAX_TOKEN_CHARACTERS = 1024
@@ -112,8 +111,7 @@ def training_to_proto(training: Training) -> spec_pb2.TrainingConfig:
     proto = spec_pb2.TrainingConfig()
     for name, value in _fields(training):
         if name in _CHOICES:
-            contract, _ = _CHOICES[name]
-            setattr(proto, name, contract.Value(f"{_prefix(contract)}_{value.name}"))
+            setattr(proto, name, _NUMBERS[name][value])
         elif name in _PARTS:
             _set_plain(getattr(proto, name), value)
         else:
@@ -225,8 +223,7 @@ def _training_from_proto(proto: spec_pb2.TrainingConfig) -> Training:
     for field in dataclasses.fields(Training):
         name = field.name
         if name in _CHOICES:
-            contract, choices = _CHOICES[name]
-            values[name] = _choice(contract, choices, getattr(proto, name), field=name)
+            values[name] = _choice(name, getattr(proto, name))
         elif proto.HasField(name):
             value = getattr(proto, name)
             values[name] = _plain(value, _PARTS[name]) if name in _PARTS else value
@@ -279,25 +276,16 @@ def _fields(value: Any) -> list[tuple[str, Any]]:
     ]
 
 
-def _choice(
-    contract: EnumTypeWrapper, choices: type[Choice], number: int, *, field: str
-) -> Choice | None:
+def _choice(field: str, number: int) -> enum.StrEnum | None:
     if number == 0:
         return None
-    try:
-        name: str = contract.Name(number)
-    except ValueError as error:
+    if number not in _CHOICES[field]:
         raise Fault(
             FaultCode.INPUT_FIELD_INVALID,
             f"training.{field} has the unknown value {number}.",
             field=f"training.{field}",
-        ) from error
-    return choices[name.removeprefix(f"{_prefix(contract)}_")]
-
-
-def _prefix(contract: EnumTypeWrapper) -> str:
-    name: str = contract.Name(0)
-    return name.removesuffix("_UNSPECIFIED")
+        )
+    return _CHOICES[field][number]
 
 
 def _severity(severity: Severity | None) -> str:

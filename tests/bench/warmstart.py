@@ -37,11 +37,12 @@ from pathlib import Path
 from typing import Any
 
 from deploy.models.anvil.grammar import HOME
+from modelspec.recipe import Precision
 from tests.bench import frame
 from tests.bench.shapes import QWEN, write_checkpoint
 from tests.support.training import a_plan
 from trainer.child import Child
-from trainer.domain.plan import DatasetFile, Precision, TrainPlan
+from trainer.domain.plan import DatasetFile, TrainPlan
 from trainer.pipe import Failed, Finished, Started, StepTaken
 
 RATIO_GOAL = 20.0

@@ -10,10 +10,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from deploy.models.anvil.grammar import HOME
+from modelspec.recipe import Backend, Optimizer, Precision
 from tests.gpu.conftest import StartChild
 from tests.support.training import a_plan
 from trainer.child import Child
-from trainer.domain.plan import Backend, Optimizer, Precision, TrainPlan
+from trainer.domain.plan import TrainPlan
 from trainer.domain.rails import UnslothPolicy
 from trainer.pipe import Failed, Finished, FromChild, StepTaken, Warned
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from modelspec.recipe import Backend
 from tests.support.training import a_plan, a_tiny_model
-from trainer.domain.plan import Backend, TrainPlan
+from trainer.domain.plan import TrainPlan
 from trainer.training.mlx_presence import is_available
 
 needs_mlx = pytest.mark.skipif(

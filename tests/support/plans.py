@@ -4,19 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from deploy.models.anvil.grammar import HOME
-from trainer.domain.plan import (
-    AdapterPlan,
-    Backend,
-    Base,
-    DatasetFile,
-    Method,
-    Optimizer,
-    Precision,
-    PreferencePlan,
-    Schedule,
-    TrainOn,
-    TrainPlan,
-)
+from modelspec.recipe import Backend, Method, Optimizer, Precision, Schedule, TrainOn
+from trainer.domain.plan import AdapterPlan, Base, DatasetFile, PreferencePlan, TrainPlan
 
 _PLAN = TrainPlan(
     run="projects/local/runs/r-1",

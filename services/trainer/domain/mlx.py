@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from lexicon.faults import Fault, FaultCode
-from trainer.domain.plan import Method, Optimizer, Precision, TrainPlan
+from modelspec.recipe import Method, Optimizer, Precision
+from trainer.domain.plan import TrainPlan
 
 PEFT_PREFIX = "base_model.model."
 # Endings of a layer's two matrices, here and there.

@@ -1,66 +1,15 @@
 """What one run trains, with every default filled in and every file on the local disk."""
 
-import enum
 import math
 from dataclasses import dataclass, replace
+
+from modelspec.recipe import Backend, Method, Optimizer, Precision, Schedule, TrainOn
 
 # Without a wish of the user a run leaves ten checkpoints behind: a lost node costs a tenth of it.
 CHECKPOINTS_PER_RUN = 10
 # A short run leaves fewer: storing them more often would cost more than the steps they save.
 CHECKPOINT_SECONDS_MIN = 5.0
 VALIDATIONS_PER_RUN = 10
-
-
-class Method(enum.StrEnum):
-    """The training objective."""
-
-    SFT = "sft"
-    DPO = "dpo"
-    ORPO = "orpo"
-    KTO = "kto"
-    SIMPO = "simpo"
-
-
-class Backend(enum.StrEnum):
-    """The rail as the user chose it."""
-
-    AUTO = "auto"
-    CUDA = "cuda"
-    CPU = "cpu"
-    MLX = "mlx"
-
-
-class Schedule(enum.StrEnum):
-    """The shape of the learning rate after the warm-up."""
-
-    COSINE = "cosine"
-    LINEAR = "linear"
-    CONSTANT = "constant"
-
-
-class Optimizer(enum.StrEnum):
-    """The update rule."""
-
-    ADAMW_TORCH = "adamw_torch"
-    ADAMW_8BIT = "adamw_8bit"
-    PAGED_ADAMW_8BIT = "paged_adamw_8bit"
-
-
-class Precision(enum.StrEnum):
-    """The arithmetic of the forward and backward pass."""
-
-    AUTO = "auto"
-    BF16 = "bf16"
-    FP16 = "fp16"
-    FP32 = "fp32"
-    FP8 = "fp8"
-
-
-class TrainOn(enum.StrEnum):
-    """Which tokens carry a label."""
-
-    RESPONSES = "responses"
-    ALL = "all"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ import enum
 from typing import assert_never
 
 from lexicon.faults import Fault, FaultCode
-from trainer.domain.plan import Backend
+from modelspec.recipe import Backend
 
 # The tier whose nodes train on their processor.
 CPU_TIER = "cpu"

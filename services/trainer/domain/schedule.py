@@ -3,7 +3,7 @@
 import math
 from typing import assert_never
 
-from trainer.domain.plan import Schedule
+from modelspec.recipe import Schedule
 
 
 def learning_rate(

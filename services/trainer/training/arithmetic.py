@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lexicon.faults import Fault, FaultCode
-from trainer.domain.plan import Precision
+from modelspec.recipe import Precision
 
 # Below this width a model's matrices are too small for bf16 units and for more than one thread:
 # converting and waiting for each other costs more than it wins (measured at 256: two threads on two

@@ -18,7 +18,6 @@ from corpus.labels import (
     encode_prompt,
     unbounded,
 )
-from corpus.labels import TrainOn as CorpusTrainOn
 from corpus.samples import (
     ChatSample,
     KtoSample,
@@ -31,19 +30,14 @@ from corpus.samples import (
 )
 from corpus.shapes import Format
 from lexicon.faults import Fault, FaultCode
-from trainer.domain.plan import Base, DatasetFile, Method, TrainPlan, verdict_weights
+from modelspec.recipe import DEFAULT_PROMPTS, Method
+from trainer.domain.plan import Base, DatasetFile, TrainPlan, verdict_weights
 from trainer.training.batches import Example, Judged, Pair, Row
 from trainer.training.speech import Prompt, end_tokens
 
 Warn = Callable[[FaultCode, str], None]
 # A warning names the first rows it is about; the count says how many there are.
 ROWS_NAMED_MAX = 10
-# Asked when the run names no prompts of its own.
-DEFAULT_PROMPTS = (
-    "Hello! Who are you?",
-    "What can you help me with?",
-    "Tell me something interesting in one sentence.",
-)
 # Encoded rows that are kept for runs to come: some 30 million tokens.
 KEPT_BYTES_MAX = 256 * 1024 * 1024
 
@@ -299,8 +293,7 @@ def _example(
     limit = plan.max_sequence_tokens
     match sample, plan.method:
         case ChatSample() | TextSample(), Method.SFT:
-            train_on = CorpusTrainOn(plan.train_on.value)
-            one = encode(sample, template, tokenizer, max_tokens=limit, train_on=train_on)
+            one = encode(sample, template, tokenizer, max_tokens=limit, train_on=plan.train_on)
             return _row(one), (one,)
         case PreferenceSample(), Method.DPO | Method.ORPO | Method.SIMPO:
             two = encode_preference(sample, template, tokenizer, max_tokens=limit)

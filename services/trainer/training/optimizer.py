@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from lexicon.faults import Fault, FaultCode
+from modelspec.recipe import Optimizer
 from trainer.domain.healing import TRIES_AT_ONE_MAX
-from trainer.domain.plan import Optimizer, TrainPlan
+from trainer.domain.plan import TrainPlan
 from trainer.training.arithmetic import one_thread
 from trainer.training.capabilities import require_bitsandbytes
 from trainer.training.memory import is_out_of_memory, release_memory

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch.nn.functional import logsigmoid
 
-from trainer.domain.plan import Method, TrainPlan
+from modelspec.recipe import Method
+from trainer.domain.plan import TrainPlan
 from trainer.training.arithmetic import Arithmetic
 from trainer.training.batches import (
     IGNORED_LABEL,

@@ -15,7 +15,8 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
-from trainer.domain.plan import AdapterPlan, Base, Method, TrainPlan
+from modelspec.recipe import Method
+from trainer.domain.plan import AdapterPlan, Base, TrainPlan
 from trainer.training import peft_rail
 from trainer.training.arithmetic import Arithmetic, one_thread
 from trainer.training.dataset import Shelf

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 
 from corpus.shapes import Format
 from lexicon.faults import Fault, FaultCode
+from modelspec.recipe import Method
 from validator.domain.case import Case
 from validator.domain.facts import DatasetFacts
 from validator.domain.finding import Finding, Outcome, info, outcome, red
-from validator.domain.spec import Method
 
 SUPERVISED = frozenset(
     {

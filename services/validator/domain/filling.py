@@ -6,22 +6,17 @@ from typing import TypeVar
 from modelspec.artifact import DEFAULT_QUANTIZATION
 from modelspec.catalog import Tier
 from modelspec.lora import ALL_LINEAR
+from modelspec.recipe import Backend, Method, Optimizer, Precision, Schedule, TrainOn
 from modelspec.shape import ModelShape
 from validator.domain.spec import (
-    Backend,
     Export,
     Lora,
-    Method,
     Mode,
     MultiRun,
-    Optimizer,
-    Precision,
     Preference,
     Preset,
-    Schedule,
     Temperature,
     Training,
-    TrainOn,
     Validation,
 )
 

@@ -17,6 +17,7 @@ from modelspec.duration import (
     timeout_seconds,
 )
 from modelspec.lora import resolve_targets
+from modelspec.recipe import Method, Precision
 from modelspec.shape import ModelShape
 from modelspec.vram import (
     OptimizerState,
@@ -31,7 +32,7 @@ from validator.domain.filling import holdout_ratio
 from validator.domain.finding import Outcome, info, outcome, red
 from validator.domain.ranges import ranges_hold
 from validator.domain.settings import EIGHT_BIT
-from validator.domain.spec import Method, Precision, Training
+from validator.domain.spec import Training
 
 GIB = 1 << 30
 # Objectives that run two continuations of a prompt through the model at once.

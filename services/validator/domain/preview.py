@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any, assert_never
 
 from corpus.chat import ChatTemplate, Segment, about_row, is_refusal, trained_spans
-from corpus.labels import Encoded, Tokenizer, TrainOn, encode, encode_kto, encode_preference
+from corpus.labels import Encoded, Tokenizer, encode, encode_kto, encode_preference
 from corpus.samples import ChatSample, KtoSample, PreferenceSample, Sample, TextSample, to_sample
 from corpus.shapes import Format
 from lexicon.faults import Fault
+from modelspec.recipe import TrainOn
 from validator.domain.facts import LabelFacts
 
 

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 from corpus.packing import check_samples_per_run
 from lexicon.faults import Fault, FaultCode
+from modelspec.recipe import Backend, Method, Optimizer, Precision
 from validator.domain.case import Case
 from validator.domain.filling import holdout_ratio
 from validator.domain.finding import Finding, Outcome, info, outcome, red
-from validator.domain.spec import Backend, Method, Mode, Optimizer, Precision
+from validator.domain.spec import Mode
 
 EIGHT_BIT = frozenset({Optimizer.ADAMW_8BIT, Optimizer.PAGED_ADAMW_8BIT})
 

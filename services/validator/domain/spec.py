@@ -3,15 +3,7 @@
 import enum
 from dataclasses import dataclass, field
 
-
-class Method(enum.StrEnum):
-    """Training objective."""
-
-    SFT = "sft"
-    DPO = "dpo"
-    ORPO = "orpo"
-    KTO = "kto"
-    SIMPO = "simpo"
+from modelspec.recipe import Backend, Method, Optimizer, Precision, Schedule, TrainOn
 
 
 class Mode(enum.StrEnum):
@@ -19,48 +11,6 @@ class Mode(enum.StrEnum):
 
     LORA = "lora"
     FULL = "full"
-
-
-class Backend(enum.StrEnum):
-    """Rail of a run."""
-
-    AUTO = "auto"
-    CUDA = "cuda"
-    CPU = "cpu"
-    MLX = "mlx"
-
-
-class Schedule(enum.StrEnum):
-    """Shape of the learning rate after the warm-up."""
-
-    COSINE = "cosine"
-    LINEAR = "linear"
-    CONSTANT = "constant"
-
-
-class Optimizer(enum.StrEnum):
-    """Update rule."""
-
-    ADAMW_TORCH = "adamw_torch"
-    ADAMW_8BIT = "adamw_8bit"
-    PAGED_ADAMW_8BIT = "paged_adamw_8bit"
-
-
-class Precision(enum.StrEnum):
-    """Arithmetic of the forward and backward pass."""
-
-    AUTO = "auto"
-    BF16 = "bf16"
-    FP16 = "fp16"
-    FP32 = "fp32"
-    FP8 = "fp8"
-
-
-class TrainOn(enum.StrEnum):
-    """Which tokens carry a label."""
-
-    RESPONSES = "responses"
-    ALL = "all"
 
 
 class Preset(enum.StrEnum):

@@ -10,8 +10,9 @@ from peft import PeftModel
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from lexicon.faults import Fault, FaultCode
+from modelspec.recipe import Precision
 from tests.support.mlx import an_mlx_plan, needs_mlx
-from trainer.domain.plan import Precision, TrainPlan
+from trainer.domain.plan import TrainPlan
 
 pytestmark = [pytest.mark.integration, needs_mlx]
 

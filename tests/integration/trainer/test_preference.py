@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from deploy.models.anvil.grammar import HOME
+from modelspec.recipe import Method
 from tests.support.training import a_preference_plan
 from trainer.child import Child
-from trainer.domain.plan import DatasetFile, Method, TrainPlan, ValidationPlan
+from trainer.domain.plan import DatasetFile, TrainPlan, ValidationPlan
 from trainer.pipe import Finished, FromChild, StepTaken, Warned
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]

@@ -12,7 +12,6 @@ from corpus.chat import ChatTemplate, fallback_warning, load, trained_spans
 from corpus.labels import (
     IGNORED_LABEL,
     Encoded,
-    TrainOn,
     encode,
     encode_kto,
     encode_preference,
@@ -20,6 +19,7 @@ from corpus.labels import (
 )
 from corpus.samples import ChatSample, KtoSample, Message, PreferenceSample, Role, TextSample
 from lexicon.faults import Fault, FaultCode
+from modelspec.recipe import TrainOn
 from tests.unit.corpus.tokenizer import SPECIALS, byte_tokenizer
 
 TOKENIZER = byte_tokenizer(extra=("</s>", "[INST]", "[/INST]"))

@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 
 from lexicon.faults import TABLE, Fault, FaultCode, Stage
+from modelspec.recipe import DEFAULT_PROMPTS
 from scheduler import events, wire, wire_exports, wire_work
 from scheduler.domain.run import Labels, Record, RunFault, State, Submission, TaskKind
 from scheduler.domain.signals import CheckpointReported, SamplesReported
@@ -165,6 +166,25 @@ def test_an_attempt_may_fall_back_to_the_checkpoint_before_if_one_is_kept(keep_c
     earlier = [file.path for each in lease.train.earlier_checkpoints for file in each.files]
     assert earlier == ["before/m.json"][:keep_count]
     assert len(wire_work.files_of(lease)) == len(uris)
+
+
+@pytest.mark.parametrize("given", [(), ("What is a hammer for?",)])
+def test_a_run_without_prompts_is_asked_the_platforms_own(given: tuple[str, ...]) -> None:
+    story = Story().leased()
+    submission = Submission(
+        spec=spec_pb2.RunSpec(sample_prompts=given).SerializeToString(),
+        snapshot=b"",
+        quote=b"",
+        inputs=b"",
+        plan="local",
+        fingerprint="f",
+    )
+    record = Record(run=story.run, submission=submission, labels=Labels(display_name="x"))
+    assert story.run.lease is not None
+    lease = wire_work.lease_to_proto(
+        record, story.run.lease, urls={}, losses=(), heartbeat_millis=1, hub_token=""
+    )
+    assert tuple(lease.train.sample_prompts) == (given or DEFAULT_PROMPTS)
 
 
 def test_an_output_lies_under_its_run_epoch_and_digest() -> None:

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lexicon.faults import Fault, FaultCode
+from modelspec.recipe import Schedule
 from tests.support.training import a_plan
 from trainer.domain import plan as plans
 from trainer.domain.answers import flags
 from trainer.domain.card import model_card
 from trainer.domain.healing import Ladder, tells_out_of_memory
 from trainer.domain.loss_curve import BUCKETS_MAX, PLACES, LossCurve
-from trainer.domain.plan import Schedule
 from trainer.domain.remaining import STEPS_BEFORE_ESTIMATE, StepTimer
 from trainer.domain.schedule import learning_rate
 

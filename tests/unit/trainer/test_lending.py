@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from lexicon.faults import Fault
+from modelspec.recipe import Optimizer
 from tests.support.lending import AtTheLastMoment, Lent
 from tests.support.training import a_plan
 from tests.unit.trainer.test_checkpoint import PROGRESS
 from tests.unit.trainer.test_continual import Trial, a_multi_run
-from trainer.domain.plan import Optimizer, TrainPlan, ValidationPlan
+from trainer.domain.plan import TrainPlan, ValidationPlan
 from trainer.domain.scaling import LossScale
 from trainer.training import checkpoint, loop
 from trainer.training.continual import MERGED_PREFIX, TUNED_PREFIX

@@ -10,9 +10,10 @@ import torch
 from torch.nn import functional
 
 from lexicon.faults import Fault, FaultCode
+from modelspec.recipe import Precision
 from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
 from trainer.domain.healing import Ladder
-from trainer.domain.plan import Precision, TrainPlan, total_steps
+from trainer.domain.plan import TrainPlan, total_steps
 from trainer.training import checkpoint, loop, peft_rail
 from trainer.training.adapter import require_changed
 from trainer.training.arithmetic import arithmetic_for

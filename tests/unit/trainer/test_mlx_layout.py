@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lexicon.faults import Fault, FaultCode
+from modelspec.recipe import Backend, Method, Optimizer, Precision
 from tests.support.training import a_plan, a_preference_plan
 from trainer.domain.mlx import (
     chosen_layers,
@@ -15,7 +16,7 @@ from trainer.domain.mlx import (
     to_peft,
     told_as_mlx_reads,
 )
-from trainer.domain.plan import Backend, Method, MultiRunPlan, Optimizer, Precision
+from trainer.domain.plan import MultiRunPlan
 
 FIVE_RUNS = MultiRunPlan(
     run_count=5,

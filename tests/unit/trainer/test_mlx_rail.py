@@ -14,9 +14,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from lexicon.faults import Fault, FaultCode
+from modelspec.recipe import Backend
 from tests.support.mlx import a_model_folder, an_mlx_plan, needs_mlx
 from tests.support.training import FP32, a_plan, some_rows
-from trainer.domain.plan import Backend, TrainPlan, ValidationPlan
+from trainer.domain.plan import TrainPlan, ValidationPlan
 from trainer.pipe import Terms, Warned
 from trainer.training import loop, mlx_presence, peft_rail
 from trainer.training.channel import Channel

@@ -10,8 +10,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lexicon.faults import Fault, FaultCode
+from modelspec.recipe import Optimizer
 from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
-from trainer.domain.plan import Optimizer, TrainPlan
+from trainer.domain.plan import TrainPlan
 from trainer.training import loop, peft_rail
 
 ROWS = some_rows(16)

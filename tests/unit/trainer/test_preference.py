@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from modelspec.recipe import Method
 from tests.support import slow_preference as slow
 from tests.support.training import (
     FP32,
@@ -18,7 +19,7 @@ from tests.support.training import (
     some_verdicts,
 )
 from trainer.domain.healing import Ladder
-from trainer.domain.plan import Method, TrainPlan
+from trainer.domain.plan import TrainPlan
 from trainer.domain.schedule import learning_rate
 from trainer.training import checkpoint, loop, peft_rail, preference
 from trainer.training.batches import Example, Judged, Pair, Row, packed, step_indices

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from lexicon.faults import Fault, FaultCode
+from modelspec.recipe import Method
 from tests.support.training import FP32, a_plan, a_preference_plan
 from trainer import wire
 from trainer.domain.plan import (
     Base,
     DatasetFile,
-    Method,
     PreferencePlan,
     TrainPlan,
     ValidationPlan,

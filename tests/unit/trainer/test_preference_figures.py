@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from modelspec.recipe import Method
 from tests.support.training import (
     FP32,
     a_plan,
@@ -16,7 +17,7 @@ from tests.support.training import (
     some_rows,
     some_verdicts,
 )
-from trainer.domain.plan import Method, TrainPlan
+from trainer.domain.plan import TrainPlan
 from trainer.training import loop, peft_rail, preference
 from trainer.training.batches import IGNORED_LABEL, Example, Row
 

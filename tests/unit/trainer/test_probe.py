@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lexicon.faults import Fault, FaultCode
+from modelspec.recipe import Method
 from tests.support.training import (
     FP32,
     a_plan,
@@ -19,7 +20,7 @@ from tests.support.training import (
     some_verdicts,
 )
 from trainer.domain.healing import Ladder
-from trainer.domain.plan import Method, TrainPlan
+from trainer.domain.plan import TrainPlan
 from trainer.training import loop, peft_rail
 from trainer.training.batches import Example, micro_batches, sequences_of, step_indices
 from trainer.training.probe import (

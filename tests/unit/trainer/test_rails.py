@@ -10,8 +10,8 @@ import torch
 
 from deploy.models.anvil.grammar import HOME
 from lexicon.faults import Fault, FaultCode
+from modelspec.recipe import Backend
 from tests.support.training import FP32, a_plan
-from trainer.domain.plan import Backend
 from trainer.domain.rails import (
     CAUSE_CHARACTERS_MAX,
     Device,

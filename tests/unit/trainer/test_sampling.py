@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lexicon.faults import FaultCode
+from modelspec.recipe import DEFAULT_PROMPTS
 from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
 from trainer.domain.plan import TrainPlan
 from trainer.domain.sampling import SECONDS_BETWEEN_MIN, samples_due
@@ -171,3 +172,8 @@ def test_the_demo_model_answers_in_words() -> None:
     answers = sampler.after_checkpoint(1, warn=never)
     assert [answer.prompt for answer in answers] == list(plan.sample_prompts)
     assert all(answer.base_completion and not answer.flags for answer in answers)
+
+
+def test_a_plan_without_prompts_asks_the_platforms_own() -> None:
+    desk = Desk.prepare(a_plan(sample_prompts=()), warn=never)
+    assert tuple(prompt.text for prompt in desk.prompts) == DEFAULT_PROMPTS

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from lexicon.faults import Fault, FaultCode, Stage
+from modelspec.recipe import Method, TrainOn
 from trainer import wire
 from trainer.domain.continual import MergeRecord, Outcome
-from trainer.domain.plan import Base, Method, MultiRunPlan, TrainOn, TrainPlan
+from trainer.domain.plan import Base, MultiRunPlan, TrainPlan
 from trainer.pipe import StepTaken
 from tunesmith.api.dataset.v1 import dataset_pb2
 from tunesmith.api.run.v1 import run_pb2, spec_pb2

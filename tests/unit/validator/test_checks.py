@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from corpus.shapes import Format
 from lexicon.faults import Fault, FaultCode
+from modelspec.recipe import Backend, Method, Optimizer, Precision
 from tests.unit.modelspec.published import PUBLISHED
 from tests.unit.validator.build import (
     CATALOG,
@@ -25,15 +26,11 @@ from validator.domain.finding import Severity
 from validator.domain.ranges import LARGEST_SEED, LORA, TRAINING, in_words
 from validator.domain.spec import (
     Attestations,
-    Backend,
     Budget,
     Export,
     Lora,
-    Method,
     Mode,
     MultiRun,
-    Optimizer,
-    Precision,
     Preference,
     Spec,
     Temperature,

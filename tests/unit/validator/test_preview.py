@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from corpus.chat import ChatTemplate
-from corpus.labels import TrainOn
 from corpus.shapes import Format
 from lexicon.faults import Fault, FaultCode
+from modelspec.recipe import TrainOn
 from tests.unit.corpus.tokenizer import byte_tokenizer
 from validator import child
 from validator.domain.preview import RawRow, see_rows

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus.shapes import Format
+from modelspec.recipe import Method, Optimizer, Precision
 from tests.unit.modelspec.published import shape
 from tests.unit.validator.build import (
     CATALOG,
@@ -22,18 +23,7 @@ from tests.unit.validator.build import (
 from validator.domain.filling import fill_export, fill_lora, fill_training, holdout_ratio
 from validator.domain.finding import Severity
 from validator.domain.report import report
-from validator.domain.spec import (
-    Attestations,
-    Budget,
-    Export,
-    Lora,
-    Method,
-    MultiRun,
-    Optimizer,
-    Precision,
-    Preset,
-    Validation,
-)
+from validator.domain.spec import Attestations, Budget, Export, Lora, MultiRun, Preset, Validation
 
 
 def test_findings_come_worst_first() -> None:

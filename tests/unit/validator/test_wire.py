@@ -6,6 +6,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from lexicon.faults import Fault, FaultCode
+from modelspec import recipe
 from tests.unit.modelspec.published import shape
 from tests.unit.validator.build import CATALOG, a_training, examined
 from tunesmith.api.dataset.v1 import dataset_pb2
@@ -50,7 +51,7 @@ def test_zero_is_a_value_and_not_a_gap() -> None:
 def test_a_filled_training_config_survives_the_wire() -> None:
     filled = fill_training(
         a_training(
-            method=words.Method.SIMPO,
+            method=recipe.Method.SIMPO,
             validation=words.Validation(every_steps=5),
             multi_run=words.MultiRun(run_count=2, samples_per_run=9),
         ),
@@ -67,13 +68,13 @@ def test_a_filled_training_config_survives_the_wire() -> None:
 @pytest.mark.parametrize(
     ("contract", "ours"),
     [
-        (spec_pb2.Method, words.Method),
+        (spec_pb2.Method, recipe.Method),
         (spec_pb2.Mode, words.Mode),
-        (spec_pb2.Backend, words.Backend),
-        (spec_pb2.Schedule, words.Schedule),
-        (spec_pb2.Optimizer, words.Optimizer),
-        (spec_pb2.Precision, words.Precision),
-        (spec_pb2.TrainOn, words.TrainOn),
+        (spec_pb2.Backend, recipe.Backend),
+        (spec_pb2.Schedule, recipe.Schedule),
+        (spec_pb2.Optimizer, recipe.Optimizer),
+        (spec_pb2.Precision, recipe.Precision),
+        (spec_pb2.TrainOn, recipe.TrainOn),
         (spec_pb2.Preset, words.Preset),
     ],
 )

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from lexicon.faults import Fault, FaultCode
-from trainer.domain.plan import Base, Precision
+from modelspec.recipe import Precision
+from trainer.domain.plan import Base
 from trainer.training.arithmetic import Arithmetic
 from trainer.training.memory import release_memory
 from trainer.training.mlx_rail.model import dtype_for

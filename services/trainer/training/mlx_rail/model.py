@@ -23,8 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lexicon.faults import Fault, FaultCode
+from modelspec.recipe import Precision
 from trainer.domain import mlx as layout
-from trainer.domain.plan import Base, Precision, TrainPlan
+from trainer.domain.plan import Base, TrainPlan
 from trainer.training.peft_rail import scale
 
 DTYPES = {
