@@ -16,8 +16,13 @@ from scheduler import background, events, watching
 from scheduler.alerts import Alerts
 from scheduler.background import Reaper, Sweeper, Ticker, every
 from scheduler.config import Config
+from scheduler.domain import exports
+from scheduler.domain.tasks import TaskKind
 from scheduler.export_service import ExportService
+from scheduler.export_tasks import stored_export
+from scheduler.kinds import Kinds
 from scheduler.peers import Peers
+from scheduler.run_tasks import run_export, training
 from scheduler.service import RunService
 from scheduler.store import Store
 from scheduler.submission import Submitter
@@ -66,15 +71,23 @@ async def main() -> None:
             store, peers, sealer, stale=timedelta(seconds=settings.submission_seconds)
         )
         alerts = Alerts(store, nats_url=settings.nats_url, webhook_url=settings.alert_webhook_url)
+        # A new kind of task is one row more. Runs come before exports of stored adapters:
+        # somebody waits for their end, and they hold money.
+        limits = {name: plan.concurrent_run_count for name, plan in plans.items()}
+        kinds: Kinds = {
+            TaskKind.TRAIN: training(peers, limits=limits),
+            TaskKind.EXPORT: run_export(peers),
+            exports.KIND: stored_export(peers),
+        }
         work = WorkService(
             store,
             peers,
             wakeups,
             sealer,
             alerts,
+            kinds,
             lease=lease,
             heartbeat_millis=settings.heartbeat_millis,
-            limits={name: plan.concurrent_run_count for name, plan in plans.items()},
         )
         relay = OutboxRelay(pool, settings.nats_url, events.STREAM, (f"{events.SUBJECT_PREFIX}.>",))
         await server.run_server(
@@ -93,7 +106,7 @@ async def main() -> None:
             background=[
                 relay.run,
                 partial(_listen, store, wakeups),
-                partial(every, background.REAP_SECONDS, Reaper(store, lease=lease).run_once),
+                partial(every, background.REAP_SECONDS, Reaper(store, kinds, lease=lease).run_once),
                 partial(every, background.TICK_SECONDS, Ticker(store).run_once),
                 partial(every, background.HEAL_SECONDS, submitter.heal),
                 partial(every, background.SWEEP_SECONDS, Sweeper(store, peers).run_once),

@@ -15,8 +15,8 @@ from chassis import jetstream, telemetry
 from chassis.tls import is_loopback
 from scheduler import wire
 from scheduler.domain.alerts import Channel, Delivery, reason_for
-from scheduler.domain.exports import Export
-from scheduler.domain.run import Record, RunFault
+from scheduler.domain.tasks import Lease, RunFault
+from scheduler.kinds import About
 from scheduler.store import Store, Transaction
 from tunesmith.api.event.v1 import alert_pb2
 
@@ -45,45 +45,33 @@ class Alerts:
         self._channels = [Channel.NATS, *([Channel.WEBHOOK] if webhook_url else [])]
 
     async def note(
-        self, transaction: Transaction, record: Record, fault: RunFault, *, same_oom_count: int
+        self,
+        transaction: Transaction,
+        owner: str,
+        about: About,
+        lease: Lease,
+        fault: RunFault,
+        *,
+        same_oom_count: int,
     ) -> None:
-        """Writes an alert in the transaction of a failure that operators must know of."""
+        """Writes an alert in the transaction of a failure that operators must know of.
+
+        An export of a stored adapter names the run that made the adapter.
+        """
         reason = reason_for(fault, same_oom_count=same_oom_count)
         if reason is None:
             return
-        run, lease = record.run, record.run.lease
-        assert lease is not None
         alert = alert_pb2.OperatorAlert(
-            alert_id=f"{run.name.rpartition('/')[2]}-{lease.fencing_epoch}",
+            alert_id=f"{owner.rpartition('/')[2]}-{lease.fencing_epoch}",
             reason=f"ALERT_REASON_{reason}",
-            run=run.name,
+            run=about.run,
             attempt=lease.attempt,
             fault=wire.fault_to_proto(fault),
-            fingerprint=record.submission.fingerprint,
+            fingerprint=about.fingerprint,
             earlier_oom_count=same_oom_count,
-            traceparent=run.traceparent,
+            traceparent=about.traceparent,
         )
-        await self._write(transaction, alert)
-
-    async def note_export(self, transaction: Transaction, export: Export, fault: RunFault) -> None:
-        """The same for an export of a stored adapter; it names the run that made the adapter."""
-        reason = reason_for(fault, same_oom_count=0)
-        if reason is None:
-            return
-        assert export.lease is not None
-        alert = alert_pb2.OperatorAlert(
-            alert_id=f"{export.name.rpartition('/')[2]}-{export.lease.fencing_epoch}",
-            reason=f"ALERT_REASON_{reason}",
-            run=export.run,
-            attempt=export.lease.attempt,
-            fault=wire.fault_to_proto(fault),
-            traceparent=export.traceparent,
-        )
-        await self._write(transaction, alert)
-
-    async def _write(self, transaction: Transaction, alert: alert_pb2.OperatorAlert) -> None:
         alert.create_time.FromDatetime(await transaction.now())
-        fault = alert.fault
         await transaction.note_alert(
             alert.alert_id,
             self._channels,
@@ -92,7 +80,7 @@ class Alerts:
         )
         log.error(
             "operator alert",
-            run=alert.run,
+            run=about.run,
             code=fault.code,
             node=fault.node,
             message=fault.message,

@@ -17,7 +17,7 @@ from scheduler.domain.decision import decide
 from scheduler.domain.leftovers import Sweep
 from scheduler.domain.run import Document
 from scheduler.domain.signals import Loss, Tick
-from scheduler.export_work import lose_export
+from scheduler.kinds import Kinds
 from scheduler.peers import Peers
 from scheduler.store import Store
 from scheduler.work import lose
@@ -44,8 +44,9 @@ class Reaper:
     scheduler does not cost a healthy run its attempt.
     """
 
-    def __init__(self, store: Store, *, lease: timedelta) -> None:
+    def __init__(self, store: Store, kinds: Kinds, *, lease: timedelta) -> None:
         self._store = store
+        self._kinds = kinds
         self._lease = lease
         self._heard_time: datetime | None = None
         self._grace_time: datetime | None = None
@@ -54,18 +55,15 @@ class Reaper:
         """Returns how many leases were taken."""
         async with self._store.transaction() as transaction:
             now = await transaction.now()
-            expired = await transaction.expired_leases()
-            expired_exports = await transaction.exports.expired()
+            expired = await transaction.tasks.expired_leases()
         if self._heard_time is None or now - self._heard_time > self._lease / 3:
             self._grace_time = now + self._lease
         self._heard_time = now
         if self._grace_time is not None and now < self._grace_time:
             return 0
         count = 0
-        for lease, run in expired:
-            count += await lose(self._store, run, lease, Loss.EXPIRED)
-        for export, lease_id in expired_exports:
-            count += await lose_export(self._store, export, lease_id, Loss.EXPIRED)
+        for lease, owner in expired:
+            count += await lose(self._store, self._kinds, owner, lease, Loss.EXPIRED)
         return count
 
 

@@ -17,8 +17,9 @@ from modelspec.artifact import (
     gguf_bytes_by_count,
 )
 from scheduler import wire, wire_exports
-from scheduler.domain import exports
-from scheduler.domain.exports import Cancelled, Export, ExportState, Source
+from scheduler.domain import exports, tasks
+from scheduler.domain.exports import Export, ExportState, Source
+from scheduler.domain.signals import CancelRequested
 from scheduler.peers import Peers
 from scheduler.store import Store, Transaction
 from tunesmith.api.artifact.v1 import artifact_pb2
@@ -97,7 +98,7 @@ class ExportService(export_service_pb2_grpc.ExportServiceServicer):
                 return wire.parse(export_service_pb2.CancelExportResponse, answer)
             export, now = await transaction.exports.lock(request.name)
             if export.state is not ExportState.CANCELLED:
-                after = exports.decide(export, Cancelled(), now)
+                after = exports.decide(export, CancelRequested(), now)
                 await transaction.exports.commit(export, after)
                 export = after
             response = export_service_pb2.CancelExportResponse(
@@ -148,11 +149,10 @@ class ExportService(export_service_pb2_grpc.ExportServiceServicer):
             if export is None:
                 now = await transaction.now()
                 export = _new_export(name, source, quantization, now=now)
-                sealed = None
+                await transaction.exports.insert(export)
                 if request.hub_token and wire_exports.is_from_hub(source):
                     sealed = self._sealer.seal(request.hub_token, owner=export.name)
-                await transaction.exports.insert(export, sealed_token=sealed)
-                await transaction.wake_exporters()
+                    await transaction.put_hub_token(export.name, sealed)
                 log.info("export queued", export=export.name, artifact=str(name))
             response = export_service_pb2.CreateExportResponse(
                 export=wire_exports.export_to_proto(export)
@@ -171,7 +171,7 @@ def _new_export(name: ArtifactName, source: Source, quantization: str, *, now: d
         quantization=quantization,
         create_time=now,
         update_time=now,
-        not_before=now,
+        task=tasks.queued(exports.KIND, now),
         traceparent=telemetry.traceparent(),
     )
 

@@ -8,29 +8,17 @@ SELECT name FROM runs WHERE name = $1 FOR UPDATE;
 SELECT name FROM runs WHERE name = $1 FOR UPDATE SKIP LOCKED;
 
 -- name: read_run
-SELECT r.*, clock_timestamp() AS now,
-    t.state AS task_state, t.failures AS task_failures, t.queue_time AS task_queue_time,
-    t.not_before AS task_not_before,
-    l.kind AS lease_kind, l.attempt AS lease_attempt, l.fencing_epoch AS lease_epoch, l.node AS lease_node,
-    l.incarnation AS lease_incarnation, l.lease_time, l.expire_time AS lease_expire_time,
-    l.report_number AS lease_report_number, l.report_time AS lease_report_time,
-    l.start_time AS lease_start_time, l.resumed_from_step AS lease_resumed_from_step
+SELECT r.*, t AS task_row, l AS lease_row, clock_timestamp() AS now
 FROM runs r
-JOIN tasks t ON t.run = r.name AND t.kind = r.task
-LEFT JOIN leases l ON l.lease_id = r.lease_id
+JOIN tasks t ON t.owner = r.name AND t.kind = r.task
+LEFT JOIN leases l ON l.lease_id = t.lease_id
 WHERE r.name = $1;
 
 -- name: page_of_runs
-SELECT r.*, clock_timestamp() AS now,
-    t.state AS task_state, t.failures AS task_failures, t.queue_time AS task_queue_time,
-    t.not_before AS task_not_before,
-    l.kind AS lease_kind, l.attempt AS lease_attempt, l.fencing_epoch AS lease_epoch, l.node AS lease_node,
-    l.incarnation AS lease_incarnation, l.lease_time, l.expire_time AS lease_expire_time,
-    l.report_number AS lease_report_number, l.report_time AS lease_report_time,
-    l.start_time AS lease_start_time, l.resumed_from_step AS lease_resumed_from_step
+SELECT r.*, t AS task_row, l AS lease_row, clock_timestamp() AS now
 FROM runs r
-JOIN tasks t ON t.run = r.name AND t.kind = r.task
-LEFT JOIN leases l ON l.lease_id = r.lease_id
+JOIN tasks t ON t.owner = r.name AND t.kind = r.task
+LEFT JOIN leases l ON l.lease_id = t.lease_id
 WHERE r.project = $1 AND r.position < $2
     AND (cardinality($3::text[]) = 0 OR r.state = ANY ($3::text[]))
     AND ($4::text = '' OR $4::text = ANY (r.tags))
@@ -41,44 +29,54 @@ LIMIT $5;
 INSERT INTO runs (
     name, project, version, state, stage, tier, plan, rate_micros_per_minute, hold_micros, budget_micros, timeout,
     vouched, gguf, needs, fingerprint, spec, snapshot, quote, inputs, source_run, traceparent, display_name, tags,
-    priority, sequence, fencing_epoch, attempt, task, clock, wall_micros, active_micros, billable_micros, submit_time,
-    update_time
+    priority, sequence, attempt, task, clock, wall_micros, active_micros, billable_micros, submit_time, update_time
 ) VALUES (
     $1, $2, 1, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, 0,
-    0, $25, $26, 0, 0, 0, $27, $27
+    $25, $26, 0, 0, 0, $27, $27
 );
 
 -- name: update_run
 UPDATE runs SET
-    version = version + 1, state = $3, stage = $4, sequence = $5, fencing_epoch = $6, attempt = $7, task = $8,
-    lease_id = $9, clock = $10, wall_micros = $11, active_micros = $12, billable_micros = $13, finish = $14,
-    fault_code = $15, fault = $16, metrics = $17, step = $18, total_steps = $19, loss = $20, checkpoint_step = $21,
-    checkpoint_time = $22, checkpoint_epoch = $23, checkpoint_files = $24, samples = $25, proofs = $26, adapter = $27,
-    artifact = $28, warning_count = $29, update_time = $30, start_time = $31, end_time = $32,
-    cancel_request_time = $33, progress_time = $34, activity = $35
+    version = version + 1, state = $3, stage = $4, sequence = $5, attempt = $6, task = $7,
+    lease_id = $8, clock = $9, wall_micros = $10, active_micros = $11, billable_micros = $12, finish = $13,
+    fault_code = $14, fault = $15, metrics = $16, step = $17, total_steps = $18, loss = $19, checkpoint_step = $20,
+    checkpoint_time = $21, checkpoint_epoch = $22, checkpoint_files = $23, samples = $24, proofs = $25, adapter = $26,
+    artifact = $27, warning_count = $28, update_time = $29, start_time = $30, end_time = $31,
+    cancel_request_time = $32, progress_time = $33, activity = $34
 WHERE name = $1 AND version = $2;
 
 -- name: update_labels
 UPDATE runs SET display_name = $2, tags = $3, priority = $4 WHERE name = $1;
 
 -- name: delete_run
+WITH t AS (DELETE FROM tasks WHERE owner = $1), l AS (DELETE FROM leases WHERE owner = $1)
 DELETE FROM runs WHERE name = $1;
 
 -- name: put_task
-INSERT INTO tasks (run, kind, state, project, tier, failures, queue_time, not_before)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-ON CONFLICT (run, kind) DO UPDATE SET
-    state = excluded.state, failures = excluded.failures, not_before = excluded.not_before;
+INSERT INTO tasks (owner, kind, state, project, tier, failures, queue_time, not_before, fencing_epoch, lease_id)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+ON CONFLICT (owner, kind) DO UPDATE SET
+    state = excluded.state, failures = excluded.failures, not_before = excluded.not_before,
+    fencing_epoch = excluded.fencing_epoch, lease_id = excluded.lease_id
+-- A heartbeat changes the lease alone.
+WHERE (tasks.state, tasks.failures, tasks.not_before, tasks.fencing_epoch, tasks.lease_id)
+    IS DISTINCT FROM
+    (excluded.state, excluded.failures, excluded.not_before, excluded.fencing_epoch, excluded.lease_id);
 
 -- name: put_lease
 INSERT INTO leases (
-    lease_id, run, kind, attempt, fencing_epoch, node, incarnation, lease_time, expire_time, report_number,
+    lease_id, owner, kind, attempt, fencing_epoch, node, incarnation, lease_time, expire_time, report_number,
     report_time, start_time, end_time, outcome, fault, resumed_from_step
 ) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
 ON CONFLICT (lease_id) DO UPDATE SET
     expire_time = excluded.expire_time, report_number = excluded.report_number,
     report_time = excluded.report_time, start_time = excluded.start_time, end_time = excluded.end_time,
     outcome = excluded.outcome, fault = excluded.fault, resumed_from_step = excluded.resumed_from_step;
+
+-- name: queued_tasks
+SELECT owner FROM tasks
+WHERE kind = $1 AND tier = $2 AND state = 'QUEUED' AND not_before <= clock_timestamp()
+ORDER BY queue_time, owner LIMIT $3;
 
 -- name: put_warning
 INSERT INTO warnings (run, sequence, code, message, warn_time) VALUES ($1, $2, $3, $4, $5);
@@ -94,7 +92,7 @@ SELECT loss FROM losses WHERE run = $1 AND step <= $2 ORDER BY step LIMIT $3;
 SELECT pg_notify($1, $2);
 
 -- name: attempts_of_runs
-SELECT * FROM leases WHERE run = ANY ($1::text[]) AND kind = 'TRAIN' ORDER BY run, fencing_epoch;
+SELECT owner AS run, * FROM leases WHERE owner = ANY ($1::text[]) AND kind = 'TRAIN' ORDER BY owner, fencing_epoch;
 
 -- name: warnings_of_runs
 SELECT * FROM warnings WHERE run = ANY ($1::text[]) ORDER BY run, sequence;
@@ -114,7 +112,7 @@ SELECT * FROM leases WHERE end_time IS NULL AND expire_time < clock_timestamp() 
 -- name: training_runs
 SELECT r.name AS run
 FROM leases l
-JOIN runs r ON r.name = l.run
+JOIN runs r ON r.name = l.owner
 WHERE l.end_time IS NULL AND l.kind = 'TRAIN' AND r.state = 'TRAINING'
     AND (r.progress_time IS NULL OR r.progress_time <= clock_timestamp() - CASE
         WHEN l.start_time > clock_timestamp() - $3::interval THEN $2::interval ELSE $1::interval END)
@@ -124,11 +122,11 @@ ORDER BY r.name;
 WITH limits AS (
     SELECT plan, concurrency_limit FROM unnest($3::text[], $4::int[]) AS l (plan, concurrency_limit)
 ), waiting AS (
-    SELECT t.run, t.kind, r.priority, t.queue_time, coalesce(l.concurrency_limit, 0) AS concurrency_limit,
+    SELECT t.owner AS run, t.kind, r.priority, t.queue_time, coalesce(l.concurrency_limit, 0) AS concurrency_limit,
         (SELECT count(*) FROM tasks o WHERE o.project = t.project AND o.state = 'LEASED' AND o.kind = 'TRAIN')
             AS running_count
     FROM tasks t
-    JOIN runs r ON r.name = t.run
+    JOIN runs r ON r.name = t.owner
     LEFT JOIN limits l ON l.plan = r.plan
     WHERE t.state = 'QUEUED' AND t.kind = $1 AND t.tier = $2 AND t.not_before <= clock_timestamp()
         AND (t.kind = 'EXPORT' OR r.needs <@ $6::text[])
@@ -167,10 +165,10 @@ SELECT n.*, '' AS run FROM nodes n WHERE n.name = $1;
 SELECT n.*, '' AS run FROM nodes n WHERE n.kind = 'TRAIN' AND n.tier = $1 ORDER BY n.heartbeat_time DESC LIMIT $2;
 
 -- name: page_of_nodes
-SELECT n.*, coalesce(l.run, e.run, '') AS run, clock_timestamp() AS now
+SELECT n.*, coalesce(e.run, l.owner, '') AS run, clock_timestamp() AS now
 FROM nodes n
 LEFT JOIN leases l ON l.node = n.name AND l.incarnation = n.incarnation AND l.end_time IS NULL
-LEFT JOIN exports e ON e.node = n.name AND e.incarnation = n.incarnation AND e.state = 'EXPORTING'
+LEFT JOIN exports e ON e.name = l.owner
 WHERE n.position > $1
 ORDER BY n.position
 LIMIT $2;
@@ -208,14 +206,14 @@ SELECT payload FROM outbox WHERE run = $1 AND sequence > $2 ORDER BY sequence LI
 SELECT sequence, subject FROM outbox WHERE run = $1 ORDER BY sequence DESC LIMIT 1;
 
 -- name: put_hub_token
-INSERT INTO hub_tokens (run, sealed) VALUES ($1, $2);
+INSERT INTO hub_tokens (owner, sealed) VALUES ($1, $2);
 
 -- name: hub_token
-SELECT sealed FROM hub_tokens WHERE run = $1;
+SELECT sealed FROM hub_tokens WHERE owner = $1;
 
 -- name: note_end
 WITH gone AS (DELETE FROM superseded_checkpoints WHERE run = $1),
-    spent AS (DELETE FROM hub_tokens WHERE run = $1)
+    spent AS (DELETE FROM hub_tokens WHERE owner = $1)
 INSERT INTO leftovers (run, ended, adapter, due_time) VALUES ($1, true, $2, clock_timestamp())
 ON CONFLICT (run) DO UPDATE
 SET ended = true, adapter = excluded.adapter, due_time = excluded.due_time, try_count = 0;
@@ -279,19 +277,20 @@ SELECT artifact, run, spec, snapshot, inputs, adapter, losses FROM export_source
 
 -- name: insert_export
 INSERT INTO exports (
-    name, project, artifact, run, base_model, quantization, state, sequence, failures, fencing_epoch, not_before,
-    traceparent, hub_token, create_time, update_time
-) VALUES ($1, $2, $3, $4, $5, $6, 'QUEUED', 1, 0, 0, $7, $8, $9, $7, $7);
+    name, project, artifact, run, base_model, quantization, state, sequence, traceparent, create_time, update_time
+) VALUES ($1, $2, $3, $4, $5, $6, 'QUEUED', 1, $7, $8, $8);
 
 -- name: update_export
 UPDATE exports SET
-    state = $2, sequence = $3, failures = $4, fencing_epoch = $5, not_before = $6, lease_id = $7, node = $8,
-    incarnation = $9, attempt = $10, expire_time = $11, outcome = $12, fault = $13, proof = $14, file = $15,
-    update_time = $16, end_time = $17, activity = $18, hub_token = CASE WHEN $17::timestamptz IS NULL THEN hub_token END
+    state = $2, sequence = $3, fault = $4, proof = $5, file = $6, update_time = $7, end_time = $8, activity = $9
 WHERE name = $1;
 
 -- name: export
-SELECT e.*, clock_timestamp() AS now FROM exports e WHERE e.name = $1;
+SELECT e.*, t AS task_row, l AS lease_row, clock_timestamp() AS now
+FROM exports e
+JOIN tasks t ON t.owner = e.name AND t.kind = 'STORED_EXPORT'
+LEFT JOIN leases l ON l.lease_id = t.lease_id
+WHERE e.name = $1;
 
 -- name: lock_export
 SELECT name FROM exports WHERE name = $1 FOR UPDATE;
@@ -299,33 +298,13 @@ SELECT name FROM exports WHERE name = $1 FOR UPDATE;
 -- name: lock_export_if_free
 SELECT name FROM exports WHERE name = $1 FOR UPDATE SKIP LOCKED;
 
--- name: lock_export_of_lease
-SELECT name FROM exports WHERE lease_id = $1 FOR UPDATE;
-
 -- name: open_export_of_type
-SELECT e.*, clock_timestamp() AS now FROM exports e
-WHERE e.artifact = $1 AND e.quantization = $2 AND e.end_time IS NULL;
+SELECT name FROM exports WHERE artifact = $1 AND quantization = $2 AND end_time IS NULL;
 
 -- name: page_of_exports
-SELECT e.*, clock_timestamp() AS now FROM exports e
+SELECT e.*, t AS task_row, l AS lease_row
+FROM exports e
+JOIN tasks t ON t.owner = e.name AND t.kind = 'STORED_EXPORT'
+LEFT JOIN leases l ON l.lease_id = t.lease_id
 WHERE e.project = $1 AND e.position < $2 AND ($3 = '' OR e.artifact = $3)
 ORDER BY e.position DESC LIMIT $4;
-
--- name: queued_exports
-SELECT name FROM exports WHERE state = 'QUEUED' AND not_before <= clock_timestamp() ORDER BY position LIMIT $1;
-
--- name: export_of_node
-SELECT name FROM exports WHERE node = $1 AND incarnation = $2 AND state = 'EXPORTING' LIMIT 1;
-
--- name: exports_of_old_incarnations
-SELECT name, lease_id FROM exports WHERE node = $1 AND incarnation <> $2 AND state = 'EXPORTING';
-
--- name: expired_exports
-SELECT name, lease_id FROM exports
-WHERE state = 'EXPORTING' AND expire_time < clock_timestamp() ORDER BY expire_time LIMIT $1;
-
--- name: note_export_end
-INSERT INTO leftovers (run, ended, due_time) VALUES ($1, true, clock_timestamp()) ON CONFLICT (run) DO NOTHING;
-
--- name: export_hub_token
-SELECT hub_token FROM exports WHERE name = $1;

@@ -14,20 +14,15 @@ from scheduler.domain.run import (
     Checkpoint,
     Finish,
     Labels,
-    Lease,
     Metrics,
-    Outcome,
     Record,
     Run,
-    RunFault,
     RunWarning,
     State,
     Submission,
-    Task,
-    TaskKind,
-    TaskState,
     Terms,
 )
+from scheduler.domain.tasks import Lease, Outcome, RunFault, Task, TaskKind, TaskState
 from scheduler.wire_work import NodeRecord
 
 
@@ -58,20 +53,12 @@ def run_of(row: Row) -> Run:
             gguf=row["gguf"],
             needs=tuple(row["needs"]),
         ),
-        task=Task(
-            kind=TaskKind(row["task"]),
-            state=TaskState(row["task_state"]),
-            failures=row["task_failures"],
-            queue_time=row["task_queue_time"],
-            not_before=row["task_not_before"],
-        ),
+        task=task_of(row),
         submit_time=row["submit_time"],
         update_time=row["update_time"],
         traceparent=row["traceparent"],
         clock=msgspec.json.decode(row["clock"], type=Clock),
-        lease=_open_lease(row),
         sequence=row["sequence"],
-        fencing_epoch=row["fencing_epoch"],
         attempt=row["attempt"],
         start_time=row["start_time"],
         end_time=row["end_time"],
@@ -114,11 +101,25 @@ def record_of(row: Row, *, warnings: Iterable[Row], attempts: Iterable[Row]) -> 
     )
 
 
+def task_of(row: Row) -> Task:
+    """The task of a row that holds those of `tasks` and `leases` in `task_row` and `lease_row`."""
+    task, lease = row["task_row"], row["lease_row"]
+    return Task(
+        kind=task["kind"],
+        state=TaskState(task["state"]),
+        failures=task["failures"],
+        queue_time=task["queue_time"],
+        not_before=task["not_before"],
+        fencing_epoch=task["fencing_epoch"],
+        newest=None if lease is None else lease_of(lease),
+    )
+
+
 def lease_of(row: Row) -> Lease:
     """The lease in a row of `leases`."""
     return Lease(
         lease_id=row["lease_id"],
-        kind=TaskKind(row["kind"]),
+        kind=row["kind"],
         attempt=row["attempt"],
         fencing_epoch=row["fencing_epoch"],
         node=row["node"],
@@ -194,7 +195,6 @@ def run_values(run: Run) -> Sequence[Any]:
         run.state,
         run.stage,
         run.sequence,
-        run.fencing_epoch,
         run.attempt,
         run.task.kind,
         run.lease.lease_id if run.lease else None,
@@ -227,27 +227,27 @@ def run_values(run: Run) -> Sequence[Any]:
     )
 
 
-def task_values(run: Run, task: Task) -> Sequence[Any]:
+def task_values(owner: str, task: Task, *, tier: str) -> Sequence[Any]:
     """Arguments of `put_task`."""
-    # Exporters are one pool, whatever the tier of the training was.
-    tier = run.terms.tier if task.kind is TaskKind.TRAIN else EXPORT_TIER
     return (
-        run.name,
+        owner,
         task.kind,
         task.state,
-        project_of(run.name),
+        project_of(owner),
         tier,
         task.failures,
         task.queue_time,
         task.not_before,
+        task.fencing_epoch,
+        task.newest.lease_id if task.newest else None,
     )
 
 
-def lease_values(run: Run, lease: Lease) -> Sequence[Any]:
+def lease_values(owner: str, lease: Lease) -> Sequence[Any]:
     """Arguments of `put_lease`."""
     return (
         lease.lease_id,
-        run.name,
+        owner,
         lease.kind,
         lease.attempt,
         lease.fencing_epoch,
@@ -265,32 +265,13 @@ def lease_values(run: Run, lease: Lease) -> Sequence[Any]:
     )
 
 
-def project_of(run_name: str) -> str:
-    """Id of the project in a run's name."""
-    return run_name.split("/")[1]
+def project_of(name: str) -> str:
+    """Id of the project in the name of a run or an export."""
+    return name.split("/")[1]
 
 
 # Tier of all exporters.
 EXPORT_TIER = "export"
-
-
-def _open_lease(row: Row) -> Lease | None:
-    if row["lease_id"] is None:
-        return None
-    return Lease(
-        lease_id=row["lease_id"],
-        kind=TaskKind(row["lease_kind"]),
-        attempt=row["lease_attempt"],
-        fencing_epoch=row["lease_epoch"],
-        node=row["lease_node"],
-        incarnation=row["lease_incarnation"],
-        lease_time=row["lease_time"],
-        expire_time=row["lease_expire_time"],
-        report_number=row["lease_report_number"],
-        report_time=row["lease_report_time"],
-        start_time=row["lease_start_time"],
-        resumed_from_step=row["lease_resumed_from_step"],
-    )
 
 
 def _metrics(row: Row) -> Metrics | None:

@@ -23,20 +23,19 @@ from scheduler.domain.alerts import Channel, Delivery
 from scheduler.domain.effects import Decision
 from scheduler.domain.leftovers import Superseded, Sweep
 from scheduler.domain.queueing import Candidate
-from scheduler.domain.run import Labels, Lease, Record, State, Submission, TaskKind, TaskState
+from scheduler.domain.run import Labels, Record, State, Submission
+from scheduler.domain.tasks import TaskKind
 from scheduler.export_store import ExportRows
+from scheduler.task_store import MAX_CANDIDATES, MAX_SWEEP, TASKS_CHANNEL, TaskRows
 from scheduler.wire_work import NodeRecord
 
-# Channels of NOTIFY: tasks that can be leased, runs with new events.
-TASKS_CHANNEL: Final = "scheduler_tasks"
+# Channel of NOTIFY: runs with new events.
 RUNS_CHANNEL: Final = "scheduler_runs"
 
-# Tasks that a lease call looks at, losses that a model card shows, rows that one sweep takes.
-MAX_CANDIDATES: Final = 32
 # Nodes of a tier that are looked at to find one that can do a run.
 MAX_NODES: Final = 1000
+# Losses that a model card shows.
 MAX_LOSSES: Final = 1000
-MAX_SWEEP: Final = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +53,8 @@ class Transaction:
     def __init__(self, connection: Connection, queries: Queries) -> None:
         self._connection = connection
         self._queries = queries
-        self.exports = ExportRows(connection, queries)
+        self.tasks = TaskRows(connection, queries)
+        self.exports = ExportRows(connection, queries, self.tasks)
 
     async def now(self) -> datetime:
         moment: datetime = await self._connection.fetchval(self._queries["now"])
@@ -135,12 +135,12 @@ class Transaction:
         await self._execute("insert_run", *values)
         await self._write_rest(decision)
 
-    async def put_hub_token(self, run: str, sealed: bytes) -> None:
-        """Keeps a user's token for the model hub; the end of the run deletes it."""
-        await self._execute("put_hub_token", run, sealed)
+    async def put_hub_token(self, owner: str, sealed: bytes) -> None:
+        """Keeps a user's token for the model hub; the end of the run or export deletes it."""
+        await self._execute("put_hub_token", owner, sealed)
 
-    async def hub_token(self, run: str) -> bytes | None:
-        sealed: bytes | None = await self._connection.fetchval(self._queries["hub_token"], run)
+    async def hub_token(self, owner: str) -> bytes | None:
+        sealed: bytes | None = await self._connection.fetchval(self._queries["hub_token"], owner)
         return sealed
 
     async def commit(self, decision: Decision) -> None:
@@ -154,9 +154,9 @@ class Transaction:
     async def _write_rest(self, decision: Decision) -> None:
         run = decision.after
         for task in decision.tasks.values():
-            await self._execute("put_task", *rows.task_values(run, task))
-        for lease in decision.leases.values():
-            await self._execute("put_lease", *rows.lease_values(run, lease))
+            # Exporters are one pool, whatever the tier of the training was.
+            tier = run.terms.tier if task.kind == TaskKind.TRAIN else rows.EXPORT_TIER
+            await self.tasks.put(run.name, task, tier=tier)
         for metrics in decision.metrics:
             if _is_plotted(metrics.step, metrics.total_steps):
                 await self._execute("put_loss", run.name, metrics.step, metrics.loss)
@@ -166,8 +166,6 @@ class Transaction:
                 await self._execute(
                     "put_warning", run.name, event.sequence, body.code, body.message, event.time
                 )
-        if any(task.state is TaskState.QUEUED for task in decision.tasks.values()):
-            await self._execute("wake", TASKS_CHANNEL, run.task.kind)
         if run.has_ended:
             await self._execute("note_end", run.name, run.adapter)
             await self._execute("note_source", run.name, MAX_LOSSES)
@@ -178,10 +176,6 @@ class Transaction:
             await outbox.append(self._connection, events.outgoing(decision))
             await self._execute("wake", RUNS_CHANNEL, run.name)
 
-    async def wake_exporters(self) -> None:
-        """Tells waiting exporters that there is work."""
-        await self._execute("wake", TASKS_CHANNEL, TaskKind.EXPORT)
-
     async def put_labels(self, name: str, labels: Labels) -> None:
         await self._execute(
             "update_labels", name, labels.display_name, list(labels.tags), labels.priority
@@ -190,25 +184,6 @@ class Transaction:
     async def delete_run(self, name: str) -> None:
         """Deletes the record; its events stay."""
         await self._execute("delete_run", name)
-
-    async def lease_by_id(self, lease_id: str) -> tuple[Lease, str] | None:
-        """A lease and the name of its run."""
-        return _lease(await self._connection.fetchrow(self._queries["lease_by_id"], lease_id))
-
-    async def open_lease_of_node(self, node: str, incarnation: str) -> tuple[Lease, str] | None:
-        query = self._queries["open_lease_of_node"]
-        return _lease(await self._connection.fetchrow(query, node, incarnation))
-
-    async def leases_of_old_incarnations(
-        self, node: str, incarnation: str
-    ) -> list[tuple[Lease, str]]:
-        query = self._queries["leases_of_old_incarnations"]
-        found = await self._connection.fetch(query, node, incarnation)
-        return [(rows.lease_of(row), row["run"]) for row in found]
-
-    async def expired_leases(self) -> list[tuple[Lease, str]]:
-        found = await self._connection.fetch(self._queries["expired_leases"], MAX_SWEEP)
-        return [(rows.lease_of(row), row["run"]) for row in found]
 
     async def training_runs(
         self, age: timedelta, *, age_of_young: timedelta, young: timedelta
@@ -219,7 +194,7 @@ class Transaction:
         return [row["run"] for row in found]
 
     async def candidates(self, node: NodeRecord, *, limits: Mapping[str, int]) -> list[Candidate]:
-        """The first tasks of the queue that a node can do.
+        """The first tasks of runs in the queue that a node can do.
 
         Args:
             limits: how many runs each plan may train at once.
@@ -236,7 +211,7 @@ class Transaction:
         return [
             Candidate(
                 run=row["run"],
-                kind=TaskKind(row["kind"]),
+                kind=row["kind"],
                 priority=row["priority"],
                 queue_time=row["queue_time"],
                 running_count=row["running_count"],
@@ -435,7 +410,3 @@ class Store:
 def _is_plotted(step: int, total_steps: int) -> bool:
     """Whether a step belongs to the plot, which has at most a thousand points."""
     return step % max(-(-total_steps // MAX_LOSSES), 1) == 0
-
-
-def _lease(row: rows.Row | None) -> tuple[Lease, str] | None:
-    return None if row is None else (rows.lease_of(row), row["run"])

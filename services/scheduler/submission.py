@@ -20,19 +20,11 @@ from lexicon.faults import Fault, FaultCode, Stage
 from lexicon.ids import new_id
 from modelspec.capability import Capability
 from scheduler import wire
+from scheduler.domain import tasks
 from scheduler.domain.decision import submit
-from scheduler.domain.run import (
-    Labels,
-    Record,
-    Run,
-    State,
-    Submission,
-    Task,
-    TaskKind,
-    TaskState,
-    Terms,
-)
+from scheduler.domain.run import Labels, Record, Run, State, Submission, Terms
 from scheduler.domain.signals import Submitted
+from scheduler.domain.tasks import TaskKind
 from scheduler.peers import Peers
 from scheduler.store import Hold, Store
 from tunesmith.api.fault.v1 import fault_pb2
@@ -284,13 +276,7 @@ def new_record(
         state=State.QUEUED,
         stage=Stage.QUEUED,
         terms=terms_of(order.spec, report),
-        task=Task(
-            kind=TaskKind.TRAIN,
-            state=TaskState.QUEUED,
-            failures=0,
-            queue_time=now,
-            not_before=now,
-        ),
+        task=tasks.queued(TaskKind.TRAIN, now),
         submit_time=now,
         update_time=now,
         traceparent=telemetry.traceparent(),

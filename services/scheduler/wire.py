@@ -29,7 +29,8 @@ from scheduler.domain.events import (
     StateChanged,
     Warned,
 )
-from scheduler.domain.run import Document, Lease, Record, RunFault, RunWarning, State, StoredFile
+from scheduler.domain.run import Document, Record, RunWarning, State, StoredFile
+from scheduler.domain.tasks import Lease, RunFault
 from tunesmith.api.artifact.v1 import artifact_pb2
 from tunesmith.api.billing.v1 import billing_pb2
 from tunesmith.api.event.v1 import event_pb2

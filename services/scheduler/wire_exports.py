@@ -6,8 +6,7 @@ from typing import Final, cast
 from chassis.outbox import OutboxRow
 from lexicon.faults import Fault, FaultCode
 from scheduler import events, wire, wire_work
-from scheduler.domain.activity import Activity
-from scheduler.domain.exports import Export, ExportLease, Source
+from scheduler.domain.exports import Export, Source
 from tunesmith.api.artifact.v1 import artifact_pb2
 from tunesmith.api.event.v1 import event_pb2
 from tunesmith.api.export.v1 import export_pb2
@@ -16,8 +15,6 @@ from tunesmith.api.validation.v1 import validation_service_pb2
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2
 
 EVENT_TYPE: Final = "export_changed"
-# Ids of leases say by their prefix whether a run or an export is leased.
-LEASE_PREFIX: Final = "exportlease"
 
 
 def export_to_proto(export: Export) -> export_pb2.Export:
@@ -88,28 +85,19 @@ def is_from_hub(source: Source) -> bool:
     return not inputs.model.files
 
 
-def output_prefix(export: Export, fencing_epoch: int) -> str:
-    """URI under which a lease may write: apart from the run's own folder, which is swept."""
-    export_id = export.name.rpartition("/")[2]
-    return f"object://exports/{export_id}/{fencing_epoch}/"
-
-
 def inputs_of(source: Source) -> list[str]:
-    """URIs that an export reads."""
+    """URIs that the export of an adapter reads."""
     inputs = wire.parse(validation_service_pb2.ValidateRunResponse, source.inputs)
     adapter = wire_work.unpack_files(source.adapter)
     return [file.uri for file in inputs.model.files] + [file.uri for file in adapter]
 
 
-def bundle_of(
-    request: work_service_pb2.CompleteTaskRequest, export: Export, *, prefix: str
-) -> work_pb2.OutputFile:
+def bundle_of(request: work_service_pb2.CompleteTaskRequest, export: Export) -> work_pb2.OutputFile:
     """The one output of an export.
 
     Raises:
-        Fault: INPUT_FIELD_INVALID for more, another, or one that lies elsewhere.
+        Fault: INPUT_FIELD_INVALID for more, or another.
     """
-    wire_work.check_files(request.outputs, prefix=prefix)
     wanted = (artifact_pb2.ARTIFACT_KIND_GGUF_BUNDLE, export.quantization)
     found = [(output.artifact_kind, output.quantization) for output in request.outputs]
     if found != [wanted]:
@@ -121,50 +109,27 @@ def bundle_of(
     return request.outputs[0]
 
 
-def activity_of(reports: Sequence[work_service_pb2.TaskReport]) -> Activity | None:
-    """What a node has last said that it does; None when it says nothing of it."""
-    told = [report.activity for report in reports if report.HasField("activity")]
-    return wire.activity_from_proto(told[-1]) if told else None
-
-
 def proof_of(request: work_service_pb2.CompleteTaskRequest) -> bytes:
     """The proof of the one type, serialized."""
     proofs = request.export.proofs
     return proofs[0].SerializeToString() if proofs else b""
 
 
-def lease_to_proto(
-    export: Export,
-    lease: ExportLease,
-    source: Source,
-    *,
-    urls: Mapping[str, str],
-    heartbeat_millis: int,
-    hub_token: str,
-) -> work_pb2.Lease:
-    """What an exporter gets: the task that the run's own export had, for one type."""
+def export_task(
+    source: Source, quantizations: Sequence[str], *, urls: Mapping[str, str], hub_token: str
+) -> work_pb2.ExportTask:
+    """What an exporter needs to make some types of an adapter."""
     snapshot = wire.parse(run_pb2.RunSnapshot, source.snapshot)
-    inputs = wire.parse(validation_service_pb2.ValidateRunResponse, source.inputs)
-    return work_pb2.Lease(
-        lease_id=lease.lease_id,
-        run=export.run,
-        attempt=lease.attempt,
-        fencing_epoch=lease.fencing_epoch,
-        expire_time=wire.timestamp(lease.expire_time),
-        kind=work_pb2.TASK_KIND_EXPORT,
-        traceparent=export.traceparent,
-        heartbeat_millis=heartbeat_millis,
-        export=work_pb2.ExportTask(
-            base=wire_work.base_input(
-                wire.parse(spec_pb2.RunSpec, source.spec),
-                snapshot,
-                inputs,
-                urls=urls,
-                hub_token=hub_token,
-            ),
-            adapter=wire_work.input_files(wire_work.unpack_files(source.adapter), urls),
-            quantizations=[export.quantization],
-            snapshot=snapshot,
-            losses=source.losses,
+    return work_pb2.ExportTask(
+        base=wire_work.base_input(
+            wire.parse(spec_pb2.RunSpec, source.spec),
+            snapshot,
+            wire.parse(validation_service_pb2.ValidateRunResponse, source.inputs),
+            urls=urls,
+            hub_token=hub_token,
         ),
+        adapter=wire_work.input_files(wire_work.unpack_files(source.adapter), urls),
+        quantizations=quantizations,
+        snapshot=snapshot,
+        losses=source.losses,
     )

@@ -9,7 +9,7 @@ from typing import Final, cast
 from chassis import errors
 from lexicon.faults import Fault, FaultCode
 from modelspec.recipe import DEFAULT_PROMPTS
-from scheduler.domain.run import Checkpoint, Document, Lease, Metrics, Record, TaskKind
+from scheduler.domain.run import Document, Metrics, Record
 from scheduler.domain.signals import (
     ActivityReported,
     CheckpointReported,
@@ -22,7 +22,8 @@ from scheduler.domain.signals import (
     TrainingBegan,
     WarningReported,
 )
-from scheduler.wire import activity_from_proto, clean, parse, timestamp
+from scheduler.domain.tasks import TaskKind
+from scheduler.wire import activity_from_proto, clean, parse
 from tunesmith.api.artifact.v1 import artifact_pb2
 from tunesmith.api.dataset.v1 import dataset_pb2
 from tunesmith.api.event.v1 import event_pb2
@@ -187,12 +188,6 @@ def _report_body(proto: work_service_pb2.TaskReport, *, prefix: str) -> ReportBo
     return None
 
 
-def output_prefix(run_name: str, fencing_epoch: int) -> str:
-    """URI under which a lease may write: it holds the epoch, so that a lost attempt is apart."""
-    run_id = run_name.rpartition("/")[2]
-    return f"object://runs/{run_id}/{fencing_epoch}/"
-
-
 def output_uri(file: work_pb2.OutputFile, *, prefix: str) -> str:
     """Where an output lies.
 
@@ -322,12 +317,10 @@ def artifact_file(run_name: str, file: work_pb2.OutputFile) -> artifact_pb2.Arti
     )
 
 
-def inputs_of(record: Record) -> list[str]:
-    """URIs that the open task of a run reads."""
+def train_inputs(record: Record) -> list[str]:
+    """URIs that the training of a run reads."""
     inputs = parse(validation_service_pb2.ValidateRunResponse, record.submission.inputs)
     uris = [file.uri for file in inputs.model.files]
-    if record.run.task.kind is TaskKind.EXPORT:
-        return uris + [file.uri for file in unpack_files(record.run.adapter)]
     uris += [dataset.uri for dataset in inputs.datasets]
     if record.run.checkpoint is not None:
         uris += [file.uri for file in unpack_files(record.run.checkpoint.files)]
@@ -336,53 +329,36 @@ def inputs_of(record: Record) -> list[str]:
     return uris
 
 
-def lease_to_proto(
-    record: Record,
-    lease: Lease,
-    *,
-    urls: Mapping[str, str],
-    losses: Sequence[float],
-    heartbeat_millis: int,
-    hub_token: str,
-) -> work_pb2.Lease:
-    """What a worker gets: the task with URLs that need no credential.
+def train_task(record: Record, *, urls: Mapping[str, str], hub_token: str) -> work_pb2.TrainTask:
+    """What a trainer needs, with URLs that need no credential.
 
     Args:
         hub_token: of the user for the model hub; empty without one.
     """
-    proto = work_pb2.Lease(
-        lease_id=lease.lease_id,
-        run=record.run.name,
-        attempt=lease.attempt,
-        fencing_epoch=lease.fencing_epoch,
-        expire_time=timestamp(lease.expire_time),
-        kind=kind_to_proto(lease.kind),
-        traceparent=record.run.traceparent,
-        heartbeat_millis=heartbeat_millis,
-    )
     inputs = parse(validation_service_pb2.ValidateRunResponse, record.submission.inputs)
     spec = parse(spec_pb2.RunSpec, record.submission.spec)
     snapshot = parse(run_pb2.RunSnapshot, record.submission.snapshot)
-    base = base_input(spec, snapshot, inputs, urls=urls, hub_token=hub_token)
-    if lease.kind is TaskKind.TRAIN:
-        proto.train.CopyFrom(
-            _train_task(spec, snapshot, inputs, record.run.checkpoint, base=base, urls=urls)
-        )
-        proto.train.earlier_checkpoints.extend(
+    # The datasets of the spec come first; one to validate on may follow.
+    trained = inputs.datasets[: len(spec.datasets)]
+    task = work_pb2.TrainTask(
+        base=base_input(spec, snapshot, inputs, urls=urls, hub_token=hub_token),
+        datasets=[_dataset(found, urls) for found in trained],
+        training=snapshot.training,
+        lora=snapshot.lora,
+        sample_prompts=list(spec.sample_prompts) or DEFAULT_PROMPTS,
+        earlier_checkpoints=[
             work_pb2.CheckpointInput(files=input_files(unpack_files(files), urls))
             for files in _earlier(record)
-        )
-    else:
-        proto.export.CopyFrom(
-            work_pb2.ExportTask(
-                base=base,
-                adapter=input_files(unpack_files(record.run.adapter), urls),
-                quantizations=snapshot.export.quantizations,
-                snapshot=snapshot,
-                losses=losses,
-            )
-        )
-    return proto
+        ],
+    )
+    for found in inputs.datasets:
+        if _is_of(found, spec.training.validation.dataset):
+            task.validation.CopyFrom(_dataset(found, urls))
+    checkpoint = record.run.checkpoint
+    if checkpoint is not None:
+        task.checkpoint.extend(input_files(unpack_files(checkpoint.files), urls))
+        task.checkpoint_step = checkpoint.step
+    return task
 
 
 def files_of(lease: work_pb2.Lease) -> list[work_pb2.InputFile]:
@@ -419,34 +395,6 @@ def base_input(
         ],
         hub_token=hub_token,
     )
-
-
-def _train_task(
-    spec: spec_pb2.RunSpec,
-    snapshot: run_pb2.RunSnapshot,
-    inputs: validation_service_pb2.ValidateRunResponse,
-    checkpoint: Checkpoint | None,
-    *,
-    base: work_pb2.BaseModelInput,
-    urls: Mapping[str, str],
-) -> work_pb2.TrainTask:
-    # The datasets of the spec come first; one to validate on may follow.
-    trained = inputs.datasets[: len(spec.datasets)]
-    held_out = spec.training.validation.dataset
-    task = work_pb2.TrainTask(
-        base=base,
-        datasets=[_dataset(found, urls) for found in trained],
-        training=snapshot.training,
-        lora=snapshot.lora,
-        sample_prompts=list(spec.sample_prompts) or DEFAULT_PROMPTS,
-    )
-    for found in inputs.datasets:
-        if _is_of(found, held_out):
-            task.validation.CopyFrom(_dataset(found, urls))
-    if checkpoint is not None:
-        task.checkpoint.extend(input_files(unpack_files(checkpoint.files), urls))
-        task.checkpoint_step = checkpoint.step
-    return task
 
 
 def _earlier(record: Record) -> Sequence[Document]:

@@ -1,6 +1,6 @@
-"""Work for nodes: register, lease, heartbeat, outputs, the end of a task.
+"""Work for nodes: register, lease, heartbeat, outputs, the end of a task of any kind.
 
-Every call on a lease shows its fencing epoch; what does not come from the newest lease of its run
+Every call on a lease shows its fencing epoch; what does not come from the newest lease of its owner
 is refused with RUN_LEASE_LOST and changes nothing. A call that is made again after its answer was
 lost is answered again.
 """
@@ -8,6 +8,7 @@ lost is answered again.
 import asyncio
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -19,28 +20,16 @@ from lexicon.faults import Fault, FaultCode
 from lexicon.ids import new_id
 from scheduler import wire, wire_work
 from scheduler.alerts import Alerts
-from scheduler.domain import leasing, queueing
-from scheduler.domain.decision import chain, decide
-from scheduler.domain.effects import Decision
-from scheduler.domain.queueing import Candidate
-from scheduler.domain.run import Lease, Outcome, Record, StoredFile, TaskKind, TaskState
-from scheduler.domain.signals import (
-    ExportCompleted,
-    Heartbeat,
-    LeaseLost,
-    Loss,
-    TaskFailed,
-    TaskLeased,
-    TaskReleased,
-    TrainingCompleted,
-)
-from scheduler.export_work import ExportWork, is_export
+from scheduler.domain import tasks
+from scheduler.domain.signals import Heartbeat, LeaseLost, Loss, TaskFailed, TaskReleased
+from scheduler.domain.tasks import Lease, Outcome, TaskKind, TaskLeased, TaskState
+from scheduler.kinds import Kind, Kinds, Lock, Owner
 from scheduler.peers import Peers
-from scheduler.rows import EXPORT_TIER, project_of
-from scheduler.store import TASKS_CHANNEL, Store, Transaction
+from scheduler.rows import EXPORT_TIER
+from scheduler.store import Store, Transaction
+from scheduler.task_store import TASKS_CHANNEL
 from scheduler.wakeups import Wakeups, rest
 from scheduler.wire_work import NodeRecord
-from tunesmith.api.run.v1 import spec_pb2
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2, work_service_pb2_grpc
 
 log = telemetry.logger(__name__)
@@ -50,7 +39,21 @@ MAX_INCARNATION_CHARACTERS: Final = 128
 # How long a waiting node sleeps when no notification comes; retries whose rest is over are found
 # so.
 _POLL_SECONDS: Final = 0.5
-_CANCELLED: Final = "The run was cancelled."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Held:
+    """A lease that a call names, with its owner locked."""
+
+    kind: Kind[Any]
+    owner: Any
+    lease: Lease
+    now: datetime
+
+    @property
+    def prefix(self) -> str:
+        """URI under which the lease may write."""
+        return self.kind.owners.about(self.owner).prefix(self.lease.fencing_epoch)
 
 
 class WorkService(work_service_pb2_grpc.WorkServiceServicer):
@@ -63,28 +66,25 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
         wakeups: Wakeups,
         sealer: Sealer,
         alerts: Alerts,
+        kinds: Kinds,
         *,
         lease: timedelta,
         heartbeat_millis: int,
-        limits: Mapping[str, int],
     ) -> None:
         """Make it.
 
         Args:
+            kinds: every kind of task, in the order in which a node is offered work.
             lease: how long a node may be silent.
-            limits: how many runs each plan may train at once.
         """
         self._store = store
         self._peers = peers
         self._wakeups = wakeups
         self._sealer = sealer
         self._alerts = alerts
+        self._kinds = kinds
         self._lease = lease
         self._heartbeat_millis = heartbeat_millis
-        self._limits = limits
-        self._exports = ExportWork(
-            store, peers, sealer, alerts, lease=lease, heartbeat_millis=heartbeat_millis
-        )
 
     async def RegisterNode(
         self, request: work_service_pb2.RegisterNodeRequest, _context: Any
@@ -92,13 +92,12 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
         node = _node_from_proto(request)
         async with self._store.transaction() as transaction:
             await transaction.put_node(node)
-            old = await transaction.leases_of_old_incarnations(node.name, node.incarnation)
+            old = await transaction.tasks.leases_of_old(node.name, node.incarnation)
             stored = await transaction.read_node(node.name)
             now = await transaction.now()
         assert stored is not None
-        for lease, run in old:
-            await lose(self._store, run, lease, Loss.RESTARTED)
-        await self._exports.forget_old(node.name, node.incarnation)
+        for lease, owner in old:
+            await lose(self._store, self._kinds, owner, lease, Loss.RESTARTED)
         log.info("node registered", node=node.name, tier=node.tier, kind=node.kind)
         shown = wire_work.node_to_proto(stored, now=now, silent=self._lease)
         return work_service_pb2.RegisterNodeResponse(node=shown)
@@ -122,30 +121,24 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
     async def HeartbeatTask(
         self, request: work_service_pb2.HeartbeatTaskRequest, _context: Any
     ) -> work_service_pb2.HeartbeatTaskResponse:
-        if is_export(request.lease_id):
-            return await self._exports.heartbeat(request)
         async with self._store.transaction() as transaction:
-            record, lease, now = await _lock(transaction, request)
-            if lease.outcome is not None:
-                return _farewell(lease)
-            decision = self._reported(record, lease, request, now)
-            await transaction.commit(decision)
+            held = await self._lock(transaction, request)
+            if held.lease.outcome is not None:
+                return _farewell(held)
+            owner = await self._report(transaction, held, request)
             temperature = (
                 request.temperature_celsius if request.HasField("temperature_celsius") else None
             )
-            await transaction.touch_node(lease.node, lease.incarnation, temperature)
-        return _directive(decision)
+            await transaction.touch_node(held.lease.node, held.lease.incarnation, temperature)
+        return _directive(held.kind, owner)
 
     async def SignInputs(
         self, request: work_service_pb2.SignInputsRequest, _context: Any
     ) -> work_service_pb2.SignInputsResponse:
-        if is_export(request.lease_id):
-            return await self._exports.sign_inputs(request)
         async with self._store.transaction() as transaction:
-            record, lease, _ = await _lock(transaction, request)
-            leasing.held(record.run, fencing_epoch=lease.fencing_epoch)
-        urls = await self._peers.sign_reads(wire_work.inputs_of(record))
-        given = self._lease_to_proto(record, lease, urls, [], sealed=None)
+            held = await self._lock(transaction, request)
+            tasks.held(held.owner.task, fencing_epoch=request.fencing_epoch)
+        given = await self._given(held.kind, held.owner.name, held.lease)
         return work_service_pb2.SignInputsResponse(files=wire_work.files_of(given))
 
     async def SignOutputs(
@@ -157,13 +150,10 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
                 f"files must be 1 to {wire_work.MAX_FILES}.",
                 field="files",
             )
-        if is_export(request.lease_id):
-            return await self._exports.sign_outputs(request)
         async with self._store.transaction() as transaction:
-            record, lease, _ = await _lock(transaction, request)
-            leasing.held(record.run, fencing_epoch=lease.fencing_epoch)
-        prefix = wire_work.output_prefix(record.run.name, lease.fencing_epoch)
-        uris = [wire_work.output_uri(file, prefix=prefix) for file in request.files]
+            held = await self._lock(transaction, request)
+            tasks.held(held.owner.task, fencing_epoch=request.fencing_epoch)
+        uris = [wire_work.output_uri(file, prefix=held.prefix) for file in request.files]
         sizes = [file.size_bytes for file in request.files]
         urls = await self._peers.sign_writes(dict(zip(uris, sizes, strict=True)))
         return work_service_pb2.SignOutputsResponse(
@@ -176,55 +166,45 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
     async def CompleteTask(
         self, request: work_service_pb2.CompleteTaskRequest, _context: Any
     ) -> work_service_pb2.CompleteTaskResponse:
-        if is_export(request.lease_id):
-            await self._exports.complete(request)
-            return work_service_pb2.CompleteTaskResponse()
         async with self._store.transaction() as transaction:
-            record, lease, now = await _lock(transaction, request)
-            if lease.outcome is not Outcome.COMPLETED:
-                told = self._reported(record, lease, request, now)
-                prefix = wire_work.output_prefix(record.run.name, lease.fencing_epoch)
-                wire_work.check_files(request.outputs, prefix=prefix)
-                # The row stays locked meanwhile, so that a cancelled run leaves no hub entry.
-                files = await self._register(record, request.outputs)
-                signal = _completed(lease, request, files)
-                await transaction.commit(chain(told, signal, await transaction.now()))
-                log.info("task completed", run=record.run.name, kind=lease.kind)
+            held = await self._lock(transaction, request)
+            if held.lease.outcome is not Outcome.COMPLETED:
+                owner = await self._report(transaction, held, request)
+                wire_work.check_files(request.outputs, prefix=held.prefix)
+                # The row stays locked meanwhile, so that a cancelled owner leaves no hub entry.
+                await held.kind.complete(transaction, owner, request)
+                log.info("task completed", owner=owner.name, kind=held.lease.kind)
         return work_service_pb2.CompleteTaskResponse()
 
     async def FailTask(
         self, request: work_service_pb2.FailTaskRequest, _context: Any
     ) -> work_service_pb2.FailTaskResponse:
-        if is_export(request.lease_id):
-            await self._exports.fail(request)
-            return work_service_pb2.FailTaskResponse()
         async with self._store.transaction() as transaction:
-            record, lease, now = await _lock(transaction, request)
-            if lease.outcome is not Outcome.FAILED:
-                told = self._reported(record, lease, request, now)
-                stage = told.after.stage
-                fault = wire.fault_from_proto(request.fault, stage=stage, node=lease.node)
-                count = await transaction.same_oom_count(
-                    project_of(record.run.name), record.submission.fingerprint
-                )
+            held = await self._lock(transaction, request)
+            if held.lease.outcome is not Outcome.FAILED:
+                owners, lease = held.kind.owners, held.lease
+                owner = await self._report(transaction, held, request)
+                about = owners.about(owner)
+                fault = wire.fault_from_proto(request.fault, stage=about.stage, node=lease.node)
+                count = await owners.same_oom_count(transaction, owner)
                 signal = TaskFailed(
                     fencing_epoch=lease.fencing_epoch, fault=fault, same_oom_count=count
                 )
-                await transaction.commit(chain(told, signal, now))
-                await self._alerts.note(transaction, record, fault, same_oom_count=count)
+                await owners.commit(transaction, owner, signal, held.now)
+                await self._alerts.note(
+                    transaction, owner.name, about, lease, fault, same_oom_count=count
+                )
+                log.warning("attempt failed", owner=owner.name, kind=lease.kind, code=fault.code)
         return work_service_pb2.FailTaskResponse()
 
     async def ReleaseTask(
         self, request: work_service_pb2.ReleaseTaskRequest, _context: Any
     ) -> work_service_pb2.ReleaseTaskResponse:
-        if is_export(request.lease_id):
-            await self._exports.release(request)
-            return work_service_pb2.ReleaseTaskResponse()
         async with self._store.transaction() as transaction:
-            record, lease, now = await _lock(transaction, request)
-            if lease.outcome is not Outcome.RELEASED:
-                signal = TaskReleased(fencing_epoch=lease.fencing_epoch)
-                await transaction.commit(decide(record.run, signal, now))
+            held = await self._lock(transaction, request)
+            if held.lease.outcome is not Outcome.RELEASED:
+                signal = TaskReleased(fencing_epoch=held.lease.fencing_epoch)
+                await held.kind.owners.commit(transaction, held.owner, signal, held.now)
         return work_service_pb2.ReleaseTaskResponse()
 
     async def _offer(self, name: str, incarnation: str) -> work_pb2.Lease | None:
@@ -234,219 +214,182 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
             if node is None or node.incarnation != incarnation:
                 raise Fault(FaultCode.NODE_NOT_REGISTERED, node=name)
             await transaction.touch_node(name, incarnation, None)
-            held = await transaction.open_lease_of_node(name, incarnation)
-            found = await transaction.candidates(node, limits=self._limits)
+            held = await transaction.tasks.lease_of_node(name, incarnation)
         if held is not None:
             # It asks although it has one: the answer that gave it was lost.
-            return await self._given(held[1], held[0])
-        if node.kind is TaskKind.EXPORT:
-            given = await self._exports.given(name, incarnation)
-            if given is not None:
-                return given
-        for candidate in queueing.in_order(found):
-            lease = await self._try(node, candidate)
-            if lease is not None:
-                return lease
-        # Runs first: somebody waits for their end, and they hold money.
-        return await self._exports.offer(node) if node.kind is TaskKind.EXPORT else None
+            lease, owner = held
+            return await self._given(self._kinds[lease.kind], owner, lease)
+        for kind_name, kind in self._kinds.items():
+            if kind.worker is not node.kind:
+                continue
+            async with self._store.transaction() as transaction:
+                owners = await kind.candidates(transaction, node)
+            for owner in owners:
+                given = await self._try(node, kind_name, owner)
+                if given is not None:
+                    return given
+        return None
 
-    async def _try(self, node: NodeRecord, candidate: Candidate) -> work_pb2.Lease | None:
-        """Leases one task; None when another node was faster. URLs are signed before any lock."""
-        async with self._store.transaction() as transaction:
-            record, _ = await transaction.read_run(candidate.run)
-        try:
-            urls = await self._peers.sign_reads(wire_work.inputs_of(record))
-        except Fault as fault:
-            log.warning("inputs cannot be signed", run=candidate.run, code=fault.code)
+    async def _try(self, node: NodeRecord, kind_name: str, name: str) -> work_pb2.Lease | None:
+        """Leases one task; None when it cannot be had. Others are asked before any lock."""
+        kind = self._kinds[kind_name]
+        urls = await self._prepared(kind, name)
+        if urls is None:
             return None
         async with self._store.transaction() as transaction:
-            locked = await transaction.lock_run_if_free(candidate.run)
-            if locked is None:
+            found = await kind.owners.load(transaction, name, Lock.IF_FREE)
+            if found is None:
                 return None
-            record, now = locked
-            task = record.run.task
-            if task.state is not TaskState.QUEUED or task.kind is not candidate.kind:
+            owner, now = found
+            if owner.task.state is not TaskState.QUEUED or owner.task.kind != kind_name:
                 return None
-            if not urls.keys() >= set(wire_work.inputs_of(record)):
+            if not urls.keys() >= set(await kind.inputs(transaction, owner)):
                 # It was leased and given back since its URLs were signed, and reads more now.
                 return None
-            if task.kind is TaskKind.TRAIN:
-                count = await transaction.lock_project(project_of(record.run.name))
-                if count >= candidate.concurrency_limit:
-                    return None
+            if not await kind.admits(transaction, owner):
+                return None
             signal = TaskLeased(
-                kind=task.kind,
                 lease_id=new_id("lease", now=now, random_bytes=secrets.token_bytes),
                 node=node.name,
                 incarnation=node.incarnation,
                 lease=self._lease,
             )
-            decision = decide(record.run, signal, now)
-            await transaction.commit(decision)
-            losses = await transaction.losses(record.run.name, last_step=_last_step(record))
-            sealed = await transaction.hub_token(record.run.name)
-        lease = decision.after.lease
-        assert lease is not None
-        log.info("task leased", run=record.run.name, node=node.name, epoch=lease.fencing_epoch)
-        return self._lease_to_proto(record, lease, urls, losses, sealed=sealed)
+            owner = await kind.owners.commit(transaction, owner, signal, now)
+            lease = owner.task.lease
+            given = await self._lease_to_proto(transaction, kind, owner, lease, urls)
+        log.info("task leased", owner=name, node=node.name, epoch=lease.fencing_epoch)
+        return given
 
-    async def _given(self, run: str, lease: Lease) -> work_pb2.Lease:
+    async def _prepared(self, kind: Kind[Any], name: str) -> dict[str, str] | None:
+        """URLs of a task's inputs; None when it cannot be offered now."""
+        owner, inputs = await self._read(kind, name)
+        try:
+            await kind.check(owner)
+            return await self._peers.sign_reads(inputs)
+        except Fault as fault:
+            async with self._store.transaction() as transaction:
+                found = await kind.owners.load(transaction, name, Lock.IF_FREE)
+                if found is None or await kind.give_up(transaction, found[0], fault, found[1]):
+                    return None
+            log.warning("inputs cannot be signed", owner=name, code=fault.code)
+            return None
+
+    async def _given(self, kind: Kind[Any], name: str, lease: Lease) -> work_pb2.Lease:
         """A lease that was given before, with fresh URLs."""
+        owner, inputs = await self._read(kind, name)
+        urls = await self._peers.sign_reads(inputs)
         async with self._store.transaction() as transaction:
-            record, _ = await transaction.read_run(run)
-            losses = await transaction.losses(run, last_step=_last_step(record))
-            sealed = await transaction.hub_token(run)
-        urls = await self._peers.sign_reads(wire_work.inputs_of(record))
-        return self._lease_to_proto(record, lease, urls, losses, sealed=sealed)
+            return await self._lease_to_proto(transaction, kind, owner, lease, urls)
 
-    def _lease_to_proto(
+    async def _read(self, kind: Kind[Any], name: str) -> tuple[Any, list[str]]:
+        """An owner with the URIs that its task reads."""
+        async with self._store.transaction() as transaction:
+            found = await kind.owners.load(transaction, name, Lock.NONE)
+            assert found is not None
+            return found[0], await kind.inputs(transaction, found[0])
+
+    async def _lease_to_proto(
         self,
-        record: Record,
+        transaction: Transaction,
+        kind: Kind[Any],
+        owner: Owner,
         lease: Lease,
         urls: Mapping[str, str],
-        losses: list[float],
-        *,
-        sealed: bytes | None,
     ) -> work_pb2.Lease:
-        run = record.run.name
-        hub_token = "" if sealed is None else self._sealer.open(sealed, owner=run)
-        if hub_token is None:
-            log.warning("hub token cannot be opened; the signing key is another one", run=run)
-        return wire_work.lease_to_proto(
-            record,
-            lease,
-            urls=urls,
-            losses=losses,
-            heartbeat_millis=self._heartbeat_millis,
-            hub_token=hub_token or "",
-        )
+        sealed = await transaction.hub_token(owner.name)
+        token = "" if sealed is None else self._sealer.open(sealed, owner=owner.name)
+        if token is None:
+            log.warning(
+                "hub token cannot be opened; the signing key is another one", run=owner.name
+            )
+        about = kind.owners.about(owner)
+        proto = await kind.payload(transaction, owner, urls, token or "")
+        proto.lease_id = lease.lease_id
+        proto.run = about.run
+        proto.attempt = lease.attempt
+        proto.fencing_epoch = lease.fencing_epoch
+        proto.expire_time.FromDatetime(lease.expire_time)
+        proto.kind = wire_work.kind_to_proto(kind.worker)
+        proto.traceparent = about.traceparent
+        proto.heartbeat_millis = self._heartbeat_millis
+        return proto
 
-    def _reported(self, record: Record, lease: Lease, request: Any, now: datetime) -> Decision:
-        """What the reports of a call do, each once; the call is a sign of life as well."""
-        prefix = wire_work.output_prefix(record.run.name, lease.fencing_epoch)
-        reports = wire_work.reports_from_proto(request.reports, prefix=prefix)
-        signal = Heartbeat(fencing_epoch=lease.fencing_epoch, lease=self._lease, reports=reports)
-        return decide(record.run, signal, now)
+    async def _report(self, transaction: Transaction, held: _Held, request: Any) -> Any:
+        """The owner after the reports of a call, each once; the call is a sign of life as well."""
+        reports = wire_work.reports_from_proto(request.reports, prefix=held.prefix)
+        epoch = held.lease.fencing_epoch
+        signal = Heartbeat(fencing_epoch=epoch, lease=self._lease, reports=reports)
+        return await held.kind.owners.commit(transaction, held.owner, signal, held.now)
 
-    async def _register(self, record: Record, outputs: Any) -> tuple[StoredFile, ...]:
-        """Makes artifacts of the outputs that are ones; the hub checks size and sha256 of all.
+    async def _lock(self, transaction: Transaction, request: Any) -> _Held:
+        """A call's lease as it stands now, with its owner locked.
 
-        Files that are no artifacts are what an export reads: an adapter that is not there as it
-        was said to be must not end a training well.
+        Raises:
+            Fault: ACCESS_DENIED for the lease of another node; RUN_LEASE_LOST when it does not
+                exist, shows another epoch, or was lost.
         """
-        loose = wire_work.adapter_files(outputs)
-        if loose:
-            await self._peers.verify_objects(record.run.name, loose)
-        spec = wire.parse(spec_pb2.RunSpec, record.submission.spec)
-        stored = []
-        for output in outputs:
-            if output.artifact_kind:
-                file = wire_work.artifact_file(record.run.name, output)
-                name = await self._peers.register_artifact(
-                    record.run.name, file, base_model=spec.base_model
-                )
-                stored.append(wire.stored_file(name, file))
-        return tuple(stored)
+        found = await transaction.tasks.lease(names.check_id(request.lease_id, field="lease_id"))
+        if found is None:
+            raise Fault(FaultCode.RUN_LEASE_LOST)
+        lease, name = found
+        current_caller().require_node(lease.node)
+        if lease.fencing_epoch != request.fencing_epoch:
+            raise Fault(FaultCode.RUN_LEASE_LOST, fencing_epoch=request.fencing_epoch)
+        kind = self._kinds[lease.kind]
+        locked = await kind.owners.load(transaction, name, Lock.WAIT)
+        assert locked is not None
+        owner, now = locked
+        # It may have ended while we waited for the lock.
+        found = await transaction.tasks.lease(request.lease_id)
+        if found is None or found[0].outcome is Outcome.LOST:
+            raise Fault(FaultCode.RUN_LEASE_LOST, fencing_epoch=request.fencing_epoch)
+        return _Held(kind=kind, owner=owner, lease=found[0], now=now)
 
 
-async def lose(store: Store, run: str, lease: Lease, loss: Loss) -> bool:
+async def lose(store: Store, kinds: Kinds, name: str, lease: Lease, loss: Loss) -> bool:
     """Takes a lease from a node that is gone; False when that was no longer true."""
+    owners = kinds[lease.kind].owners
+    is_expiry = loss is Loss.EXPIRED
     async with store.transaction() as transaction:
-        if loss is Loss.EXPIRED:
-            locked = await transaction.lock_run_if_free(run)
-            if locked is None:
-                return False
-        else:
-            locked = await transaction.lock_run(run)
-        record, now = locked
-        held = record.run.lease
+        found = await owners.load(transaction, name, Lock.IF_FREE if is_expiry else Lock.WAIT)
+        if found is None:
+            return False
+        owner, now = found
+        held = owner.task.lease
         if held is None or held.lease_id != lease.lease_id:
             return False
-        if loss is Loss.EXPIRED and held.expire_time > now:
+        if is_expiry and not tasks.is_expired(held, now):
             return False
         signal = LeaseLost(fencing_epoch=held.fencing_epoch, loss=loss)
-        await transaction.commit(decide(record.run, signal, now))
-    log.warning("node lost", run=run, node=lease.node, loss=loss, attempt=lease.attempt)
+        await owners.commit(transaction, owner, signal, now)
+    log.warning("node lost", owner=name, node=lease.node, loss=loss, attempt=lease.attempt)
     return True
 
 
-async def _lock(transaction: Transaction, request: Any) -> tuple[Record, Lease, datetime]:
-    """The run of a call's lease, locked, with the lease as it stands now.
-
-    Raises:
-        Fault: ACCESS_DENIED for the lease of another node; RUN_LEASE_LOST when it does not exist,
-            shows another epoch, or was lost.
-    """
-    found = await transaction.lease_by_id(names.check_id(request.lease_id, field="lease_id"))
-    if found is None:
-        raise Fault(FaultCode.RUN_LEASE_LOST)
-    lease, run = found
-    current_caller().require_node(lease.node)
-    if lease.fencing_epoch != request.fencing_epoch:
-        raise Fault(FaultCode.RUN_LEASE_LOST, fencing_epoch=request.fencing_epoch)
-    record, now = await transaction.lock_run(run)
-    if record.run.lease is not None and record.run.lease.lease_id == lease.lease_id:
-        return record, record.run.lease, now
-    # It may have ended while we waited for the lock.
-    found = await transaction.lease_by_id(request.lease_id)
-    assert found is not None
-    if found[0].outcome is Outcome.LOST:
-        raise Fault(FaultCode.RUN_LEASE_LOST, fencing_epoch=request.fencing_epoch)
-    return record, found[0], now
-
-
-def _completed(
-    lease: Lease,
-    request: work_service_pb2.CompleteTaskRequest,
-    files: tuple[StoredFile, ...],
-) -> TrainingCompleted | ExportCompleted:
-    if lease.kind is TaskKind.EXPORT:
-        return ExportCompleted(
-            fencing_epoch=lease.fencing_epoch,
-            proofs=wire_work.pack_proofs(request.export),
-            files=files,
-        )
-    metrics = None
-    if request.train.HasField("metrics"):
-        metrics = wire_work.metrics_from_proto(request.train.metrics)
-    return TrainingCompleted(
-        fencing_epoch=lease.fencing_epoch,
-        metrics=metrics,
-        samples=wire_work.pack_samples(request.train),
-        adapter=wire_work.pack_files(wire_work.adapter_files(request.outputs)),
-        files=files,
-    )
-
-
-def _directive(decision: Decision) -> work_service_pb2.HeartbeatTaskResponse:
+def _directive(kind: Kind[Any], owner: Owner) -> work_service_pb2.HeartbeatTaskResponse:
     """What a node must do after its heartbeat."""
-    run = decision.after
-    lease = run.lease
+    lease, finish = owner.task.lease, kind.owners.about(owner).finish
     assert lease is not None
-    response = work_service_pb2.HeartbeatTaskResponse(
-        directive=work_service_pb2.DIRECTIVE_CONTINUE,
+    go_on = work_service_pb2.DIRECTIVE_CONTINUE
+    return work_service_pb2.HeartbeatTaskResponse(
+        directive=work_service_pb2.DIRECTIVE_FINISH if finish else go_on,
         expire_time=wire.timestamp(lease.expire_time),
         acknowledged_report_number=lease.report_number,
+        reason=finish,
     )
-    if run.finish is not None and lease.kind is TaskKind.TRAIN:
-        response.directive = work_service_pb2.DIRECTIVE_FINISH
-        response.reason = f"Training ends now and is kept: {run.finish.cause.lower()}."
-    return response
 
 
-def _farewell(lease: Lease) -> work_service_pb2.HeartbeatTaskResponse:
+def _farewell(held: _Held) -> work_service_pb2.HeartbeatTaskResponse:
     """The answer to a heartbeat that comes after the end of its lease."""
     response = work_service_pb2.HeartbeatTaskResponse(
         directive=work_service_pb2.DIRECTIVE_ABORT,
-        acknowledged_report_number=lease.report_number,
+        acknowledged_report_number=held.lease.report_number,
     )
-    if lease.outcome in (Outcome.COMPLETED, Outcome.RELEASED):
+    if held.lease.outcome in (Outcome.COMPLETED, Outcome.RELEASED):
         # It crossed with the call that ended the lease.
         response.directive = work_service_pb2.DIRECTIVE_CONTINUE
-    elif lease.outcome is Outcome.CANCELLED:
-        response.reason = _CANCELLED
-    elif lease.fault is not None:
-        response.reason = lease.fault.message
+    else:
+        response.reason = held.kind.owners.farewell(held.owner, held.lease)
     return response
 
 
@@ -485,9 +428,3 @@ def _node_from_proto(request: work_service_pb2.RegisterNodeRequest) -> NodeRecor
 
 
 _UNKNOWN_TIME: Final = wire.moment(work_pb2.Node().register_time)
-
-
-def _last_step(record: Record) -> int:
-    """The step up to which losses belong to the adapter."""
-    metrics = record.run.metrics
-    return metrics.step if metrics else 0

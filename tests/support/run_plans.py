@@ -7,7 +7,7 @@ from datetime import timedelta
 from hypothesis import strategies as st
 
 from lexicon.faults import Fault, FaultCode, Stage
-from scheduler.domain.run import TERMINAL, RunFault
+from scheduler.domain.run import TERMINAL
 from scheduler.domain.signals import (
     CheckpointReported,
     ExportCompleted,
@@ -25,6 +25,7 @@ from scheduler.domain.signals import (
     TrainingBegan,
     TrainingCompleted,
 )
+from scheduler.domain.tasks import RunFault
 from tests.support.runs import LEASE, Story, some_metrics
 
 REFUSALS = (FaultCode.RUN_TRANSITION_ILLEGAL, FaultCode.RUN_LEASE_LOST)

@@ -5,21 +5,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Self
 
 from lexicon.faults import FaultCode, Stage
+from scheduler.domain import tasks
 from scheduler.domain.activity import Activity
 from scheduler.domain.decision import decide, submit
 from scheduler.domain.effects import Decision
 from scheduler.domain.events import Body, ClockChanged, Event
-from scheduler.domain.run import (
-    Metrics,
-    Run,
-    RunFault,
-    State,
-    StoredFile,
-    Task,
-    TaskKind,
-    TaskState,
-    Terms,
-)
+from scheduler.domain.run import Metrics, Run, State, StoredFile, Terms
 from scheduler.domain.signals import (
     ActivityReported,
     CancelRequested,
@@ -38,13 +29,13 @@ from scheduler.domain.signals import (
     StopRequested,
     Submitted,
     TaskFailed,
-    TaskLeased,
     TaskReleased,
     Tick,
     TrainingBegan,
     TrainingCompleted,
     WarningReported,
 )
+from scheduler.domain.tasks import RunFault, TaskKind, TaskLeased
 
 NOON = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 NAME = "projects/acme/runs/run-1"
@@ -63,20 +54,13 @@ TERMS = Terms(
 
 def a_run(terms: Terms = TERMS) -> Run:
     """A run that was submitted at noon."""
-    task = Task(
-        kind=TaskKind.TRAIN,
-        state=TaskState.QUEUED,
-        failures=0,
-        queue_time=NOON,
-        not_before=NOON,
-    )
     return Run(
         name=NAME,
         version=1,
         state=State.QUEUED,
         stage=Stage.QUEUED,
         terms=terms,
-        task=task,
+        task=tasks.queued(TaskKind.TRAIN, NOON),
         submit_time=NOON,
         update_time=NOON,
     )
@@ -119,7 +103,6 @@ class Story:
         self.leases += 1
         return self.signal(
             TaskLeased(
-                kind=self.run.task.kind,
                 lease_id=f"lease-{self.leases}",
                 node=node,
                 incarnation="i1",

@@ -7,7 +7,8 @@ from typing import Final
 
 from lexicon.faults import TABLE, Category, FaultCode
 from scheduler.domain.failures import is_oom_repeated
-from scheduler.domain.run import Document, RunFault
+from scheduler.domain.run import Document
+from scheduler.domain.tasks import RunFault
 
 # A try without an answer is made again after this, then after twice as long, up to 21 minutes;
 # together the tries span two hours.

@@ -9,11 +9,11 @@ from datetime import datetime
 from typing import Final, assert_never
 
 from lexicon.faults import Stage
-from scheduler.domain import failures, leasing, limits
+from scheduler.domain import failures, limits, tasks
 from scheduler.domain.activity import is_news
 from scheduler.domain.effects import Decision, Draft, Step
 from scheduler.domain.events import Event, RunSubmitted
-from scheduler.domain.run import STAGE_ORDER, FinishCause, Run, State, TaskKind, check
+from scheduler.domain.run import STAGE_ORDER, FinishCause, Run, State, check
 from scheduler.domain.signals import (
     ActivityReported,
     CancelRequested,
@@ -31,13 +31,15 @@ from scheduler.domain.signals import (
     StopRequested,
     Submitted,
     TaskFailed,
-    TaskLeased,
     TaskReleased,
     Tick,
     TrainingBegan,
     TrainingCompleted,
     WarningReported,
+    fresh,
+    happened,
 )
+from scheduler.domain.tasks import Ending, TaskLeased
 from scheduler.domain.transitions import Trigger, find
 
 # Warnings that a run keeps; what comes after is dropped.
@@ -78,10 +80,8 @@ def decide(run: Run, signal: Signal, now: datetime) -> Decision:
             for trigger in limits.due(run, now):
                 _apply_tick(draft, trigger)
         case TaskLeased():
-            kind = signal.kind
-            leased = Trigger.TRAIN_LEASED if kind is TaskKind.TRAIN else Trigger.EXPORT_LEASED
-            leasing.check_open(run)
-            draft.apply(Step(trigger=leased, at=now, signal=signal))
+            tasks.lease(run.task, signal, now)
+            draft.apply(Step(trigger=Trigger.LEASED, at=now, signal=signal))
         case CancelRequested():
             draft.apply(Step(trigger=Trigger.CANCEL_REQUESTED, at=now, signal=signal))
         case StopRequested():
@@ -90,47 +90,27 @@ def decide(run: Run, signal: Signal, now: datetime) -> Decision:
             )
             draft.apply(step)
         case TrainingCompleted() | ExportCompleted() | TaskFailed() | LeaseLost() | TaskReleased():
-            leasing.held(run, fencing_epoch=signal.fencing_epoch)
+            tasks.held(run.task, fencing_epoch=signal.fencing_epoch)
             draft.apply(_ending(run, signal, now))
         case _:
             assert_never(signal)
     return draft.decision()
 
 
-def chain(first: Decision, signal: Signal, now: datetime) -> Decision:
-    """The decision of two signals in a row, as one."""
-    second = decide(first.after, signal, now)
-    return Decision(
-        before=first.before,
-        after=replace(second.after, version=first.after.version),
-        events=first.events + second.events,
-        tasks={**first.tasks, **second.tasks},
-        leases={**first.leases, **second.leases},
-        metrics=first.metrics + second.metrics,
-        superseded=first.superseded + second.superseded,
-    )
-
-
-def unchanged(run: Run) -> Decision:
-    """The decision that does nothing, to begin a chain."""
-    return Decision(before=run, after=run)
-
-
 def _apply_heartbeat(draft: Draft, signal: Heartbeat) -> None:
     """Applies each new report once and in order, then prolongs the lease."""
-    lease = leasing.held(draft.run, fencing_epoch=signal.fencing_epoch)
-    for report in leasing.fresh(lease, signal.reports):
+    lease = tasks.held(draft.run.task, fencing_epoch=signal.fencing_epoch)
+    for report in fresh(lease, signal.reports):
         _apply_report(draft, report)
-    lease = leasing.held(draft.run, fencing_epoch=signal.fencing_epoch)
-    draft.put_lease(replace(lease, expire_time=draft.now + signal.lease))
+    draft.put_task(tasks.heard(draft.run.task, until=draft.now + signal.lease))
 
 
 def _apply_report(draft: Draft, report: Report) -> None:
     """Applies one report; one that does not fit is dropped, so that it cannot wedge the lease."""
     lease = draft.run.lease
     assert lease is not None
-    at = leasing.happened(lease, report, not_before=draft.run.clock.changed_time, now=draft.now)
-    draft.put_lease(replace(lease, report_number=report.number, report_time=at))
+    at = happened(lease, report, not_before=draft.run.clock.changed_time, now=draft.now)
+    draft.put_task(tasks.reported(draft.run.task, number=report.number, at=at))
     trigger = _report_trigger(draft.run, report.body)
     if trigger is None:
         return
@@ -195,9 +175,7 @@ def _ending(
     now: datetime,
 ) -> Step:
     """The step with which a lease ends."""
-    trains = run.task.kind is TaskKind.TRAIN
-    retries = leasing.may_retry(run.task)
-    fault = None
+    task, fault = run.task, None
     match signal:
         case TrainingCompleted():
             gguf = run.terms.gguf
@@ -205,19 +183,20 @@ def _ending(
         case ExportCompleted():
             trigger = Trigger.EXPORTED
         case TaskReleased():
-            trigger = Trigger.TRAIN_RELEASED if trains else Trigger.EXPORT_RELEASED
-        case LeaseLost() if retries:
-            trigger = Trigger.TRAIN_LOST_RETRY if trains else Trigger.EXPORT_LOST_RETRY
-            fault = failures.node_lost(run, is_last=False)
+            trigger = Trigger.RELEASED
         case LeaseLost():
-            trigger = Trigger.TRAIN_LOST if trains else Trigger.EXPORT_LOST
-            fault = failures.final(run, failures.node_lost(run, is_last=True), same_oom_count=0)
-        case TaskFailed() if retries and failures.is_transient(signal.fault):
-            trigger = Trigger.TRAIN_FAILED_RETRY if trains else Trigger.EXPORT_FAILED_RETRY
-            fault = signal.fault
+            is_last = tasks.ending_of_loss(task) is Ending.LOST
+            trigger = Trigger.LOST if is_last else Trigger.LOST_RETRY
+            fault = failures.node_lost(task, failures.NODE_LOST, stage=run.stage, is_last=is_last)
+            if is_last:
+                fault = failures.final(run, fault, same_oom_count=0)
         case TaskFailed():
-            trigger = Trigger.TRAIN_FAILED if trains else Trigger.EXPORT_FAILED
-            fault = failures.final(run, signal.fault, same_oom_count=signal.same_oom_count)
+            transient = failures.is_transient(signal.fault)
+            is_last = tasks.ending_of_failure(task, transient=transient) is Ending.FAILED
+            trigger = Trigger.FAILED if is_last else Trigger.FAILED_RETRY
+            fault = signal.fault
+            if is_last:
+                fault = failures.final(run, fault, same_oom_count=signal.same_oom_count)
         case _:
             assert_never(signal)
     return Step(trigger=trigger, at=now, signal=signal, fault=fault)

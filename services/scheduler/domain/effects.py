@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Final
 
 from lexicon.faults import FaultCode
-from scheduler.domain import clock, failures, leasing, limits
+from scheduler.domain import clock, failures, limits, tasks
 from scheduler.domain.events import (
     ActivityChanged,
     ArtifactStored,
@@ -30,15 +30,9 @@ from scheduler.domain.run import (
     Checkpoint,
     Finish,
     FinishCause,
-    Lease,
     Metrics,
-    Outcome,
     Run,
-    RunFault,
     State,
-    Task,
-    TaskKind,
-    TaskState,
     check,
 )
 from scheduler.domain.signals import (
@@ -51,11 +45,11 @@ from scheduler.domain.signals import (
     SamplesReported,
     Signal,
     StageReached,
-    TaskLeased,
     TrainingBegan,
     TrainingCompleted,
     WarningReported,
 )
+from scheduler.domain.tasks import RunFault, Task, TaskKind, TaskLeased
 from scheduler.domain.transitions import Effect, Transition, Trigger, require
 
 
@@ -66,8 +60,7 @@ class Decision:
     Attributes:
         before: None for a new run.
         events: numbered on from the sequence before, without a gap.
-        tasks: tasks that changed, by kind.
-        leases: leases that changed, by id.
+        tasks: tasks that changed, by kind, each with its newest lease.
         metrics: figures of single steps, for the plot of the model card.
         superseded: checkpoints that no attempt will resume from any more.
     """
@@ -75,8 +68,7 @@ class Decision:
     before: Run | None
     after: Run
     events: tuple[Event, ...] = ()
-    tasks: Mapping[TaskKind, Task] = field(default_factory=dict)
-    leases: Mapping[str, Lease] = field(default_factory=dict)
+    tasks: Mapping[str, Task] = field(default_factory=dict)
     metrics: tuple[Metrics, ...] = ()
     superseded: tuple[Checkpoint, ...] = ()
 
@@ -104,8 +96,7 @@ class Draft:
     run: Run
     now: datetime
     events: list[Event] = field(default_factory=list)
-    tasks: dict[TaskKind, Task] = field(default_factory=dict)
-    leases: dict[str, Lease] = field(default_factory=dict)
+    tasks: dict[str, Task] = field(default_factory=dict)
     metrics: list[Metrics] = field(default_factory=list)
     superseded: list[Checkpoint] = field(default_factory=list)
     before: Run = field(init=False)
@@ -142,11 +133,6 @@ class Draft:
         self.run = replace(self.run, task=task)
         self.tasks[task.kind] = task
 
-    def put_lease(self, lease: Lease) -> None:
-        """Keeps a changed lease; one that has ended leaves the run."""
-        self.run = replace(self.run, lease=lease if lease.end_time is None else None)
-        self.leases[lease.lease_id] = lease
-
     def decision(self) -> Decision:
         after = self.run
         if after != self.before:
@@ -158,7 +144,6 @@ class Draft:
             after=after,
             events=tuple(self.events),
             tasks=self.tasks,
-            leases=self.leases,
             metrics=tuple(self.metrics),
             superseded=tuple(self.superseded),
         )
@@ -167,52 +152,28 @@ class Draft:
 def _open_lease(draft: Draft, step: Step, row: Transition) -> None:
     signal, run = step.signal, draft.run
     assert isinstance(signal, TaskLeased)
-    assert run.task.kind is signal.kind
-    lease = leasing.next_lease(run, signal, step.at)
+    trains = run.task.kind == TaskKind.TRAIN
+    from_step = run.checkpoint.step if run.checkpoint and trains else 0
     draft.run = replace(
         run,
-        fencing_epoch=lease.fencing_epoch,
-        attempt=lease.attempt if signal.kind is TaskKind.TRAIN else run.attempt,
+        attempt=run.task.failures + 1 if trains else run.attempt,
         clock=run.clock.open(step.at),
     )
-    draft.put_lease(lease)
-    draft.put_task(replace(run.task, state=TaskState.LEASED))
+    draft.put_task(tasks.lease(run.task, signal, step.at, resumed_from_step=from_step))
 
 
 def _close_lease(draft: Draft, step: Step, row: Transition) -> None:
-    """The node is free; the task is done, failed or cancelled unless it queues again."""
+    """The node is free; the task has ended or waits for another, as the row says."""
     run = draft.run
-    assert row.outcome is not None
+    assert row.ending is not None
     if run.lease is not None:
         draft.run = replace(run, clock=run.clock.close(step.at), activity=None)
-        draft.put_lease(replace(run.lease, end_time=step.at, outcome=row.outcome, fault=step.fault))
-    ended = {
-        Outcome.COMPLETED: TaskState.DONE,
-        Outcome.CANCELLED: TaskState.CANCELLED,
-    }.get(row.outcome, TaskState.FAILED)
-    draft.put_task(replace(run.task, state=ended))
-
-
-def _requeue(draft: Draft, step: Step, row: Transition) -> None:
-    """The task keeps its place in the queue; what was given back does not count as an attempt."""
-    task = draft.run.task
-    failed = 0 if row.outcome is Outcome.RELEASED else 1
-    count = task.failures + failed
-    rest = leasing.retry_delay(count) if row.outcome is Outcome.FAILED else clock.ZERO
-    again = replace(task, state=TaskState.QUEUED, failures=count, not_before=step.at + rest)
-    draft.put_task(again)
+    draft.put_task(tasks.close(run.task, row.ending, step.at, fault=step.fault))
 
 
 def _queue_export(draft: Draft, step: Step, row: Transition) -> None:
-    draft.put_task(
-        Task(
-            kind=TaskKind.EXPORT,
-            state=TaskState.QUEUED,
-            failures=0,
-            queue_time=step.at,
-            not_before=step.at,
-        )
-    )
+    epoch = draft.run.fencing_epoch
+    draft.put_task(tasks.queued(TaskKind.EXPORT, step.at, fencing_epoch=epoch))
 
 
 def _move(draft: Draft, step: Step, row: Transition) -> None:
@@ -229,7 +190,9 @@ def _move(draft: Draft, step: Step, row: Transition) -> None:
         end_time=step.at if target in TERMINAL else None,
         cancel_request_time=step.at if target is State.CANCELLED else run.cancel_request_time,
     )
-    node = run.lease.node if run.lease else _node_of(draft)
+    # That of the lease under way, or of the one that has just ended.
+    lease = run.lease or draft.before.lease
+    node = lease.node if lease else ""
     body = StateChanged(
         from_state=run.state,
         from_stage=run.stage,
@@ -238,12 +201,6 @@ def _move(draft: Draft, step: Step, row: Transition) -> None:
         fault=step.fault,
     )
     draft.emit(body, at=step.at)
-
-
-def _node_of(draft: Draft) -> str:
-    """The node whose lease has just ended, empty when none has."""
-    closed = [lease for lease in draft.leases.values() if lease.end_time is not None]
-    return closed[-1].node if closed else ""
 
 
 def _drop_checkpoint(draft: Draft, step: Step, row: Transition) -> None:
@@ -263,7 +220,6 @@ def _start_clock(draft: Draft, step: Step, row: Transition) -> None:
     run = draft.run
     assert run.lease is not None
     assert isinstance(step.signal, TrainingBegan)
-    begun = replace(run.lease, start_time=step.at, resumed_from_step=max(step.signal.from_step, 0))
     # The figures of an earlier attempt say nothing about this one.
     draft.run = replace(
         run,
@@ -272,7 +228,8 @@ def _start_clock(draft: Draft, step: Step, row: Transition) -> None:
         metrics=None,
         progress_time=draft.now,
     )
-    draft.put_lease(begun)
+    from_step = max(step.signal.from_step, 0)
+    draft.put_task(tasks.begun(run.task, at=step.at, from_step=from_step))
     _tell_clock(draft, ClockChange.STARTED, step.at, reason=row.reason)
 
 
@@ -435,7 +392,6 @@ def reading(run: Run, now: datetime) -> clock.Reading:
 _EFFECTS: Final[Mapping[Effect, Callable[[Draft, Step, Transition], None]]] = {
     Effect.OPEN_LEASE: _open_lease,
     Effect.CLOSE_LEASE: _close_lease,
-    Effect.REQUEUE: _requeue,
     Effect.QUEUE_EXPORT: _queue_export,
     Effect.MOVE: _move,
     Effect.DROP_CHECKPOINT: _drop_checkpoint,

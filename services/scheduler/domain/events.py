@@ -8,7 +8,8 @@ from typing import TypeAlias
 from lexicon.faults import Stage
 from scheduler.domain.activity import Activity
 from scheduler.domain.clock import Reading
-from scheduler.domain.run import Document, Metrics, RunFault, State, StoredFile
+from scheduler.domain.run import Document, Metrics, State, StoredFile
+from scheduler.domain.tasks import RunFault
 
 
 class ClockChange(StrEnum):

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from lexicon.faults import TABLE, Category, FaultCode, Owner, Retry
-from scheduler.domain.leasing import MAX_ATTEMPTS
-from scheduler.domain.run import Run, RunFault, TaskKind, Terms
+from lexicon.faults import TABLE, Category, FaultCode, Owner, Retry, Stage
+from scheduler.domain.run import Run, Terms
+from scheduler.domain.tasks import MAX_ATTEMPTS, RunFault, Task, TaskKind
 
 # Texts that users match (000-27).
 NODE_LOST: Final = "Connection to GPU node lost"
@@ -28,33 +28,41 @@ def is_refundable(terms: Terms, fault: RunFault | None) -> bool:
     return fault is not None and terms.vouched and TABLE[fault.code].refundable
 
 
-def node_lost(run: Run, *, is_last: bool) -> RunFault:
+def node_lost(task: Task, message: str, *, stage: Stage, is_last: bool) -> RunFault:
     """The fault of an attempt whose node was lost; the last one says that it was the last."""
-    message = f"{NODE_LOST}; given up after {MAX_ATTEMPTS} attempts." if is_last else NODE_LOST
-    return _platform_fault(
-        run,
+    last = f"{message}; given up after {MAX_ATTEMPTS} attempts."
+    return platform_fault(
         FaultCode.RUNTIME_WORKER_LOST,
-        message,
-        metadata={"attempt": str(run.task.failures + 1)},
+        last if is_last else message,
+        task=task,
+        stage=stage,
+        metadata={"attempt": str(task.failures + 1)},
+    )
+
+
+def export_failed(fault: RunFault, *, task: Task, stage: Stage) -> RunFault:
+    """The fault of an export that failed for good, with its cause (A5)."""
+    return platform_fault(
+        FaultCode.RUNTIME_GGUF_EXPORT_FAILED,
+        f"The GGUF export failed: {fault.message}",
+        task=task,
+        stage=stage,
+        metadata={**fault.metadata, "cause": fault.code},
     )
 
 
 def overrun(run: Run) -> RunFault:
     """The fault of a run that went on after its timeout."""
-    return _platform_fault(run, FaultCode.RUN_TIMEOUT, TABLE[FaultCode.RUN_TIMEOUT].meaning)
+    meaning = TABLE[FaultCode.RUN_TIMEOUT].meaning
+    return platform_fault(FaultCode.RUN_TIMEOUT, meaning, task=run.task, stage=run.stage)
 
 
 def final(run: Run, fault: RunFault, *, same_oom_count: int) -> RunFault:
     """The fault that ends a run, with the words that fit its circumstances."""
     row = TABLE[fault.code]
-    if run.task.kind is TaskKind.EXPORT and row.category is not Category.EXPORT:
+    if run.task.kind == TaskKind.EXPORT and row.category is not Category.EXPORT:
         # An export that failed for good carries the category EXPORT, whatever the cause was (A5).
-        return _platform_fault(
-            run,
-            FaultCode.RUNTIME_GGUF_EXPORT_FAILED,
-            f"The GGUF export failed: {fault.message}",
-            metadata={**fault.metadata, "cause": fault.code},
-        )
+        return export_failed(fault, task=run.task, stage=run.stage)
     if row.category is Category.INTERNAL:
         # Who asks for help needs it (004-07).
         run_id = run.name.rpartition("/")[2]
@@ -72,14 +80,20 @@ def is_oom_repeated(fault: RunFault, *, same_oom_count: int) -> bool:
     return fault.code is FaultCode.RUNTIME_GPU_OOM and same_oom_count >= OOM_REPEATED_COUNT
 
 
-def _platform_fault(
-    run: Run, code: FaultCode, message: str, *, metadata: Mapping[str, str] | None = None
+def platform_fault(
+    code: FaultCode,
+    message: str,
+    *,
+    task: Task,
+    stage: Stage,
+    metadata: Mapping[str, str] | None = None,
 ) -> RunFault:
+    """A fault of our own finding, with the node that has the task."""
     return RunFault(
         code=code,
         message=message,
         remedy=TABLE[code].remedy,
-        stage=run.stage,
-        node=run.lease.node if run.lease else "",
+        stage=stage,
+        node=task.lease.node if task.lease else "",
         metadata=metadata or {},
     )

@@ -9,7 +9,8 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from scheduler.domain.clock import cost_micros
-from scheduler.domain.run import FinishCause, Run, TaskKind
+from scheduler.domain.run import FinishCause, Run
+from scheduler.domain.tasks import TaskKind
 from scheduler.domain.transitions import Trigger
 
 _MINUTE: Final = timedelta(minutes=1)
@@ -62,7 +63,7 @@ def clock_end(run: Run, now: datetime) -> datetime | None:
 
 def due(run: Run, now: datetime) -> list[Trigger]:
     """What the time that went by makes happen to a run."""
-    if run.lease is None or run.lease.kind is not TaskKind.TRAIN:
+    if run.lease is None or run.lease.kind != TaskKind.TRAIN:
         return []
     if _is_overrun(run, now):
         return [Trigger.TIMEOUT_OVERRUN]

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from scheduler.domain.run import TaskKind
+from scheduler.domain.tasks import TaskKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +18,7 @@ class Candidate:
     """
 
     run: str
-    kind: TaskKind
+    kind: str
     priority: int
     queue_time: datetime
     running_count: int
@@ -33,6 +33,6 @@ def in_order(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 def may_start(candidate: Candidate) -> bool:
     """Whether the plan allows one more; exports are free and not counted."""
-    if candidate.kind is TaskKind.EXPORT:
+    if candidate.kind == TaskKind.EXPORT:
         return True
     return candidate.running_count < candidate.concurrency_limit

@@ -1,4 +1,4 @@
-"""A run and what belongs to it: its terms, its open task, its lease, its checkpoint."""
+"""A run and what belongs to it: its terms, its open task, its checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,9 +6,11 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
-from lexicon.faults import FaultCode, Stage
+from lexicon.faults import Stage
+from scheduler.domain import tasks
 from scheduler.domain.activity import Activity
 from scheduler.domain.clock import Clock
+from scheduler.domain.tasks import Lease, RunFault, Task
 
 # A wire message that the domain carries along and never reads.
 Document = bytes
@@ -30,33 +32,6 @@ TERMINAL: Final = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED})
 
 # Stages in the order in which a run passes through them.
 STAGE_ORDER: Final[Mapping[Stage, int]] = {stage: index for index, stage in enumerate(Stage)}
-
-
-class TaskKind(StrEnum):
-    """What a worker does for a run."""
-
-    TRAIN = "TRAIN"
-    EXPORT = "EXPORT"
-
-
-class TaskState(StrEnum):
-    """Where a task stands."""
-
-    QUEUED = "QUEUED"
-    LEASED = "LEASED"
-    DONE = "DONE"
-    FAILED = "FAILED"
-    CANCELLED = "CANCELLED"
-
-
-class Outcome(StrEnum):
-    """How a lease ended."""
-
-    COMPLETED = "COMPLETED"
-    FAILED = "FAILED"
-    LOST = "LOST"
-    RELEASED = "RELEASED"
-    CANCELLED = "CANCELLED"
 
 
 class FinishCause(StrEnum):
@@ -89,64 +64,6 @@ class Terms:
     vouched: bool
     gguf: bool
     needs: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """One piece of work for one node.
-
-    Attributes:
-        failures: attempts that ended badly; the next one is `failures + 1`.
-        queue_time: when it first queued; it keeps its place when it queues again.
-        not_before: not offered earlier.
-    """
-
-    kind: TaskKind
-    state: TaskState
-    failures: int
-    queue_time: datetime
-    not_before: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunFault:
-    """What went wrong, in the words of the table of codes."""
-
-    code: FaultCode
-    message: str
-    remedy: str
-    stage: Stage
-    node: str = ""
-    metadata: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lease:
-    """A task in the hands of a node.
-
-    Attributes:
-        attempt: attempt of the task, from 1; a lease that was given back does not count.
-        fencing_epoch: rises with every lease of the run.
-        report_number: highest report that was applied.
-        report_time: time of that report; later ones are not before it.
-        resumed_from_step: step it began from.
-    """
-
-    lease_id: str
-    kind: TaskKind
-    attempt: int
-    fencing_epoch: int
-    node: str
-    incarnation: str
-    lease_time: datetime
-    expire_time: datetime
-    report_number: int = 0
-    report_time: datetime
-    start_time: datetime | None = None
-    end_time: datetime | None = None
-    outcome: Outcome | None = None
-    fault: RunFault | None = None
-    resumed_from_step: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,9 +110,7 @@ class Run:
         traceparent: W3C trace context of the submission.
         version: rises with every commit; a commit on an old version is refused.
         sequence: number of its newest event.
-        fencing_epoch: epoch of its newest lease.
         attempt: attempt of the training, 0 before the first.
-        lease: the lease under way.
         activity: what the node of the lease does while it has no metrics to tell, as last told.
         adapter: files of the adapter; empty before it is stored.
         progress_time: when progress was last told.
@@ -212,9 +127,7 @@ class Run:
     update_time: datetime
     traceparent: str = ""
     clock: Clock = field(default_factory=Clock)
-    lease: Lease | None = None
     sequence: int = 0
-    fencing_epoch: int = 0
     attempt: int = 0
     start_time: datetime | None = None
     end_time: datetime | None = None
@@ -235,6 +148,16 @@ class Run:
     def has_ended(self) -> bool:
         """Whether it will never change again."""
         return self.state in TERMINAL
+
+    @property
+    def lease(self) -> Lease | None:
+        """The lease under way."""
+        return self.task.lease
+
+    @property
+    def fencing_epoch(self) -> int:
+        """Epoch of its newest lease."""
+        return self.task.fencing_epoch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,6 +212,16 @@ class Record:
     attempts: tuple[Lease, ...] = ()
     earlier: tuple[Document, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.run.name
+
+    @property
+    def task(self) -> Task:
+        """The open task of the run."""
+        return self.run.task
+
 
 def check(run: Run) -> None:
     """Asserts what must be true of every run; the CHECKs of the tables say the same."""
@@ -296,7 +229,6 @@ def check(run: Run) -> None:
     assert run.has_ended == (run.stage is Stage.DONE), run.name
     assert not (run.has_ended and run.lease), run.name
     assert (run.state is State.FAILED) == (run.fault is not None), run.name
-    assert (run.lease is not None) == (run.task.state is TaskState.LEASED), run.name
-    assert run.lease is None or run.lease.fencing_epoch == run.fencing_epoch, run.name
+    tasks.check(run.task)
     assert run.lease is not None or not run.clock.ticks, run.name
     assert run.lease is not None or run.activity is None, run.name

@@ -1,17 +1,19 @@
-"""What can happen to a run: the signals that `decide` answers.
+"""What can happen to a run or an export: the signals that `decide` answers.
 
 What comes from a lease carries the lease's fencing epoch; a signal of an older epoch changes
 nothing.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TypeAlias
 
 from lexicon.faults import Stage
 from scheduler.domain.activity import Activity
-from scheduler.domain.run import Document, Metrics, RunFault, StoredFile, TaskKind
+from scheduler.domain.run import Document, Metrics, StoredFile
+from scheduler.domain.tasks import Lease, RunFault, TaskLeased
 
 
 class Loss(StrEnum):
@@ -26,17 +28,6 @@ class Submitted:
     """The run was accepted and paid for; `document` is the run as submitted."""
 
     document: Document
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskLeased:
-    """A node takes the open task."""
-
-    kind: TaskKind
-    lease_id: str
-    node: str
-    incarnation: str
-    lease: timedelta
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +166,7 @@ class TaskReleased:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelRequested:
-    """The user ends the run at once."""
+    """The user ends it at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,3 +191,23 @@ Signal: TypeAlias = (
     | StopRequested
     | Tick
 )
+
+
+def fresh(lease: Lease, reports: Iterable[Report]) -> list[Report]:
+    """Reports that were not applied yet, in order, each once; numbers may be left out."""
+    newer = {report.number: report for report in reports if report.number > lease.report_number}
+    return [newer[number] for number in sorted(newer)]
+
+
+def happened(
+    lease: Lease, report: Report, *, not_before: datetime | None, now: datetime
+) -> datetime:
+    """When a report's event happened, by the database's clock.
+
+    A node tells only how long ago something was. Its word is bounded: not before its lease, not
+    before what it reported earlier, not before the last change of the clock, and not in the
+    future.
+    """
+    told = now - max(report.age, timedelta())
+    earliest = max(lease.lease_time, lease.report_time, not_before or lease.lease_time)
+    return min(max(told, earliest), now)

@@ -11,14 +11,15 @@ from enum import StrEnum
 from typing import Final
 
 from lexicon.faults import Fault, FaultCode, Stage
-from scheduler.domain.run import Outcome, State
+from scheduler.domain.run import State
+from scheduler.domain.tasks import Ending
 
 
 class Trigger(StrEnum):
     """What makes a transition: a signal, with what the policies say about it."""
 
     SUBMITTED = "submitted"
-    TRAIN_LEASED = "train leased"
+    LEASED = "leased"
     STAGE_REACHED = "stage reached"
     TRAINING_BEGAN = "training began"
     METRICS_REPORTED = "metrics reported"
@@ -30,18 +31,12 @@ class Trigger(StrEnum):
     RESUMED = "resumed"
     TRAINED_EXPORT_NEXT = "trained, export next"
     TRAINED_LAST = "trained, nothing to export"
-    TRAIN_FAILED_RETRY = "training failed for a moment"
-    TRAIN_FAILED = "training failed"
-    TRAIN_LOST_RETRY = "node lost"
-    TRAIN_LOST = "node lost in the last attempt"
-    TRAIN_RELEASED = "training given back"
-    EXPORT_LEASED = "export leased"
     EXPORTED = "exported"
-    EXPORT_FAILED_RETRY = "export failed for a moment"
-    EXPORT_FAILED = "export failed"
-    EXPORT_LOST_RETRY = "exporter lost"
-    EXPORT_LOST = "exporter lost in the last attempt"
-    EXPORT_RELEASED = "export given back"
+    FAILED_RETRY = "failed for a moment"
+    FAILED = "failed"
+    LOST_RETRY = "node lost"
+    LOST = "node lost in the last attempt"
+    RELEASED = "given back"
     CANCEL_REQUESTED = "cancel"
     STOP_REQUESTED = "stop"
     LIMIT_REACHED = "limit reached"
@@ -56,7 +51,6 @@ class Effect(StrEnum):
     ANNOUNCE = "announce the run"
     OPEN_LEASE = "open lease"
     CLOSE_LEASE = "close lease"
-    REQUEUE = "queue the task again"
     QUEUE_EXPORT = "queue the export"
     MOVE = "change state"
     DROP_CHECKPOINT = "drop a checkpoint that was not used"
@@ -90,7 +84,7 @@ class Transition:
         stage: stage after it; None leaves it, or takes the one that was reported.
         effects: what it does, in order.
         reason: why, in a sentence for the user.
-        outcome: how the lease ended, where one ends.
+        ending: what becomes of the task, where its lease ends.
     """
 
     trigger: Trigger
@@ -100,7 +94,7 @@ class Transition:
     stage: Stage | None = None
     effects: tuple[Effect, ...]
     reason: str = ""
-    outcome: Outcome | None = None
+    ending: Ending | None = None
 
 
 _QUEUED = frozenset({State.QUEUED})
@@ -126,7 +120,7 @@ TABLE: Final[tuple[Transition, ...]] = (
         effects=(Effect.ANNOUNCE,),
     ),
     Transition(
-        trigger=Trigger.TRAIN_LEASED,
+        trigger=Trigger.LEASED,
         sources=_QUEUED,
         stages=_IN_QUEUE,
         target=State.WAITING_FOR_GPU,
@@ -135,7 +129,7 @@ TABLE: Final[tuple[Transition, ...]] = (
         reason="A node took the run.",
     ),
     Transition(
-        trigger=Trigger.TRAIN_LEASED,
+        trigger=Trigger.LEASED,
         sources=_RETRYING,
         stages=_IN_QUEUE,
         target=State.RETRYING,
@@ -217,7 +211,7 @@ TABLE: Final[tuple[Transition, ...]] = (
             Effect.MOVE,
         ),
         reason="The adapter is stored and the node is free; the export is queued.",
-        outcome=Outcome.COMPLETED,
+        ending=Ending.COMPLETED,
     ),
     Transition(
         trigger=Trigger.TRAINED_LAST,
@@ -235,10 +229,10 @@ TABLE: Final[tuple[Transition, ...]] = (
             Effect.END,
         ),
         reason="The adapter is stored.",
-        outcome=Outcome.COMPLETED,
+        ending=Ending.COMPLETED,
     ),
     Transition(
-        trigger=Trigger.TRAIN_FAILED_RETRY,
+        trigger=Trigger.FAILED_RETRY,
         sources=_WORKING,
         stages=_ON_NODE,
         target=State.RETRYING,
@@ -246,25 +240,24 @@ TABLE: Final[tuple[Transition, ...]] = (
         effects=(
             Effect.VOID_CLOCK,
             Effect.CLOSE_LEASE,
-            Effect.REQUEUE,
             Effect.MOVE,
             Effect.WARN_RETRYING,
         ),
         reason="The node failed for a moment.",
-        outcome=Outcome.FAILED,
+        ending=Ending.FAILED_RETRY,
     ),
     Transition(
-        trigger=Trigger.TRAIN_FAILED,
+        trigger=Trigger.FAILED,
         sources=_WORKING,
         stages=_ON_NODE,
         target=State.FAILED,
         stage=Stage.DONE,
         effects=(Effect.STOP_CLOCK, Effect.CLOSE_LEASE, Effect.MOVE, Effect.END),
         reason="Training failed.",
-        outcome=Outcome.FAILED,
+        ending=Ending.FAILED,
     ),
     Transition(
-        trigger=Trigger.TRAIN_LOST_RETRY,
+        trigger=Trigger.LOST_RETRY,
         sources=_WORKING,
         stages=_ON_NODE,
         target=State.RETRYING,
@@ -273,15 +266,14 @@ TABLE: Final[tuple[Transition, ...]] = (
             Effect.WARN_NODE_LOST,
             Effect.VOID_CLOCK,
             Effect.CLOSE_LEASE,
-            Effect.REQUEUE,
             Effect.MOVE,
             Effect.WARN_RETRYING,
         ),
         reason="The node was lost.",
-        outcome=Outcome.LOST,
+        ending=Ending.LOST_RETRY,
     ),
     Transition(
-        trigger=Trigger.TRAIN_LOST,
+        trigger=Trigger.LOST,
         sources=_WORKING,
         stages=_ON_NODE,
         target=State.FAILED,
@@ -294,20 +286,20 @@ TABLE: Final[tuple[Transition, ...]] = (
             Effect.END,
         ),
         reason="The node was lost, as in the attempts before.",
-        outcome=Outcome.LOST,
+        ending=Ending.LOST,
     ),
     Transition(
-        trigger=Trigger.TRAIN_RELEASED,
+        trigger=Trigger.RELEASED,
         sources=_WORKING,
         stages=_ON_NODE,
         target=State.RETRYING,
         stage=Stage.QUEUED,
-        effects=(Effect.VOID_CLOCK, Effect.CLOSE_LEASE, Effect.REQUEUE, Effect.MOVE),
+        effects=(Effect.VOID_CLOCK, Effect.CLOSE_LEASE, Effect.MOVE),
         reason="The node shuts down and gave the run back.",
-        outcome=Outcome.RELEASED,
+        ending=Ending.RELEASED,
     ),
     Transition(
-        trigger=Trigger.EXPORT_LEASED,
+        trigger=Trigger.LEASED,
         sources=_TRAINING,
         stages=_EXPORTING,
         effects=(Effect.OPEN_LEASE,),
@@ -326,53 +318,52 @@ TABLE: Final[tuple[Transition, ...]] = (
             Effect.END,
         ),
         reason="All artifacts are stored.",
-        outcome=Outcome.COMPLETED,
+        ending=Ending.COMPLETED,
     ),
     Transition(
-        trigger=Trigger.EXPORT_FAILED_RETRY,
+        trigger=Trigger.FAILED_RETRY,
         sources=_TRAINING,
         stages=_EXPORTING,
-        effects=(Effect.CLOSE_LEASE, Effect.REQUEUE, Effect.WARN_RETRYING),
-        outcome=Outcome.FAILED,
+        effects=(Effect.CLOSE_LEASE, Effect.WARN_RETRYING),
+        ending=Ending.FAILED_RETRY,
     ),
     Transition(
-        trigger=Trigger.EXPORT_FAILED,
+        trigger=Trigger.FAILED,
         sources=_TRAINING,
         stages=_EXPORTING,
         target=State.FAILED,
         stage=Stage.DONE,
         effects=(Effect.CLOSE_LEASE, Effect.MOVE, Effect.END),
         reason="The adapter is stored, but the export failed.",
-        outcome=Outcome.FAILED,
+        ending=Ending.FAILED,
     ),
     Transition(
-        trigger=Trigger.EXPORT_LOST_RETRY,
+        trigger=Trigger.LOST_RETRY,
         sources=_TRAINING,
         stages=_EXPORTING,
         effects=(
             Effect.WARN_NODE_LOST,
             Effect.CLOSE_LEASE,
-            Effect.REQUEUE,
             Effect.WARN_RETRYING,
         ),
-        outcome=Outcome.LOST,
+        ending=Ending.LOST_RETRY,
     ),
     Transition(
-        trigger=Trigger.EXPORT_LOST,
+        trigger=Trigger.LOST,
         sources=_TRAINING,
         stages=_EXPORTING,
         target=State.FAILED,
         stage=Stage.DONE,
         effects=(Effect.WARN_NODE_LOST, Effect.CLOSE_LEASE, Effect.MOVE, Effect.END),
         reason="The adapter is stored, but the exporter was lost in every attempt.",
-        outcome=Outcome.LOST,
+        ending=Ending.LOST,
     ),
     Transition(
-        trigger=Trigger.EXPORT_RELEASED,
+        trigger=Trigger.RELEASED,
         sources=_TRAINING,
         stages=_EXPORTING,
-        effects=(Effect.CLOSE_LEASE, Effect.REQUEUE),
-        outcome=Outcome.RELEASED,
+        effects=(Effect.CLOSE_LEASE,),
+        ending=Ending.RELEASED,
     ),
     Transition(
         trigger=Trigger.CANCEL_REQUESTED,
@@ -382,7 +373,7 @@ TABLE: Final[tuple[Transition, ...]] = (
         stage=Stage.DONE,
         effects=(Effect.STOP_CLOCK, Effect.CLOSE_LEASE, Effect.MOVE, Effect.END),
         reason="The user cancelled the run.",
-        outcome=Outcome.CANCELLED,
+        ending=Ending.CANCELLED,
     ),
     Transition(
         trigger=Trigger.STOP_REQUESTED,
@@ -410,7 +401,7 @@ TABLE: Final[tuple[Transition, ...]] = (
         stage=Stage.DONE,
         effects=(Effect.STOP_CLOCK, Effect.CLOSE_LEASE, Effect.MOVE, Effect.END),
         reason="The run did not end in time.",
-        outcome=Outcome.FAILED,
+        ending=Ending.FAILED,
     ),
     Transition(
         trigger=Trigger.PROGRESS_DUE,

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from lexicon.faults import Fault, FaultCode
 from scheduler.domain.effects import reading
 from scheduler.domain.events import ClockChange, ClockChanged, Ended
-from scheduler.domain.run import TERMINAL, State, TaskState
+from scheduler.domain.run import TERMINAL, State
 from scheduler.domain.signals import Loss
+from scheduler.domain.tasks import TaskState
 from tests.support.run_plans import (
     EXAMPLES,
     PLANS,

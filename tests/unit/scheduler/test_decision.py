@@ -22,8 +22,9 @@ from scheduler.domain.events import (
 )
 from scheduler.domain.failures import final
 from scheduler.domain.limits import FINISH_GRACE
-from scheduler.domain.run import FinishCause, State, TaskState
+from scheduler.domain.run import FinishCause, State
 from scheduler.domain.signals import Heartbeat, Report, StageReached, TrainingBegan
+from scheduler.domain.tasks import TaskState
 from tests.support.runs import LEASE, NOON, TERMS, Story
 
 
@@ -187,9 +188,10 @@ def test_a_lost_node_is_told_in_these_words() -> None:
     """000-27."""
     story = Story().training().lost()
     assert messages(story) == ["Connection to GPU node lost", "Retrying after transient failure"]
-    (first,) = [lease for each in story.decisions for lease in each.leases.values() if lease.fault]
-    assert first.fault is not None
-    assert first.fault.message == "Connection to GPU node lost"
+    lost = story.run.task.newest
+    assert lost is not None
+    assert lost.fault is not None
+    assert lost.fault.message == "Connection to GPU node lost"
 
 
 def test_a_lost_attempt_is_charged_up_to_its_last_checkpoint() -> None:

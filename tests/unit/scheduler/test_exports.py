@@ -11,21 +11,26 @@ from lexicon.faults import TABLE, Fault, FaultCode, Stage
 from scheduler.domain.activity import Activity
 from scheduler.domain.exports import (
     ENDED,
+    KIND,
     ArtifactGone,
-    Cancelled,
     Export,
     ExportSignal,
     ExportState,
-    Failed,
-    Heard,
-    Leased,
-    Lost,
-    Released,
-    Stored,
+    ExportStored,
     check_room,
     decide,
 )
-from scheduler.domain.run import Outcome, RunFault
+from scheduler.domain.signals import (
+    ActivityReported,
+    CancelRequested,
+    Heartbeat,
+    LeaseLost,
+    Loss,
+    Report,
+    TaskFailed,
+    TaskReleased,
+)
+from scheduler.domain.tasks import Outcome, RunFault, TaskLeased, queued
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 LEASE = timedelta(seconds=15)
@@ -41,13 +46,23 @@ def an_export() -> Export:
         quantization="Q8_0",
         create_time=NOW,
         update_time=NOW,
-        not_before=NOW,
+        task=queued(KIND, NOW),
     )
 
 
 def leased(export: Export, *, lease_id: str = "l1") -> Export:
-    signal = Leased(lease_id=lease_id, node="nodes/e", incarnation="i", lease=LEASE)
+    signal = TaskLeased(lease_id=lease_id, node="nodes/e", incarnation="i", lease=LEASE)
     return decide(export, signal, NOW)
+
+
+def a_loss(epoch: int) -> LeaseLost:
+    return LeaseLost(fencing_epoch=epoch, loss=Loss.EXPIRED)
+
+
+def a_beat(activity: Activity, *, number: int = 1) -> Heartbeat:
+    body = ActivityReported(activity=activity)
+    report = Report(number=number, age=timedelta(), body=body)
+    return Heartbeat(fencing_epoch=1, lease=LEASE, reports=(report,))
 
 
 def a_fault(code: FaultCode = FaultCode.EXPORT_DISK_FULL) -> RunFault:
@@ -56,10 +71,10 @@ def a_fault(code: FaultCode = FaultCode.EXPORT_DISK_FULL) -> RunFault:
 
 def test_it_goes_from_queued_to_completed() -> None:
     running = leased(an_export())
-    assert (running.state, running.fencing_epoch, running.sequence) == ("EXPORTING", 1, 2)
+    assert (running.state, running.task.fencing_epoch, running.sequence) == ("EXPORTING", 1, 2)
     assert running.lease is not None
     assert running.lease.expire_time == NOW + LEASE
-    done = decide(running, Stored(fencing_epoch=1, file=b"f", proof=b"p"), NOW)
+    done = decide(running, ExportStored(fencing_epoch=1, file=b"f", proof=b"p"), NOW)
     assert (done.state, done.file, done.proof, done.end_time) == ("COMPLETED", b"f", b"p", NOW)
     assert done.lease is not None
     assert done.lease.outcome is Outcome.COMPLETED
@@ -69,7 +84,7 @@ def test_it_goes_from_queued_to_completed() -> None:
 def test_a_heartbeat_prolongs_and_tells_nothing() -> None:
     running = leased(an_export())
     later = NOW + timedelta(seconds=5)
-    beat = decide(running, Heard(fencing_epoch=1, lease=LEASE), later)
+    beat = decide(running, Heartbeat(fencing_epoch=1, lease=LEASE), later)
     assert beat.sequence == running.sequence
     assert beat.lease is not None
     assert beat.lease.expire_time == later + LEASE
@@ -78,16 +93,17 @@ def test_a_heartbeat_prolongs_and_tells_nothing() -> None:
 def test_what_its_exporter_does_is_told_once_and_ends_with_the_work() -> None:
     running = leased(an_export())
     merging = Activity(text="merging", percent=40.0)
-    signal = Heard(fencing_epoch=1, lease=LEASE, activity=merging)
+    signal = a_beat(merging)
     told = decide(running, signal, NOW)
     assert (told.activity, told.sequence) == (merging, running.sequence + 1)
     assert decide(told, signal, NOW).sequence == told.sequence
+    assert decide(told, a_beat(merging, number=2), NOW).sequence == told.sequence
     for end in (
-        Released(fencing_epoch=1),
-        Lost(fencing_epoch=1),
-        Failed(fencing_epoch=1, fault=a_fault()),
-        Stored(fencing_epoch=1, file=b"f", proof=b"p"),
-        Cancelled(),
+        TaskReleased(fencing_epoch=1),
+        a_loss(1),
+        TaskFailed(fencing_epoch=1, fault=a_fault()),
+        ExportStored(fencing_epoch=1, file=b"f", proof=b"p"),
+        CancelRequested(),
     ):
         assert decide(told, end, NOW).activity is None
 
@@ -96,14 +112,14 @@ def test_a_lost_exporter_is_replaced_twice_and_then_it_is_a_fault() -> None:
     export = an_export()
     for failures in (1, 2):
         running = leased(export)
-        export = decide(running, Lost(fencing_epoch=running.fencing_epoch), NOW)
-        assert (export.state, export.failures) == ("QUEUED", failures)
+        export = decide(running, a_loss(running.task.fencing_epoch), NOW)
+        assert (export.state, export.task.failures) == ("QUEUED", failures)
         assert export.fault is not None
         assert export.fault.code is FaultCode.RUNTIME_WORKER_LOST
     running = leased(export)
     assert running.lease is not None
     assert running.lease.attempt == 3
-    ended = decide(running, Lost(fencing_epoch=3), NOW)
+    ended = decide(running, a_loss(3), NOW)
     assert ended.state is ExportState.FAILED
     assert ended.fault is not None
     assert ended.fault.code is FaultCode.RUNTIME_GGUF_EXPORT_FAILED
@@ -116,10 +132,10 @@ def test_a_failure_of_the_moment_rests_before_it_is_tried_again() -> None:
         code for code, row in TABLE.items() if row.owner == "PLATFORM" and row.retry == "SAME"
     )
     running = leased(an_export())
-    again = decide(running, Failed(fencing_epoch=1, fault=a_fault(code)), NOW)
+    again = decide(running, TaskFailed(fencing_epoch=1, fault=a_fault(code)), NOW)
     assert again.state is ExportState.QUEUED
-    assert again.not_before > NOW
-    assert again.failures == 1
+    assert again.task.not_before > NOW
+    assert again.task.failures == 1
 
 
 @pytest.mark.parametrize(
@@ -131,23 +147,23 @@ def test_a_failure_of_the_moment_rests_before_it_is_tried_again() -> None:
     ],
 )
 def test_a_failure_for_good_is_kept_on_the_export(code: FaultCode, shown: FaultCode) -> None:
-    ended = decide(leased(an_export()), Failed(fencing_epoch=1, fault=a_fault(code)), NOW)
+    ended = decide(leased(an_export()), TaskFailed(fencing_epoch=1, fault=a_fault(code)), NOW)
     assert ended.state is ExportState.FAILED
     assert ended.fault is not None
     assert ended.fault.code is shown
 
 
 def test_what_was_given_back_does_not_count() -> None:
-    back = decide(leased(an_export()), Released(fencing_epoch=1), NOW)
-    assert (back.state, back.failures, back.fault) == ("QUEUED", 0, None)
+    back = decide(leased(an_export()), TaskReleased(fencing_epoch=1), NOW)
+    assert (back.state, back.task.failures, back.fault) == ("QUEUED", 0, None)
 
 
-@pytest.mark.parametrize("signal", [Cancelled(), ArtifactGone()])
+@pytest.mark.parametrize("signal", [CancelRequested(), ArtifactGone()])
 def test_cancelled_or_deleted_ends_it_wherever_it_stands(signal: ExportSignal) -> None:
     for export in (an_export(), leased(an_export())):
         ended = decide(export, signal, NOW)
         assert ended.has_ended
-        assert ended.open_lease is None
+        assert ended.task.lease is None
         with pytest.raises(Fault) as caught:
             decide(ended, signal, NOW)
         assert caught.value.code is FaultCode.RUN_TRANSITION_ILLEGAL
@@ -157,13 +173,13 @@ def test_cancelled_or_deleted_ends_it_wherever_it_stands(signal: ExportSignal) -
 
 
 def test_an_old_epoch_is_refused_everywhere() -> None:
-    again = leased(decide(leased(an_export()), Lost(fencing_epoch=1), NOW), lease_id="l2")
+    again = leased(decide(leased(an_export()), a_loss(1), NOW), lease_id="l2")
     signals: list[ExportSignal] = [
-        Heard(fencing_epoch=1, lease=LEASE),
-        Stored(fencing_epoch=1, file=b"f", proof=b""),
-        Failed(fencing_epoch=1, fault=a_fault()),
-        Lost(fencing_epoch=1),
-        Released(fencing_epoch=1),
+        Heartbeat(fencing_epoch=1, lease=LEASE),
+        ExportStored(fencing_epoch=1, file=b"f", proof=b""),
+        TaskFailed(fencing_epoch=1, fault=a_fault()),
+        a_loss(1),
+        TaskReleased(fencing_epoch=1),
     ]
     for signal in signals:
         with pytest.raises(Fault) as caught:
@@ -173,7 +189,7 @@ def test_an_old_epoch_is_refused_everywhere() -> None:
 
 def test_time_does_not_go_back() -> None:
     running = replace(leased(an_export()), update_time=NOW + timedelta(seconds=9))
-    done = decide(running, Stored(fencing_epoch=1, file=b"f", proof=b""), NOW)
+    done = decide(running, ExportStored(fencing_epoch=1, file=b"f", proof=b""), NOW)
     assert done.end_time == NOW + timedelta(seconds=9)
 
 
@@ -196,7 +212,7 @@ def decided(export: Export, signal: ExportSignal) -> Export | Fault:
 
 SIGNALS = st.one_of(
     st.builds(
-        Leased,
+        TaskLeased,
         lease_id=st.just("l"),
         node=st.just("nodes/e"),
         incarnation=st.just("i"),
@@ -205,14 +221,14 @@ SIGNALS = st.one_of(
     *(
         st.builds(kind, fencing_epoch=st.integers(0, 5), **more)
         for kind, more in (
-            (Heard, {"lease": st.just(LEASE)}),
-            (Stored, {"file": st.just(b"f"), "proof": st.just(b"")}),
-            (Failed, {"fault": st.sampled_from(list(TABLE)).map(a_fault)}),
-            (Lost, {}),
-            (Released, {}),
+            (Heartbeat, {"lease": st.just(LEASE)}),
+            (ExportStored, {"file": st.just(b"f"), "proof": st.just(b"")}),
+            (TaskFailed, {"fault": st.sampled_from(list(TABLE)).map(a_fault)}),
+            (LeaseLost, {"loss": st.sampled_from(Loss)}),
+            (TaskReleased, {}),
         )
     ),
-    st.just(Cancelled()),
+    st.just(CancelRequested()),
     st.just(ArtifactGone()),
 )
 
@@ -228,9 +244,11 @@ def test_whatever_comes_the_rules_hold(signals: list[ExportSignal]) -> None:
             continue
         assert export.state not in ENDED
         assert after.sequence - export.sequence in (0, 1)
-        assert after.fencing_epoch - export.fencing_epoch in (0, 1)
-        assert (after.fencing_epoch > export.fencing_epoch) == isinstance(signal, Leased)
-        assert 0 <= after.failures <= 2
+        assert after.task.fencing_epoch - export.task.fencing_epoch in (0, 1)
+        assert (after.task.fencing_epoch > export.task.fencing_epoch) == isinstance(
+            signal, TaskLeased
+        )
+        assert 0 <= after.task.failures <= 2
         assert (after.state is ExportState.COMPLETED) == bool(after.file)
         assert (after.run, after.artifact) == (export.run, export.artifact)
         export = after

@@ -4,9 +4,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from scheduler.domain.decision import chain, decide
+from scheduler.domain.decision import decide
 from scheduler.domain.leftovers import Superseded, Sweep, is_last, surplus
-from scheduler.domain.signals import CancelRequested, CheckpointReported, Heartbeat, Report
+from scheduler.domain.signals import CheckpointReported, Heartbeat, Report
 from tests.support.runs import LEASE, Story
 
 NOON = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -30,7 +30,7 @@ def test_the_oldest_superseded_checkpoints_go(keep_count: int, gone: list[int]) 
 
 
 def test_each_newer_checkpoint_supersedes_the_one_before() -> None:
-    """Also several in one heartbeat, and together with the signal that follows."""
+    """Also several in one heartbeat."""
     story = Story().training().checkpoint(10)
     assert story.decisions[-1].superseded == ()
     reports = tuple(
@@ -40,7 +40,6 @@ def test_each_newer_checkpoint_supersedes_the_one_before() -> None:
     beat = Heartbeat(fencing_epoch=story.run.fencing_epoch, lease=LEASE, reports=reports)
     told = decide(story.run, beat, story.now)
     assert [point.step for point in told.superseded] == [10, 30, 40]
-    assert chain(told, CancelRequested(), story.now).superseded == told.superseded
 
 
 def test_a_checkpoint_that_an_attempt_could_not_use_is_superseded() -> None:

@@ -7,7 +7,8 @@ import pytest
 from lexicon.faults import Fault, FaultCode
 from scheduler.domain import labels, queueing, recipes
 from scheduler.domain.queueing import Candidate
-from scheduler.domain.run import Labels, TaskKind
+from scheduler.domain.run import Labels
+from scheduler.domain.tasks import TaskKind
 from tests.support.runs import NOON
 
 

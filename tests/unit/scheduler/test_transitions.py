@@ -64,7 +64,7 @@ def test_the_clock_is_settled_before_a_lease_closes_and_before_the_end() -> None
             if clock in effects and Effect.CLOSE_LEASE in effects:
                 assert effects.index(clock) < effects.index(Effect.CLOSE_LEASE)
                 assert effects.index(clock) < effects.index(Effect.MOVE)
-        assert (row.outcome is not None) == (Effect.CLOSE_LEASE in effects)
+        assert (row.ending is not None) == (Effect.CLOSE_LEASE in effects)
 
 
 def test_every_effect_is_used_and_made() -> None:

@@ -7,8 +7,10 @@ import pytest
 from lexicon.faults import TABLE, Fault, FaultCode, Stage
 from modelspec.recipe import DEFAULT_PROMPTS
 from scheduler import events, wire, wire_exports, wire_work
-from scheduler.domain.run import Labels, Record, RunFault, State, Submission, TaskKind
+from scheduler.domain.run import Labels, Record, State, Submission
 from scheduler.domain.signals import CheckpointReported, SamplesReported
+from scheduler.domain.tasks import RunFault, TaskKind
+from scheduler.run_tasks import Runs
 from tests.support.runs import NAME, NOON, TERMS, Story, a_run
 from tunesmith.api.event.v1 import event_pb2
 from tunesmith.api.fault.v1 import fault_pb2
@@ -152,17 +154,10 @@ def test_an_attempt_may_fall_back_to_the_checkpoint_before_if_one_is_kept(keep_c
         labels=Labels(display_name="x"),
         earlier=(before, oldest),
     )
-    uris = wire_work.inputs_of(record)
+    uris = wire_work.train_inputs(record)
     assert uris == ["object://newest", "object://before"][: 1 + min(keep_count, 1)]
-    assert story.run.lease is not None
-    lease = wire_work.lease_to_proto(
-        record,
-        story.run.lease,
-        urls={uri: f"https://{uri}" for uri in uris},
-        losses=(),
-        heartbeat_millis=1,
-        hub_token="",
-    )
+    task = wire_work.train_task(record, urls={uri: f"https://{uri}" for uri in uris}, hub_token="")
+    lease = work_pb2.Lease(train=task)
     earlier = [file.path for each in lease.train.earlier_checkpoints for file in each.files]
     assert earlier == ["before/m.json"][:keep_count]
     assert len(wire_work.files_of(lease)) == len(uris)
@@ -180,11 +175,8 @@ def test_a_run_without_prompts_is_asked_the_platforms_own(given: tuple[str, ...]
         fingerprint="f",
     )
     record = Record(run=story.run, submission=submission, labels=Labels(display_name="x"))
-    assert story.run.lease is not None
-    lease = wire_work.lease_to_proto(
-        record, story.run.lease, urls={}, losses=(), heartbeat_millis=1, hub_token=""
-    )
-    assert tuple(lease.train.sample_prompts) == (given or DEFAULT_PROMPTS)
+    task = wire_work.train_task(record, urls={}, hub_token="")
+    assert tuple(task.sample_prompts) == (given or DEFAULT_PROMPTS)
 
 
 def test_an_output_lies_under_its_run_epoch_and_digest() -> None:
@@ -196,9 +188,9 @@ def test_an_output_lies_under_its_run_epoch_and_digest() -> None:
         ),
         labels=Labels(display_name="x"),
     )
-    assert wire_work.inputs_of(record) == []
+    assert wire_work.train_inputs(record) == []
     assert wire.run_to_proto(record, now=NOON).name == NAME
     file = work_pb2.OutputFile(path="a/b.txt", sha256="c" * 64)
-    prefix = wire_work.output_prefix(NAME, 7)
+    prefix = Runs().about(record).prefix(7)
     uri = wire_work.output_uri(file, prefix=prefix)
     assert uri == f"object://runs/run-1/7/{'c' * 16}/a/b.txt"
