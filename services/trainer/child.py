@@ -172,7 +172,7 @@ class Child:
         for the second time is not passed on again.
         """
         self.idle, self._wish = False, None
-        self._process.log_to(Path(plan.log_path))
+        self._process.log_to(Path(plan.places.log_path))
         await self.send(Train(plan=plan))
         told: list[FromChild] = []
         repeated: list[FromChild] = []
@@ -196,14 +196,14 @@ class Child:
 
     async def _begin_anew(self, plan: TrainPlan, *, cause: str) -> None:
         """A process without Unsloth in the place of the one that Unsloth has spoiled."""
-        log.warning("child_without_unsloth", run=plan.run, cause=cause)
+        log.warning("child_without_unsloth", run=plan.attempt.run, cause=cause)
         wish = self._wish
         await self._end()
         if self._is_unwanted():
             # Nobody waits for it any more, and what it would inherit may be closed by now.
             raise Fault(FaultCode.RUNTIME_WORKER_LOST, "The training process was ended")
         terms = msgspec.structs.replace(self._terms, unsloth_failure=cause)
-        self._process = _started(Path(plan.log_path), terms, self._module, self._inherited)
+        self._process = _started(Path(plan.places.log_path), terms, self._module, self._inherited)
         self.reusable = False
         await self.ready()
         await self.send(Train(plan=plan))

@@ -165,37 +165,38 @@ class Tracking:
 
 def subject_of(plan: TrainPlan, *, from_step: int) -> Subject:
     """What a tool is told of an attempt before its first step."""
-    name, adapter = RunName.parse(plan.run), plan.adapter
+    name, adapter = RunName.parse(plan.attempt.run), plan.build.adapter
+    objective, batches, optimisation = plan.objective, plan.batches, plan.optimisation
     settings = {
         "base_model": plan.base.base_model,
         "revision": plan.base.revision,
-        "datasets": ", ".join(dataset.name for dataset in plan.datasets),
-        "method": plan.method.value,
+        "datasets": ", ".join(dataset.name for dataset in plan.data.datasets),
+        "method": objective.method.value,
         "rank": adapter.rank,
         "alpha": adapter.alpha,
         "dropout": adapter.dropout,
         "target_modules": ", ".join(adapter.target_modules),
         "use_rslora": adapter.use_rslora,
         "use_dora": adapter.use_dora,
-        "epochs": plan.epochs,
-        "max_steps": plan.max_steps,
-        "micro_batch_size": plan.micro_batch_size,
-        "accumulation_steps": plan.accumulation_steps,
-        "learning_rate": plan.lr_peak,
-        "schedule": plan.schedule.value,
-        "warmup_ratio": plan.warmup_ratio,
-        "weight_decay": plan.weight_decay,
-        "max_sequence_tokens": plan.max_sequence_tokens,
-        "packing": plan.packing,
-        "precision": plan.precision.value,
-        "optimizer": plan.optimizer.value,
-        "load_in_4bit": plan.load_in_4bit,
-        "seed": plan.seed,
+        "epochs": batches.epochs,
+        "max_steps": batches.max_steps,
+        "micro_batch_size": batches.micro_batch_size,
+        "accumulation_steps": batches.accumulation_steps,
+        "learning_rate": optimisation.lr_peak,
+        "schedule": optimisation.schedule.value,
+        "warmup_ratio": optimisation.warmup_ratio,
+        "weight_decay": optimisation.weight_decay,
+        "max_sequence_tokens": objective.max_sequence_tokens,
+        "packing": batches.packing,
+        "precision": plan.compute.precision.value,
+        "optimizer": optimisation.optimizer.value,
+        "load_in_4bit": plan.compute.load_in_4bit,
+        "seed": batches.seed,
     }
     return Subject(
         project=name.project,
         run=name.run,
-        attempt=plan.attempt,
+        attempt=plan.attempt.number,
         from_step=from_step,
         settings={key: str(value) for key, value in settings.items() if value != ""},
     )

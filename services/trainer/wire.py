@@ -11,9 +11,18 @@ from modelspec.recipe import Backend, Method, Optimizer, Precision, Schedule, Tr
 from trainer.domain.continual import MergeRecord, Outcome
 from trainer.domain.plan import (
     AdapterPlan,
+    Attempt,
     Base,
+    BatchPlan,
+    Build,
+    CheckpointPlan,
+    ComputePlan,
+    DataPlan,
     DatasetFile,
     MultiRunPlan,
+    Objective,
+    OptimisationPlan,
+    Places,
     PreferencePlan,
     TrainPlan,
     ValidationPlan,
@@ -94,56 +103,42 @@ def plan_from_lease(
     Raises:
         Fault: CONFIG_INVALID_SETTING for what this trainer does not do.
     """
-    task, training, lora = lease.train, lease.train.training, lease.train.lora
+    task, training = lease.train, lease.train.training
     _require_supported(training)
     return TrainPlan(
-        run=lease.run,
-        attempt=lease.attempt,
-        fencing_epoch=lease.fencing_epoch,
+        attempt=Attempt(run=lease.run, number=lease.attempt, fencing_epoch=lease.fencing_epoch),
+        places=Places(
+            work_folder=str(work_folder),
+            log_path=str(log_path),
+            checkpoint_folder=str(checkpoint_folders[0]) if checkpoint_folders else None,
+            earlier_checkpoint_folders=tuple(map(str, checkpoint_folders[1:])),
+        ),
         base=base,
-        datasets=tuple(
-            _dataset(given, path) for given, path in zip(task.datasets, dataset_paths, strict=True)
+        data=DataPlan(
+            datasets=tuple(
+                _dataset(given, path)
+                for given, path in zip(task.datasets, dataset_paths, strict=True)
+            ),
+            validation=_validation(task, validation_path),
+            sample_prompts=tuple(task.sample_prompts),
         ),
-        adapter=AdapterPlan(
-            rank=lora.rank,
-            alpha=lora.alpha,
-            dropout=lora.dropout,
-            target_modules=tuple(lora.target_modules) or ("all-linear",),
-            use_rslora=lora.use_rslora,
-            use_dora=lora.use_dora,
+        objective=Objective(
+            method=_METHODS[training.method],
+            preference=_preference(training),
+            train_on=_TRAIN_ON[training.train_on],
+            max_sequence_tokens=training.max_sequence_tokens,
         ),
-        method=_METHODS[training.method],
-        backend=_BACKENDS[training.backend],
-        epochs=training.epochs,
-        max_steps=training.max_steps,
-        micro_batch_size=training.micro_batch_size,
-        accumulation_steps=training.accumulation_steps,
-        lr_peak=training.learning_rate,
-        schedule=_SCHEDULES[training.schedule],
-        warmup_ratio=training.warmup_ratio,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        max_sequence_tokens=training.max_sequence_tokens,
-        packing=training.packing,
-        gradient_checkpointing=training.gradient_checkpointing,
-        optimizer=_OPTIMIZERS[training.optimizer],
-        precision=_PRECISIONS[training.precision],
-        seed=training.seed,
-        oom_recovery=training.oom_recovery,
-        unsloth_fallback=training.unsloth_fallback,
-        load_in_4bit=training.load_in_4bit,
-        torch_compile=training.torch_compile,
-        train_on=_TRAIN_ON[training.train_on],
-        checkpoint_every_steps=training.checkpoint_every_steps,
-        checkpoint_keep_count=training.checkpoint_keep_count,
-        validation=_validation(task, validation_path),
-        preference=_preference(training),
+        build=Build(
+            adapter=_adapter(task.lora), gradient_checkpointing=training.gradient_checkpointing
+        ),
+        batches=_batches(training),
+        optimisation=_optimisation(training),
+        compute=_compute(training),
+        checkpoints=CheckpointPlan(
+            every_steps=training.checkpoint_every_steps,
+            keep_count=training.checkpoint_keep_count,
+        ),
         multi_run=_multi_run(training),
-        sample_prompts=tuple(task.sample_prompts),
-        work_folder=str(work_folder),
-        log_path=str(log_path),
-        checkpoint_folder=str(checkpoint_folders[0]) if checkpoint_folders else None,
-        earlier_checkpoint_folders=tuple(map(str, checkpoint_folders[1:])),
     )
 
 
@@ -242,6 +237,50 @@ def _dataset(given: work_pb2.DatasetInput, path: Path) -> DatasetFile:
         format=_FORMATS[given.format],
         path=str(path),
         digest=given.file.sha256,
+    )
+
+
+def _adapter(lora: spec_pb2.LoraConfig) -> AdapterPlan:
+    return AdapterPlan(
+        rank=lora.rank,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        target_modules=tuple(lora.target_modules) or ("all-linear",),
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+    )
+
+
+def _batches(training: spec_pb2.TrainingConfig) -> BatchPlan:
+    return BatchPlan(
+        seed=training.seed,
+        epochs=training.epochs,
+        max_steps=training.max_steps,
+        micro_batch_size=training.micro_batch_size,
+        accumulation_steps=training.accumulation_steps,
+        packing=training.packing,
+        oom_recovery=training.oom_recovery,
+    )
+
+
+def _optimisation(training: spec_pb2.TrainingConfig) -> OptimisationPlan:
+    return OptimisationPlan(
+        optimizer=_OPTIMIZERS[training.optimizer],
+        lr_peak=training.learning_rate,
+        schedule=_SCHEDULES[training.schedule],
+        warmup_ratio=training.warmup_ratio,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+    )
+
+
+def _compute(training: spec_pb2.TrainingConfig) -> ComputePlan:
+    return ComputePlan(
+        backend=_BACKENDS[training.backend],
+        precision=_PRECISIONS[training.precision],
+        load_in_4bit=training.load_in_4bit,
+        torch_compile=training.torch_compile,
+        unsloth_fallback=training.unsloth_fallback,
     )
 
 

@@ -175,7 +175,7 @@ class Trainer:
         task.plan = plan
         child = await self._ready_child()
         async with outputs.CheckpointUploader(
-            session, keep_count=plan.checkpoint_keep_count
+            session, keep_count=plan.checkpoints.keep_count
         ) as uploader:
             finished = await self._drive(child, plan, task, uploader)
             task.enter(Stage.UPLOAD)

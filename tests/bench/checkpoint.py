@@ -35,7 +35,7 @@ from lexicon.faults import Fault
 from tests.bench import frame
 from tests.bench.packing import BATCH, PLAN, a_model, a_stock_model, alpaca_like
 from tests.support.peer_trainer import Figures, collate
-from tests.support.training import FP32
+from tests.support.training import FP32, a_state
 from trainer.training import checkpoint, loop
 from trainer.training.arithmetic import threads_for
 from trainer.training.attention import SEGMENTED
@@ -67,7 +67,7 @@ class Ours:
 
     def __init__(self, rows: tuple[Row, ...], root: Path) -> None:
         self._rows = rows
-        self._state = loop.begin(a_model(SEGMENTED), PLAN)
+        self._state = a_state(a_model(SEGMENTED), PLAN)
         self._checkpoint_count = 0
         self._before_update = 0.0
         self.root = root
@@ -78,7 +78,7 @@ class Ours:
     def step(self, index: int) -> None:
         """Take step `index` of an epoch."""
         self._state.step = index
-        loop.take_step(self._state, self._rows, PLAN, FP32, steps=STEPS, healed=lambda _: None)
+        loop.take_step(self._state, self._rows, FP32, steps=STEPS, healed=lambda _: None)
 
     def saving_step(self, index: int) -> None:
         """The same while the checkpoint of the step before it is written."""
@@ -105,14 +105,16 @@ class Ours:
         """Read the last checkpoint back and compare it with what training holds now."""
         self.writer.save(self._progress(self._checkpoint_count + 1), self._state, {})
         self.writer.wait()
-        _, tensors = checkpoint.read(_folders(self.root)[-1], run=PLAN.run, fingerprint="bench")
+        _, tensors = checkpoint.read(
+            _folders(self.root)[-1], run=PLAN.attempt.run, fingerprint="bench"
+        )
         live = loop.live(self._state)
         assert tensors.keys() == live.keys()
         assert all(torch.equal(tensors[name], tensor) for name, tensor in live.items())
 
     def _progress(self, step: int) -> checkpoint.Progress:
         return checkpoint.Progress(
-            run=PLAN.run,
+            run=PLAN.attempt.run,
             attempt=1,
             fencing_epoch=1,
             step=step,
@@ -246,7 +248,7 @@ def measure_peer(rows: tuple[Row, ...], folder: Path, steps: int) -> dict[str, A
             output_dir=str(folder),
             max_steps=steps,
             per_device_train_batch_size=BATCH,
-            learning_rate=PLAN.lr_peak,
+            learning_rate=PLAN.optimisation.lr_peak,
             save_strategy="steps",
             save_steps=1,
             save_total_limit=KEPT,
@@ -254,7 +256,7 @@ def measure_peer(rows: tuple[Row, ...], folder: Path, steps: int) -> dict[str, A
             report_to=[],
             disable_tqdm=True,
             use_cpu=True,
-            seed=PLAN.seed,
+            seed=PLAN.batches.seed,
         ),
         train_dataset=list(rows),
         data_collator=lambda chosen: collate(chosen, figures),

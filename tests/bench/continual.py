@@ -21,7 +21,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -31,13 +31,12 @@ import torch
 from deploy.models.anvil.grammar import exchanges
 from lexicon.faults import FaultCode
 from tests.bench import frame
-from tests.support.training import FP32, a_plan
+from tests.support.training import FP32, a_desk, a_plan, a_state, attached, changed
 from trainer.domain.continual import Outcome
 from trainer.domain.plan import Base, DatasetFile, MultiRunPlan, TrainPlan
 from trainer.training import loop, peft_rail
 from trainer.training.batches import Example
 from trainer.training.continual import Course
-from trainer.training.dataset import Desk
 from trainer.training.validation import Validation
 
 # Topic, and what its answers open and close with.
@@ -176,7 +175,7 @@ def made_slices(plan: TrainPlan, folder: Path, *, seed: int) -> list[Slice]:
                 messages = [{"role": role, "content": content} for role, content in turns]
                 file.write(json.dumps({"messages": messages}) + "\n")
         dataset = DatasetFile(name=topic, format="messages", path=str(path))
-        rows = Desk.prepare(replace(plan, datasets=(dataset,)), warn=unexpected).rows
+        rows = a_desk(changed(plan, datasets=(dataset,)), warn=unexpected).rows
         assert len(rows) == TRAIN_ROWS + HELD_ROWS
         slices.append(Slice(topic=topic, rows=rows[:TRAIN_ROWS], held=rows[TRAIN_ROWS:]))
     return slices
@@ -207,7 +206,7 @@ def by_sequence(plan: TrainPlan, slices: Sequence[Slice]) -> Curve:
         step_of(state, course, plan)
         if state.step_of_run == course.run_steps:
             losses.append(held_out(state, slices))
-            loop.begin_again(state, plan)
+            loop.begin_again(state)
     return Curve(base=base, losses=losses, moved=[])
 
 
@@ -235,7 +234,7 @@ def a_nan_is_refused(plan: TrainPlan, slices: Sequence[Slice]) -> bool:
 def begun(plan: TrainPlan) -> loop.TrainState:
     """Anvil with a fresh adapter, the same for both sides."""
     base: Base = plan.base
-    return loop.begin(peft_rail.attach(peft_rail.load_base(base, FP32), plan).train(), plan)
+    return a_state(attached(peft_rail.load_base(base, FP32), plan).train(), plan)
 
 
 def a_course(
@@ -247,10 +246,11 @@ def a_course(
     """The course over the slices; nothing is held out of it, the benchmark measures by itself."""
     told = [] if warnings is None else warnings
     return Course.of(
-        plan,
+        plan.multi_run,
         tuple(row for each in slices for row in each.rows),
         Validation(plan=None, rows=(), arithmetic=FP32, packing=True),
         state,
+        places=plan.places,
         warn=lambda code, _: told.append(code),
         told=lambda *_: None,
     )
@@ -259,7 +259,7 @@ def a_course(
 def step_of(state: loop.TrainState, course: Course, plan: TrainPlan) -> loop.StepFigures:
     """One optimizer step on the rows of the run under way."""
     rows = course.rows_at(state.step)
-    return loop.take_step(state, rows, plan, FP32, steps=course.run_steps, healed=lambda _: None)
+    return loop.take_step(state, rows, FP32, steps=course.run_steps, healed=lambda _: None)
 
 
 def held_out(state: loop.TrainState, slices: Sequence[Slice]) -> list[float]:

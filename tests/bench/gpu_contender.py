@@ -62,7 +62,7 @@ def contender(name: str, folder: Path, row_count: int) -> Any:
     )
     bf16 = torch.bfloat16
     arithmetic = Arithmetic(device=torch.device("cuda"), weights=bf16, autocast=bf16)
-    adapted = rail.attach(rail.load_base(base, arithmetic), plan)
+    adapted = rail.attach(rail.load_base(base, arithmetic), plan.build, seed=plan.batches.seed)
     rows = alpaca_like(row_count)
     match name:
         case _ if name in {OURS, OUR_PEFT}:
@@ -77,12 +77,13 @@ def contender(name: str, folder: Path, row_count: int) -> Any:
 
 def ours(adapted: Any, plan: Any, rows: Any, arithmetic: Any) -> dict[str, Any]:
     """One pass of our loop."""
+    from tests.support.training import a_state
     from trainer.training import loop
 
-    state = loop.begin(adapted.train(), plan)
+    state = a_state(adapted.train(), plan)
     steps = -(-len(rows) // BATCH)
     taken = [
-        loop.take_step(state, rows, plan, arithmetic, steps=steps, healed=lambda _: None)
+        loop.take_step(state, rows, arithmetic, steps=steps, healed=lambda _: None)
         for _ in range(steps)
     ]
     return {
@@ -103,7 +104,9 @@ def stock(adapted: Any, rows: Any) -> dict[str, Any]:
     plan = a_plan(micro_batch_size=BATCH, accumulation_steps=1)
     steps = -(-len(rows) // BATCH)
     order = [
-        int(i) for step in range(steps) for i in step_indices(plan, row_count=len(rows), step=step)
+        int(i)
+        for step in range(steps)
+        for i in step_indices(plan.batches, row_count=len(rows), step=step)
     ]
     figures = Figures()
     with tempfile.TemporaryDirectory() as folder:

@@ -36,8 +36,8 @@ from transformers import (
 
 from tests.bench import frame
 from tests.support.peer_trainer import Figures, collate
-from tests.support.training import FP32, a_plan
-from trainer.training import loop, peft_rail
+from tests.support.training import FP32, a_plan, a_state, attached
+from trainer.training import loop
 from trainer.training.attention import SEGMENTED
 from trainer.training.batches import IGNORED_LABEL, Row, packed
 
@@ -162,7 +162,7 @@ def a_model(attention: str) -> Any:
     )
     model: Any = Qwen2ForCausalLM(config)
     model.set_attn_implementation(attention)
-    return peft_rail.attach(model.requires_grad_(False), PLAN).train()
+    return attached(model.requires_grad_(False), PLAN).train()
 
 
 def a_stock_model() -> Any:
@@ -176,10 +176,10 @@ def a_stock_model() -> Any:
 
 def train_ours(rows: tuple[Row, ...], figures: Figures) -> None:
     """One epoch of our loop."""
-    state = loop.begin(a_model(SEGMENTED), PLAN)
+    state = a_state(a_model(SEGMENTED), PLAN)
     steps = -(-len(rows) // BATCH)
     for _ in range(steps):
-        taken = loop.take_step(state, rows, PLAN, FP32, steps=steps, healed=lambda _: None)
+        taken = loop.take_step(state, rows, FP32, steps=steps, healed=lambda _: None)
         figures.add(
             loss=taken.loss,
             grad_norm=taken.grad_norm,
@@ -198,14 +198,14 @@ def train_theirs(rows: tuple[Row, ...], figures: Figures) -> None:
                 output_dir=folder,
                 num_train_epochs=1,
                 per_device_train_batch_size=BATCH,
-                learning_rate=PLAN.lr_peak,
+                learning_rate=PLAN.optimisation.lr_peak,
                 lr_scheduler_type="cosine",
                 save_strategy="no",
                 logging_steps=1,
                 report_to=[],
                 disable_tqdm=True,
                 use_cpu=True,
-                seed=PLAN.seed,
+                seed=PLAN.batches.seed,
             ),
             train_dataset=list(rows),
             data_collator=lambda chosen: collate(chosen, figures),
@@ -247,7 +247,7 @@ def train_trl(rows: tuple[Row, ...], figures: Figures) -> None:
                 output_dir=folder,
                 num_train_epochs=1,
                 per_device_train_batch_size=BATCH,
-                learning_rate=PLAN.lr_peak,
+                learning_rate=PLAN.optimisation.lr_peak,
                 lr_scheduler_type="cosine",
                 save_strategy="no",
                 logging_steps=1,
@@ -260,7 +260,7 @@ def train_trl(rows: tuple[Row, ...], figures: Figures) -> None:
                 max_length=None,
                 remove_unused_columns=False,
                 dataset_kwargs={"skip_prepare_dataset": True},
-                seed=PLAN.seed,
+                seed=PLAN.batches.seed,
             ),
             train_dataset=datasets.Dataset.from_list(listed),
             data_collator=collated,

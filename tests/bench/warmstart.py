@@ -40,7 +40,7 @@ from deploy.models.anvil.grammar import HOME
 from modelspec.recipe import Precision
 from tests.bench import frame
 from tests.bench.shapes import QWEN, write_checkpoint
-from tests.support.training import a_plan
+from tests.support.training import a_plan, changed
 from trainer.child import Child
 from trainer.domain.plan import DatasetFile, TrainPlan
 from trainer.pipe import Failed, Finished, Started, StepTaken
@@ -177,9 +177,9 @@ async def variants(child: Child, plan: TrainPlan, folder: Path) -> dict[str, flo
     lines = HOME.joinpath("habit.jsonl").read_text("utf-8").splitlines(keepends=True)
     path = folder / "other.jsonl"
     path.write_text("".join(reversed(lines)), "utf-8")
-    data = await run(child, replace(plan, datasets=(dataset(path),)), folder, "data")
-    adapter = replace(plan.adapter, rank=8, alpha=16.0)
-    rank = await run(child, replace(plan, adapter=adapter), folder, "rank")
+    data = await run(child, changed(plan, datasets=(dataset(path),)), folder, "data")
+    adapter = replace(plan.build.adapter, rank=8, alpha=16.0)
+    rank = await run(child, changed(plan, adapter=adapter), folder, "rank")
     return {
         "warm_with_other_data": data.first_step_seconds,
         "warm_with_another_rank": rank.first_step_seconds,
@@ -190,7 +190,7 @@ async def run(child: Child, plan: TrainPlan, folder: Path, name: str) -> Taken:
     """Train one step under the name; how long the step was in coming."""
     work = folder / name
     work.mkdir()
-    plan = replace(
+    plan = changed(
         plan,
         run=f"projects/bench/runs/{name}",
         work_folder=str(work),
@@ -206,7 +206,7 @@ async def run(child: Child, plan: TrainPlan, folder: Path, name: str) -> Taken:
                 first = time.perf_counter() - began
             told[type(message)] = message
     adapter = Path(told[Finished].adapter_folder) / "adapter_model.safetensors"
-    log_path = Path(plan.log_path)
+    log_path = Path(plan.places.log_path)
     return Taken(
         first_step_seconds=first,
         model_seconds=figure_in(log_path, "model_ready seconds"),
@@ -237,7 +237,7 @@ def the_plan(folder: Path) -> TrainPlan:
         datasets=(dataset(HOME / "habit.jsonl"),),
     )
     base = replace(plan.base, folder=str(folder / "base"), digest=QWEN.name, base_model=QWEN.name)
-    return replace(plan, base=base)
+    return changed(plan, base=base)
 
 
 def dataset(path: Path) -> DatasetFile:

@@ -10,7 +10,7 @@ moments, the adapters of SLAO, the merge history, the loss, and the kept adapter
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,17 @@ from lexicon.faults import Fault, FaultCode
 from tests.support.forked import in_fork
 from tests.support.lending import AtTheLastMoment
 from tests.support.ptrace import kill_at_boundary
-from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
+from tests.support.training import (
+    FP32,
+    a_plan,
+    a_state,
+    a_tiny_model,
+    attached,
+    changed,
+    some_rows,
+)
 from trainer.domain.plan import MultiRunPlan, ValidationPlan
-from trainer.training import checkpoint, history, loop, peft_rail
+from trainer.training import checkpoint, history, loop
 from trainer.training.continual import Course
 from trainer.training.run import resume, save_checkpoint
 from trainer.training.validation import Validation
@@ -70,17 +78,23 @@ class Training:
             shutil.copytree(
                 work / history.FOLDER_NAME, root / history.FOLDER_NAME, dirs_exist_ok=True
             )
-        self._plan = replace(
+        self._plan = changed(
             PLAN, work_folder=str(work), checkpoint_folder=str(newest) if newest else None
         )
-        model = peft_rail.attach(a_tiny_model(), self._plan).train()
-        self.state = loop.begin(model, self._plan)
-        validation = Validation(plan=PLAN.validation, rows=HELD, arithmetic=FP32, packing=True)
+        model = attached(a_tiny_model(), self._plan).train()
+        self.state = a_state(model, self._plan)
+        validation = Validation(plan=PLAN.data.validation, rows=HELD, arithmetic=FP32, packing=True)
         self._course = Course.of(
-            self._plan, POOL, validation, self.state, warn=_refuse, told=lambda *_: None
+            self._plan.multi_run,
+            POOL,
+            validation,
+            self.state,
+            places=self._plan.places,
+            warn=_refuse,
+            told=lambda *_: None,
         )
         channel: Any = self
-        resume(self.state, self._course, channel)
+        resume(self._plan, self.state, self._course, channel)
         self._writer = CheckpointWriter(
             root, written=self._forget_older, failed=_raise, thread=AtTheLastMoment()
         )
@@ -94,7 +108,6 @@ class Training:
         return loop.take_step(
             self.state,
             self._course.rows_at(self.state.step),
-            self._plan,
             FP32,
             steps=self._course.run_steps,
             healed=lambda _: None,
@@ -106,7 +119,7 @@ class Training:
         The writer of production, whose thread does its work where it is waited for.
         """
         self._course.after_step(self.state, figures)
-        save_checkpoint(self._writer, self.state, self._course)
+        save_checkpoint(self._writer, self._plan, self.state, self._course)
         self._writer.wait()
 
     def digest(self, figures: loop.StepFigures) -> str:
@@ -116,13 +129,13 @@ class Training:
             total.update(name.encode() + tensor.numpy().tobytes())
         total.update(msgspec.json.encode(self._course.progress))
         for record in self._course.progress.history:
-            path = history.file_of(self._plan, record)
+            path = history.file_of(self._plan.places, record)
             assert path is not None
             total.update(path.read_bytes())
         return total.hexdigest()
 
     def _forget_older(self, _: int, newest: Path) -> None:
-        for older in sorted(newest.parent.glob("step-*[0-9]"))[: -PLAN.checkpoint_keep_count]:
+        for older in sorted(newest.parent.glob("step-*[0-9]"))[: -PLAN.checkpoints.keep_count]:
             shutil.rmtree(older)
 
 

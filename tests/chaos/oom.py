@@ -15,17 +15,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lexicon.faults import Fault, FaultCode
-from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
+from tests.support.training import FP32, a_desk, a_plan, a_state, a_tiny_model, attached, some_rows
 from trainer.domain.plan import ValidationPlan
 from trainer.training import loop, peft_rail
-from trainer.training.dataset import Desk
 from trainer.training.probe import probe
 from trainer.training.speech import Speaker, ask_both
 from trainer.training.validation import Validation
@@ -110,22 +108,20 @@ def main() -> None:
 
 def train(mode: OutOfMemoryAt) -> tuple[list[float], OutOfMemoryAt]:
     """Training and validation losses of a run in which memory runs out as `mode` says."""
-    model = peft_rail.attach(a_tiny_model(), PLAN).train()
-    state = loop.begin(model, PLAN)
+    model = attached(a_tiny_model(), PLAN).train()
+    state = a_state(model, PLAN)
     validation = Validation(plan=VALIDATION, rows=HELD_OUT, arithmetic=FP32, packing=True)
     losses = []
     with phases(mode, state), mode:
         mode.current = "probe"
-        probe(state, ROWS, PLAN, FP32, steps=range(STEPS), healed=lambda _: None)
+        probe(state, ROWS, FP32, steps=range(STEPS), healed=lambda _: None)
         mode.current = ""
         for _ in range(STEPS):
-            figures = loop.take_step(
-                state, ROWS, PLAN, FP32, steps=STEPS, healed=lambda ladder: None
-            )
+            figures = loop.take_step(state, ROWS, FP32, steps=STEPS, healed=lambda ladder: None)
             losses.append(figures.loss)
             validation.after_step(state, steps=STEPS, warn=lambda *_: None)
             assert model.training
-            assert state.ladder.effective_batch_size == PLAN.effective_batch_size
+            assert state.ladder.effective_batch_size == PLAN.batches.effective_batch_size
             if state.step % VALIDATION.every_steps == 0:
                 losses.append(validation.latest_loss or 0.0)
     return losses, mode
@@ -160,8 +156,8 @@ def phases(mode: OutOfMemoryAt, state: loop.TrainState) -> Iterator[None]:
 def sampling(points: int) -> tuple[int, int]:
     """Points tried in the sampling, and how many of them changed an answer."""
     plan = a_plan()
-    desk = Desk.prepare(plan, warn=lambda *_: None)
-    model = peft_rail.attach(peft_rail.load_base(plan.base, FP32), plan).eval()
+    desk = a_desk(plan, warn=lambda *_: None)
+    model = attached(peft_rail.load_base(plan.base, FP32), plan).eval()
     speaker = Speaker(
         model=model,
         tokenizer=desk.tokenizer,
@@ -183,8 +179,8 @@ def sampling(points: int) -> tuple[int, int]:
 
 def exhausted() -> bool:
     """Whether memory that is gone for good ends the run with its code, in train mode."""
-    model = peft_rail.attach(a_tiny_model(), PLAN).train()
-    state = loop.begin(model, PLAN)
+    model = attached(a_tiny_model(), PLAN).train()
+    state = a_state(model, PLAN)
     rungs: list[int] = []
     mode = OutOfMemoryAt("forward", 1, for_ever=True)
     try:
@@ -192,7 +188,6 @@ def exhausted() -> bool:
             loop.take_step(
                 state,
                 ROWS,
-                replace(PLAN),
                 FP32,
                 steps=STEPS,
                 healed=lambda ladder: rungs.append(ladder.micro_batch_size),

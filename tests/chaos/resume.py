@@ -41,8 +41,8 @@ from tests.support import peer_killed, peer_trainer
 from tests.support.forked import in_fork
 from tests.support.lending import AtTheLastMoment
 from tests.support.ptrace import kill_at_boundary
-from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
-from trainer.training import checkpoint, loop, peft_rail
+from tests.support.training import FP32, a_plan, a_state, a_tiny_model, attached, some_rows
+from trainer.training import checkpoint, loop
 from trainer.training.writer import CheckpointWriter
 
 STEPS = 60
@@ -170,11 +170,11 @@ def begun(root: Path) -> loop.TrainState:
     """The state to go on from: the newest whole checkpoint, or the beginning."""
     root.mkdir(parents=True, exist_ok=True)
     checkpoint.remove_partials(root)
-    model = peft_rail.attach(a_tiny_model(), PLAN)
-    state = loop.begin(model.train(), PLAN)
+    model = attached(a_tiny_model(), PLAN)
+    state = a_state(model.train(), PLAN)
     folders = sorted(root.glob("step-*"))
     if folders:
-        found, tensors = checkpoint.read(folders[-1], run=PLAN.run, fingerprint="chaos")
+        found, tensors = checkpoint.read(folders[-1], run=PLAN.attempt.run, fingerprint="chaos")
         loop.restore(state, tensors)
         state.step = found.step
     return state
@@ -183,7 +183,7 @@ def begun(root: Path) -> loop.TrainState:
 def take(state: loop.TrainState, count: int) -> list[float]:
     """The losses of the next `count` steps."""
     return [
-        loop.take_step(state, ROWS, PLAN, FP32, steps=STEPS, healed=lambda _: None).loss
+        loop.take_step(state, ROWS, FP32, steps=STEPS, healed=lambda _: None).loss
         for _ in range(count)
     ]
 
@@ -214,7 +214,7 @@ def forget_older(newest: Path) -> None:
 def progress(state: loop.TrainState) -> checkpoint.Progress:
     """What the checkpoint of the step that was just taken says."""
     return checkpoint.Progress(
-        run=PLAN.run,
+        run=PLAN.attempt.run,
         attempt=1,
         fencing_epoch=1,
         step=state.step,

@@ -14,9 +14,9 @@ from lexicon.faults import Fault, FaultCode
 from modelspec.lora import LoraSpec
 from modelspec.shape import ModelShape
 from modelspec.vram import GPU_BASE_BYTES, TrainingLoad, estimate_vram
-from tests.support.training import a_plan
+from tests.support.training import a_plan, a_state, attached
 from trainer.domain.plan import TrainPlan
-from trainer.training import loop, peft_rail
+from trainer.training import loop
 from trainer.training.arithmetic import Arithmetic
 from trainer.training.attention import SEGMENTED
 from trainer.training.batches import Row
@@ -53,12 +53,12 @@ def begun(shape: dict[str, int], plan: TrainPlan) -> loop.TrainState:
     model: Any = Qwen2ForCausalLM(Qwen2Config(**settings))
     model.set_attn_implementation(SEGMENTED)
     frozen = model.to(device="cuda", dtype=torch.bfloat16).requires_grad_(False)
-    return loop.begin(peft_rail.attach(frozen, plan).train(), plan)
+    return a_state(attached(frozen, plan).train(), plan)
 
 
 def take(state: loop.TrainState, plan: TrainPlan, rows: tuple[Row, ...], count: int) -> list[float]:
     return [
-        loop.take_step(state, rows, plan, BF16, steps=count, healed=lambda _: None).loss
+        loop.take_step(state, rows, BF16, steps=count, healed=lambda _: None).loss
         for _ in range(count)
     ]
 
@@ -90,8 +90,8 @@ def test_a_real_shortage_halves_the_micro_batch_and_keeps_the_curve() -> None:
     allowed = torch.cuda.memory_reserved() + int(peak * 0.35)
     torch.cuda.set_per_process_memory_fraction(allowed / total)
     losses = take(tight, plan, rows, 3)
-    assert tight.ladder.micro_batch_size < plan.micro_batch_size
-    assert tight.ladder.effective_batch_size == plan.effective_batch_size
+    assert tight.ladder.micro_batch_size < plan.batches.micro_batch_size
+    assert tight.ladder.effective_batch_size == plan.batches.effective_batch_size
     assert losses == pytest.approx(clean, rel=0.01)
     assert tight.model.training
 

@@ -1,7 +1,6 @@
 """Both rails on CUDA, each in a child of its own: they learn, and their adapters load anywhere."""
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from deploy.models.anvil.grammar import HOME
 from modelspec.recipe import Backend, Optimizer, Precision
 from tests.gpu.conftest import StartChild
-from tests.support.training import a_plan
+from tests.support.training import a_plan, changed
 from trainer.child import Child
 from trainer.domain.plan import TrainPlan
 from trainer.domain.rails import UnslothPolicy
@@ -47,7 +46,7 @@ def plan_of(**changes: Any) -> TrainPlan:
 
 async def trained(child: Child, plan: TrainPlan, folder: Path) -> list[FromChild]:
     await asyncio.to_thread(folder.mkdir)
-    placed = replace(plan, work_folder=str(folder), log_path=str(folder / "run.log"))
+    placed = changed(plan, work_folder=str(folder), log_path=str(folder / "run.log"))
     return [message async for message in child.train(placed)]
 
 
@@ -118,7 +117,7 @@ async def test_eight_bit_optimizers_learn_and_resume(
     folder = tmp_path / "whole" / "checkpoints" / f"step-{STEPS // 2:08d}"
     resumed = losses(
         await trained(
-            child, replace(plan, attempt=2, checkpoint_folder=str(folder)), tmp_path / "resumed"
+            child, changed(plan, attempt=2, checkpoint_folder=str(folder)), tmp_path / "resumed"
         )
     )
     assert whole[-1] < 0.7 * whole[0]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from modelspec.recipe import Backend
-from tests.support.training import a_plan, a_tiny_model
+from tests.support.training import a_plan, a_tiny_model, changed
 from trainer.domain.plan import TrainPlan
 from trainer.training.mlx_presence import is_available
 
@@ -26,4 +26,4 @@ def a_model_folder(folder: Path) -> Path:
 def an_mlx_plan(folder: Path, **changes: Any) -> TrainPlan:
     """A valid plan for the model in the folder."""
     plan = a_plan(backend=Backend.MLX, packing=False, **changes)
-    return replace(plan, base=replace(plan.base, folder=str(folder)))
+    return changed(plan, base=replace(plan.base, folder=str(folder)))

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from tests.support.training import a_plan, a_tiny_model, some_rows
-from trainer.training import peft_rail
+from tests.support.training import a_plan, a_tiny_model, attached, some_rows
 from trainer.training.batches import IGNORED_LABEL, padded
 
 ROWS = some_rows(50)
@@ -89,12 +88,12 @@ def resumed_curve(steps: int) -> dict[str, Any]:
 def a_trainer(folder: Path, steps: int, figures: Figures, *, save_at: int = 0) -> Trainer:
     """Their trainer over the tiny model with its adapter; `figures` notes its steps."""
     return Trainer(
-        model=peft_rail.attach(a_tiny_model(), PLAN),
+        model=attached(a_tiny_model(), PLAN),
         args=TrainingArguments(
             output_dir=str(folder),
             max_steps=steps,
-            per_device_train_batch_size=PLAN.effective_batch_size,
-            learning_rate=PLAN.lr_peak,
+            per_device_train_batch_size=PLAN.batches.effective_batch_size,
+            learning_rate=PLAN.optimisation.lr_peak,
             warmup_steps=steps // 10,
             lr_scheduler_type="cosine",
             save_strategy="steps" if save_at else "no",
@@ -104,7 +103,7 @@ def a_trainer(folder: Path, steps: int, figures: Figures, *, save_at: int = 0) -
             report_to=[],
             disable_tqdm=True,
             use_cpu=True,
-            seed=PLAN.seed,
+            seed=PLAN.batches.seed,
         ),
         train_dataset=list(ROWS),
         data_collator=lambda rows: collate(rows, figures),

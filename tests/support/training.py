@@ -6,19 +6,40 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.support.plans import a_plan, a_preference_plan
+from tests.support.plans import a_plan, a_preference_plan, changed
+from trainer.domain.plan import TrainPlan
+from trainer.domain.scaling import LossScale
+from trainer.training import loop, peft_rail
 from trainer.training.arithmetic import Arithmetic
 from trainer.training.attention import SEGMENTED
 from trainer.training.batches import IGNORED_LABEL, Judged, Pair, Row
+from trainer.training.dataset import Desk, Shelf, Warn
+from trainer.training.preference import goal_of
 
 # Plans are asked for together with what is trained by them.
-__all__ = ["a_plan", "a_preference_plan"]
+__all__ = ["a_plan", "a_preference_plan", "changed"]
 
 # Threads only wait for each other over matrices as small as these.
 torch.set_num_threads(1)
 
 FP32 = Arithmetic(device=torch.device("cpu"), weights=torch.float32, autocast=None)
 TINY_VOCABULARY = 64
+
+
+def attached(model: Any, plan: TrainPlan) -> Any:
+    """The model with the plan's adapter, as transformers and PEFT make it."""
+    return peft_rail.attach(model, plan.build, seed=plan.batches.seed)
+
+
+def a_state(model: Any, plan: TrainPlan, *, loss_scale: LossScale | None = None) -> loop.TrainState:
+    """The state of an adapted model before the plan's first step."""
+    goal = goal_of(plan.objective)
+    return loop.begin(model, plan.batches, plan.optimisation, goal, loss_scale=loss_scale)
+
+
+def a_desk(plan: TrainPlan, *, warn: Warn, shelf: Shelf | None = None) -> Desk:
+    """The plan's data, read and encoded."""
+    return Desk.prepare(plan.base, plan.data, plan.objective, warn=warn, shelf=shelf)
 
 
 def some_rows(count: int, *, seed: int = 0, longest: int = 24) -> tuple[Row, ...]:

@@ -16,10 +16,11 @@ def model_card(
         losses: of the steps of all attempts.
         versions: of the programs that made it, by name.
     """
+    run = plan.attempt.run
     rows = _figures(plan, loss=loss, losses=losses)
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     data = "\n".join(
-        f"| {dataset.name} | {dataset.digest or 'not known'} |" for dataset in plan.datasets
+        f"| {dataset.name} | {dataset.digest or 'not known'} |" for dataset in plan.data.datasets
     )
     programs = "\n".join(f"| {name} | {version} |" for name, version in versions.items())
     return f"""---
@@ -47,7 +48,7 @@ tags:
 
 ## Make it again
 
-`tunesmith run duplicate {plan.run} --submit` submits a run with the same settings, data and seed.
+`tunesmith run duplicate {run} --submit` submits a run with the same settings, data and seed.
 On a processor the same programs give the same weights, bit for bit; on a GPU kernels may round
 differently.
 
@@ -71,26 +72,26 @@ the limits of its base model.
 
 def _figures(plan: TrainPlan, *, loss: float | None, losses: LossCurve) -> dict[str, str]:
     """The rows of the card's first table."""
-    adapter = plan.adapter
+    adapter, batches, optimisation = plan.build.adapter, plan.batches, plan.optimisation
     rows = {
-        "Run": plan.run,
+        "Run": plan.attempt.run,
         "Base model": f"{plan.base.base_model} (revision {plan.base.revision or 'not given'})",
-        "Datasets": ", ".join(dataset.name for dataset in plan.datasets),
-        "Method": plan.method.value,
+        "Datasets": ", ".join(dataset.name for dataset in plan.data.datasets),
+        "Method": plan.objective.method.value,
         "Rank, alpha, dropout": f"{adapter.rank}, {adapter.alpha:g}, {adapter.dropout:g}",
         "Target modules": ", ".join(adapter.target_modules),
         "rsLoRA, DoRA": f"{_word(adapter.use_rslora)}, {_word(adapter.use_dora)}",
         "Steps": str(losses.step_count),
         **_multi_run(plan),
-        "Batch": f"{plan.micro_batch_size} x {plan.accumulation_steps} examples a step",
-        "Learning rate": f"{plan.lr_peak:g}, {plan.schedule.value}, "
-        f"{plan.warmup_ratio:.0%} warm-up",
-        "Longest example": f"{plan.max_sequence_tokens} tokens",
-        "Seed": str(plan.seed),
+        "Batch": f"{batches.micro_batch_size} x {batches.accumulation_steps} examples a step",
+        "Learning rate": f"{optimisation.lr_peak:g}, {optimisation.schedule.value}, "
+        f"{optimisation.warmup_ratio:.0%} warm-up",
+        "Longest example": f"{plan.objective.max_sequence_tokens} tokens",
+        "Seed": str(batches.seed),
         "Last training loss": "not measured" if loss is None else f"{loss:.4f}",
         **_loss(losses),
     }
-    if plan.load_in_4bit:
+    if plan.compute.load_in_4bit:
         rows["Base while training"] = "4 bits (nf4); the adapter belongs to the unquantised base"
     return rows
 

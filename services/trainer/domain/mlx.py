@@ -26,12 +26,12 @@ OUTPUT_LAYER = "lm_head"
 def unsupported(plan: TrainPlan) -> tuple[str, ...]:
     """What of the plan this rail does not do, in words; empty for LoRA by plain supervision."""
     asked = {
-        f"the method {plan.method.upper()}": plan.method is not Method.SFT,
-        "fp8": plan.precision is Precision.FP8,
-        "DoRA": plan.adapter.use_dora,
-        "4-bit weights": plan.load_in_4bit,
-        "8-bit optimizers": plan.optimizer is not Optimizer.ADAMW_TORCH,
-        "compilation by torch": plan.torch_compile,
+        f"the method {plan.objective.method.upper()}": plan.objective.method is not Method.SFT,
+        "fp8": plan.compute.precision is Precision.FP8,
+        "DoRA": plan.build.adapter.use_dora,
+        "4-bit weights": plan.compute.load_in_4bit,
+        "8-bit optimizers": plan.optimisation.optimizer is not Optimizer.ADAMW_TORCH,
+        "compilation by torch": plan.compute.torch_compile,
         "multi-run": plan.multi_run is not None,
         "several merged runs": plan.multi_run is not None,
     }

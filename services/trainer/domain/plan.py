@@ -94,52 +94,67 @@ class MultiRunPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainPlan:
-    """Everything the training child needs; paths are local, and nothing in it is secret.
+class Attempt:
+    """Who trains: a run, and which of its attempts this is; `number` counts from 1."""
+
+    run: str
+    number: int
+    fencing_epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where an attempt reads and writes on the local disk.
 
     Attributes:
         checkpoint_folder: the newest checkpoint of an earlier attempt; None to begin anew.
         earlier_checkpoint_folders: what to go on from where that one cannot be used, newest first.
     """
 
-    run: str
-    attempt: int
-    fencing_epoch: int
-    base: Base
-    datasets: tuple[DatasetFile, ...]
-    adapter: AdapterPlan
-    method: Method
-    backend: Backend
-    epochs: int
-    max_steps: int
-    micro_batch_size: int
-    accumulation_steps: int
-    lr_peak: float
-    schedule: Schedule
-    warmup_ratio: float
-    weight_decay: float
-    max_grad_norm: float
-    max_sequence_tokens: int
-    packing: bool
-    gradient_checkpointing: bool
-    optimizer: Optimizer
-    precision: Precision
-    seed: int
-    oom_recovery: bool
-    unsloth_fallback: bool
-    load_in_4bit: bool
-    torch_compile: bool
-    train_on: TrainOn
-    checkpoint_every_steps: int
-    checkpoint_keep_count: int
-    validation: ValidationPlan | None
-    preference: PreferencePlan | None
-    multi_run: MultiRunPlan | None
-    sample_prompts: tuple[str, ...]
     work_folder: str
     log_path: str
     checkpoint_folder: str | None
     earlier_checkpoint_folders: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataPlan:
+    """The rows to train on, those to validate on, and the prompts to ask."""
+
+    datasets: tuple[DatasetFile, ...]
+    validation: ValidationPlan | None
+    sample_prompts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """What is learnt of a row, and how much of it is read."""
+
+    method: Method
+    preference: PreferencePlan | None
+    train_on: TrainOn
+    max_sequence_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """What an adapted model is built by; models of equal builds differ in their weights alone."""
+
+    adapter: AdapterPlan
+    gradient_checkpointing: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPlan:
+    """How many steps there are, which examples each of them holds, and how it fits into memory."""
+
+    seed: int
+    epochs: int
+    max_steps: int
+    micro_batch_size: int
+    accumulation_steps: int
+    packing: bool
+    oom_recovery: bool
 
     @property
     def effective_batch_size(self) -> int:
@@ -147,22 +162,74 @@ class TrainPlan:
         return self.micro_batch_size * self.accumulation_steps
 
 
-def total_steps(plan: TrainPlan, *, row_count: int) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimisationPlan:
+    """How a step moves the weights."""
+
+    optimizer: Optimizer
+    lr_peak: float
+    schedule: Schedule
+    warmup_ratio: float
+    weight_decay: float
+    max_grad_norm: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComputePlan:
+    """What a run computes on, and in which numbers."""
+
+    backend: Backend
+    precision: Precision
+    load_in_4bit: bool
+    torch_compile: bool
+    unsloth_fallback: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointPlan:
+    """How often a checkpoint is written, 0 for by the length of the run, and how many are kept."""
+
+    every_steps: int
+    keep_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainPlan:
+    """Everything the training child needs; paths are local, and nothing in it is secret.
+
+    Each part belongs to the modules that read it. The whole plan is for those that compose a run
+    (`run`, `delivery`), describe it (`card`, `tracking`), or judge it as a whole (`mlx`, `rails`).
+    """
+
+    attempt: Attempt
+    places: Places
+    base: Base
+    data: DataPlan
+    objective: Objective
+    build: Build
+    batches: BatchPlan
+    optimisation: OptimisationPlan
+    compute: ComputePlan
+    checkpoints: CheckpointPlan
+    multi_run: MultiRunPlan | None
+
+
+def total_steps(batches: BatchPlan, *, row_count: int) -> int:
     """Optimizer steps of the whole run: `max_steps`, or all epochs over the rows."""
-    if plan.max_steps > 0:
-        return plan.max_steps
-    return plan.epochs * steps_per_epoch(plan, row_count=row_count)
+    if batches.max_steps > 0:
+        return batches.max_steps
+    return batches.epochs * steps_per_epoch(batches, row_count=row_count)
 
 
-def steps_per_epoch(plan: TrainPlan, *, row_count: int) -> int:
+def steps_per_epoch(batches: BatchPlan, *, row_count: int) -> int:
     """Optimizer steps of one pass; the last step of a pass may hold fewer examples."""
-    return math.ceil(row_count / plan.effective_batch_size)
+    return math.ceil(row_count / batches.effective_batch_size)
 
 
-def total_epochs(plan: TrainPlan, *, row_count: int) -> int:
+def total_epochs(batches: BatchPlan, *, row_count: int) -> int:
     """Passes over the rows that the run begins."""
     return math.ceil(
-        total_steps(plan, row_count=row_count) / steps_per_epoch(plan, row_count=row_count)
+        total_steps(batches, row_count=row_count) / steps_per_epoch(batches, row_count=row_count)
     )
 
 
@@ -188,7 +255,7 @@ def verdict_weights(
 
 
 def checkpoint_due(
-    plan: TrainPlan, *, step: int, steps: int, last_step: int, seconds_since: float
+    checkpoints: CheckpointPlan, *, step: int, steps: int, last_step: int, seconds_since: float
 ) -> bool:
     """Whether a checkpoint follows optimizer step `step` (from 1) of `steps`.
 
@@ -198,29 +265,62 @@ def checkpoint_due(
     """
     if step == steps:
         return True
-    if plan.checkpoint_every_steps:
-        return step % plan.checkpoint_every_steps == 0
+    if checkpoints.every_steps:
+        return step % checkpoints.every_steps == 0
     interval = math.ceil(steps / CHECKPOINTS_PER_RUN)
     return step - last_step >= interval and seconds_since >= CHECKPOINT_SECONDS_MIN
 
 
-def essence(plan: TrainPlan) -> TrainPlan:
-    """The plan without what differs between two attempts of one run: places, and who they are."""
-    validation = plan.validation
+def essence(plan: TrainPlan) -> dict[str, object]:
+    """The plan without what differs between two attempts of one run: places, and who they are.
+
+    Its JSON is hashed into every checkpoint, and a checkpoint is only used by a run of the same
+    hash. So names, order and values stay as they are, whatever the parts of a plan are called.
+    """
+    validation = plan.data.validation
     if validation and validation.dataset:
         validation = replace(validation, dataset=replace(validation.dataset, path=""))
-    return replace(
-        plan,
-        attempt=0,
-        fencing_epoch=0,
-        base=replace(plan.base, folder=""),
-        datasets=tuple(replace(dataset, path="") for dataset in plan.datasets),
-        validation=validation,
-        work_folder="",
-        log_path="",
-        checkpoint_folder=None,
-        earlier_checkpoint_folders=(),
-    )
+    objective, batches, optimisation = plan.objective, plan.batches, plan.optimisation
+    return {
+        "run": plan.attempt.run,
+        "attempt": 0,
+        "fencing_epoch": 0,
+        "base": replace(plan.base, folder=""),
+        "datasets": tuple(replace(dataset, path="") for dataset in plan.data.datasets),
+        "adapter": plan.build.adapter,
+        "method": objective.method,
+        "backend": plan.compute.backend,
+        "epochs": batches.epochs,
+        "max_steps": batches.max_steps,
+        "micro_batch_size": batches.micro_batch_size,
+        "accumulation_steps": batches.accumulation_steps,
+        "lr_peak": optimisation.lr_peak,
+        "schedule": optimisation.schedule,
+        "warmup_ratio": optimisation.warmup_ratio,
+        "weight_decay": optimisation.weight_decay,
+        "max_grad_norm": optimisation.max_grad_norm,
+        "max_sequence_tokens": objective.max_sequence_tokens,
+        "packing": batches.packing,
+        "gradient_checkpointing": plan.build.gradient_checkpointing,
+        "optimizer": optimisation.optimizer,
+        "precision": plan.compute.precision,
+        "seed": batches.seed,
+        "oom_recovery": batches.oom_recovery,
+        "unsloth_fallback": plan.compute.unsloth_fallback,
+        "load_in_4bit": plan.compute.load_in_4bit,
+        "torch_compile": plan.compute.torch_compile,
+        "train_on": objective.train_on,
+        "checkpoint_every_steps": plan.checkpoints.every_steps,
+        "checkpoint_keep_count": plan.checkpoints.keep_count,
+        "validation": validation,
+        "preference": objective.preference,
+        "multi_run": plan.multi_run,
+        "sample_prompts": plan.data.sample_prompts,
+        "work_folder": "",
+        "log_path": "",
+        "checkpoint_folder": None,
+        "earlier_checkpoint_folders": (),
+    }
 
 
 def validation_interval(validation: ValidationPlan, *, steps: int) -> int:

@@ -67,7 +67,7 @@ def serve(channel: Channel, rails: Rails, notes: tuple[str, ...]) -> None:
     gc.freeze()
     while True:
         plan = channel.next_plan().plan
-        _log_to(plan.log_path)
+        _log_to(plan.places.log_path)
         ended = _ended(plan, lambda plan: train_run(plan, channel, rails, warm))
         if not isinstance(ended, Finished):
             # Outside the handler, whose traceback holds the run's tensors.
@@ -83,14 +83,14 @@ def _ended(
     try:
         return train(plan)
     except Fault as fault:
-        if fault.code is FaultCode.RUNTIME_UNSLOTH_FAILED and plan.unsloth_fallback:
+        if fault.code is FaultCode.RUNTIME_UNSLOTH_FAILED and plan.compute.unsloth_fallback:
             return UnslothFailed(cause=str(fault.metadata["cause"]))
         return _failed(fault)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
         # Libraries in Rust panic by a class that is no Exception.
-        log.exception("run %s ended unexpectedly", plan.run)
+        log.exception("run %s ended unexpectedly", plan.attempt.run)
         return _failed(_as_fault(error))
 
 

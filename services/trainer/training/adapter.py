@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from lexicon.faults import Fault, FaultCode
-from trainer.domain.plan import TrainPlan
+from trainer.domain.plan import Base
 
 FILE_NAMES = (
     "README.md",
@@ -33,7 +33,7 @@ class Adapter(Protocol):
 
 def write_adapter(
     adapted: Adapter,
-    plan: TrainPlan,
+    base: Base,
     folder: Path,
     *,
     tokenizer: Any,
@@ -51,13 +51,13 @@ def write_adapter(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         adapted.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
-        _name_base(folder / "adapter_config.json", plan)
-        base = Path(plan.base.folder)
-        if (base / "tokenizer.json").exists():
-            shutil.copyfile(base / "tokenizer.json", folder / "tokenizer.json")
+        _name_base(folder / "adapter_config.json", base)
+        source = Path(base.folder)
+        if (source / "tokenizer.json").exists():
+            shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
         else:
             tokenizer.save(str(folder / "tokenizer.json"))
-        _write_tokenizer_config(base, folder)
+        _write_tokenizer_config(source, folder)
         (folder / "chat_template.jinja").write_text(template_source, "utf-8")
         (folder / "README.md").write_text(card, "utf-8")
     except OSError as error:
@@ -86,10 +86,10 @@ def require_changed(adapted: Adapter) -> None:
     )
 
 
-def _name_base(path: Path, plan: TrainPlan) -> None:
+def _name_base(path: Path, base: Base) -> None:
     config = json.loads(path.read_text("utf-8"))
-    config["base_model_name_or_path"] = plan.base.base_model
-    config["revision"] = plan.base.revision or None
+    config["base_model_name_or_path"] = base.base_model
+    config["revision"] = base.revision or None
     # PEFT holds target modules in a set; sorted, the same run gives the same bytes.
     if isinstance(config.get("target_modules"), list):
         config["target_modules"] = sorted(config["target_modules"])

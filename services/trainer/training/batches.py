@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from corpus.packing import shuffle_order
-from trainer.domain.plan import TrainPlan, steps_per_epoch
+from trainer.domain.plan import BatchPlan, steps_per_epoch
 
 IGNORED_LABEL = -100
 
@@ -87,12 +87,12 @@ class MicroBatch:
         return self.ids_BT.numel()
 
 
-def step_indices(plan: TrainPlan, *, row_count: int, step: int) -> np.ndarray:
+def step_indices(batches: BatchPlan, *, row_count: int, step: int) -> np.ndarray:
     """Examples of optimizer step `step` (0-based): a pass is one seeded permutation of all."""
-    per_epoch = steps_per_epoch(plan, row_count=row_count)
-    order = shuffle_order(row_count, seed=plan.seed, epoch=step // per_epoch)
-    begin = step % per_epoch * plan.effective_batch_size
-    return order[begin : begin + plan.effective_batch_size]
+    per_epoch = steps_per_epoch(batches, row_count=row_count)
+    order = shuffle_order(row_count, seed=batches.seed, epoch=step // per_epoch)
+    begin = step % per_epoch * batches.effective_batch_size
+    return order[begin : begin + batches.effective_batch_size]
 
 
 def longest_of(example: Example) -> int:

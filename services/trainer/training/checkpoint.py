@@ -23,7 +23,7 @@ from safetensors.torch import load as load_tensors
 
 from lexicon.faults import Fault, FaultCode
 from trainer.domain.loss_curve import LossCurve
-from trainer.domain.plan import TrainPlan
+from trainer.domain.plan import Places
 from trainer.training.snapshot import Snapshot, Tensors
 
 FORMAT_VERSION = 1
@@ -65,9 +65,9 @@ class Progress:
     losses: dict[str, Any] | None = None
 
 
-def root_of(plan: TrainPlan) -> Path:
+def root_of(places: Places) -> Path:
     """The folder of a run's checkpoints."""
-    return Path(plan.work_folder) / "checkpoints"
+    return Path(places.work_folder) / "checkpoints"
 
 
 def write(root: Path, progress: Progress, tensors: Tensors) -> Path:

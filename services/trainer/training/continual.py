@@ -20,7 +20,14 @@ from corpus.packing import Indices, check_samples_per_run
 from lexicon.faults import Fault, FaultCode
 from trainer.domain import continual
 from trainer.domain.continual import CourseProgress, MergeRecord, Outcome
-from trainer.domain.plan import MultiRunPlan, TrainPlan, steps_per_epoch, total_epochs, total_steps
+from trainer.domain.plan import (
+    BatchPlan,
+    MultiRunPlan,
+    Places,
+    steps_per_epoch,
+    total_epochs,
+    total_steps,
+)
 from trainer.training import history, loop, slao
 from trainer.training.batches import Example
 from trainer.training.dataset import Warn
@@ -46,7 +53,9 @@ class Course:
         merged: the adapter as merged so far; None before the first merge.
     """
 
-    plan: TrainPlan
+    batches: BatchPlan
+    multi_run: MultiRunPlan | None
+    places: Places
     rows: tuple[Example, ...]
     validation: Validation
     warn: Warn
@@ -61,36 +70,49 @@ class Course:
     @classmethod
     def of(
         cls,
-        plan: TrainPlan,
+        multi_run: MultiRunPlan | None,
         rows: tuple[Example, ...],
         validation: Validation,
         state: loop.TrainState,
         *,
+        places: Places,
         warn: Warn,
         told: Told,
     ) -> "Course":
-        """The course of a plan, before its first step.
+        """The course of a training, before its first step.
+
+        Args:
+            multi_run: None for an ordinary training.
+            places: where the merge history lies.
 
         Raises:
             Fault: CONFIG_INVALID when a run wants more samples than the pool has.
         """
-        course = cls(plan=plan, rows=rows, validation=validation, warn=warn, told=told)
-        if plan.multi_run is None:
-            return course
-        held = plan.validation is not None and plan.validation.dataset is None
-        check_samples_per_run(
-            samples_per_run=plan.multi_run.samples_per_run,
-            row_count=len(rows) + (len(validation.rows) if held else 0),
-            ratio=plan.validation.holdout_ratio if held and plan.validation else 0.0,
+        course = cls(
+            batches=state.batches,
+            multi_run=multi_run,
+            places=places,
+            rows=rows,
+            validation=validation,
+            warn=warn,
+            told=told,
         )
-        course.slices = continual.slices(plan.multi_run, pool_count=len(rows), seed=plan.seed)
+        if multi_run is None:
+            return course
+        held = validation.plan if validation.plan and validation.plan.dataset is None else None
+        check_samples_per_run(
+            samples_per_run=multi_run.samples_per_run,
+            row_count=len(rows) + (len(validation.rows) if held else 0),
+            ratio=held.holdout_ratio if held else 0.0,
+        )
+        course.slices = continual.slices(multi_run, pool_count=len(rows), seed=state.batches.seed)
         course.initial = _weights_of(state)
         return course
 
     @property
     def run_steps(self) -> int:
         """Optimizer steps of one run."""
-        return total_steps(self.plan, row_count=self._run_row_count)
+        return total_steps(self.batches, row_count=self._run_row_count)
 
     @property
     def steps(self) -> int:
@@ -100,13 +122,13 @@ class Course:
     @property
     def epochs(self) -> int:
         """Passes that the runs begin, each over its own rows."""
-        return total_epochs(self.plan, row_count=self._run_row_count) * self._run_count
+        return total_epochs(self.batches, row_count=self._run_row_count) * self._run_count
 
     def epoch_of(self, step: int) -> int:
         """Pass, from 1, that optimizer step `step` (from 1) belongs to."""
         number, index = divmod(step - 1, self.run_steps)
-        passes = total_epochs(self.plan, row_count=self._run_row_count)
-        within = index // steps_per_epoch(self.plan, row_count=self._run_row_count)
+        passes = total_epochs(self.batches, row_count=self._run_row_count)
+        within = index // steps_per_epoch(self.batches, row_count=self._run_row_count)
         return number * passes + within + 1
 
     def rows_at(self, step: int) -> tuple[Example, ...]:
@@ -202,22 +224,29 @@ class Course:
         state.first_step = progress.history[-1].step if progress.history else 0
         state.first_skipped_count = progress.skipped_count
         kept = history.bring_over(
-            self.plan, progress.history, checkpoint_folder=folder, warn=self.warn
+            self.places, progress.history, checkpoint_folder=folder, warn=self.warn
         )
         self.progress = replace(progress, history=kept)
         for record in kept:
-            self.told(record, history.file_of(self.plan, record))
+            self.told(record, history.file_of(self.places, record))
 
-    def write_history(self, adapter_folder: Path) -> Path | None:
+    def write_history(self, adapter_folder: Path, *, run: str, base_model: str) -> Path | None:
         """The folder with the history and the adapter after each merge; None without merges."""
         if not self.slices:
             return None
-        return history.complete(self.plan, self.progress.history, adapter_folder=adapter_folder)
+        return history.complete(
+            self.places,
+            self.progress.history,
+            adapter_folder=adapter_folder,
+            run=run,
+            base_model=base_model,
+            multi_run=self._plan,
+        )
 
     @property
     def _plan(self) -> MultiRunPlan:
-        assert self.plan.multi_run is not None
-        return self.plan.multi_run
+        assert self.multi_run is not None
+        return self.multi_run
 
     @property
     def _run_count(self) -> int:
@@ -229,14 +258,14 @@ class Course:
 
     @property
     def _stops_early(self) -> bool:
-        return bool(self.plan.validation and self.plan.validation.early_stop_patience)
+        return bool(self.validation.plan and self.validation.plan.early_stop_patience)
 
     def _close_run(self, state: loop.TrainState) -> None:
         record, tuned, merged = self._judged(state)
         if record.outcome is Outcome.MERGED:
             self.tuned, self.merged = tuned, merged
             loop.put(state, merged)
-            record = history.keep(self.plan, record, state.model, warn=self.warn)
+            record = history.keep(self.places, record, state.model, warn=self.warn)
         else:
             loop.put(state, self.merged or self.initial)
             self.warn(FaultCode.RUNTIME_MERGE_REFUSED, continual.in_words(record, self._plan))
@@ -246,9 +275,9 @@ class Course:
             held_out_loss=self.progress.held_out_loss,
             skipped_count=state.skipped_count,
         )
-        self.told(record, history.file_of(self.plan, record))
+        self.told(record, history.file_of(self.places, record))
         loop.put(state, self._opening)
-        loop.begin_again(state, self.plan)
+        loop.begin_again(state)
 
     @property
     def _opening(self) -> Weights:

@@ -31,7 +31,7 @@ from corpus.samples import (
 from corpus.shapes import Format
 from lexicon.faults import Fault, FaultCode
 from modelspec.recipe import DEFAULT_PROMPTS, Method
-from trainer.domain.plan import Base, DatasetFile, TrainPlan, verdict_weights
+from trainer.domain.plan import Base, DataPlan, DatasetFile, Objective, verdict_weights
 from trainer.training.batches import Example, Judged, Pair, Row
 from trainer.training.speech import Prompt, end_tokens
 
@@ -119,7 +119,15 @@ class Desk:
     prompts: tuple[Prompt, ...]
 
     @classmethod
-    def prepare(cls, plan: TrainPlan, *, warn: Warn, shelf: Shelf | None = None) -> Self:
+    def prepare(
+        cls,
+        base: Base,
+        data: DataPlan,
+        objective: Objective,
+        *,
+        warn: Warn,
+        shelf: Shelf | None = None,
+    ) -> Self:
         """Read, encode and count everything the run needs.
 
         Args:
@@ -130,14 +138,24 @@ class Desk:
                 the method does not learn from rows like these.
         """
         shelf = shelf or Shelf()
-        reader = shelf.reader(plan.base)
+        reader = shelf.reader(base)
         tokenizer, template = reader.tokenizer, reader.template
         if template.is_fallback:
-            warn(FaultCode.MODEL_CHAT_TEMPLATE_MISSING, chat.fallback_warning(plan.base.model_id))
-        given = plan.validation.dataset if plan.validation else None
-        rows = _told(plan, plan.datasets, reader, shelf, warn)
-        held = _told(plan, (given,), reader, shelf, warn) if given else ()
-        weights = _weights(plan, rows)
+            warn(FaultCode.MODEL_CHAT_TEMPLATE_MISSING, chat.fallback_warning(base.model_id))
+        given = data.validation.dataset if data.validation else None
+
+        def read(datasets: tuple[DatasetFile, ...]) -> tuple[Example, ...]:
+            """From the shelf where they stand there; the warnings come anyway."""
+            found = shelf.rows(
+                _key(base, datasets, objective), lambda: _encoded(datasets, objective, reader)
+            )
+            for code, text in found.warnings:
+                warn(code, text)
+            return found.examples
+
+        rows = read(data.datasets)
+        held = read((given,)) if given else ()
+        weights = _weights(objective, rows)
         return cls(
             rows=_weighted(rows, weights),
             validation_rows=_weighted(held, weights),
@@ -145,7 +163,7 @@ class Desk:
             template=template,
             prompts=tuple(
                 Prompt(text=text, ids=tuple(encode_prompt([_asked(text)], template, tokenizer)))
-                for text in plan.sample_prompts or DEFAULT_PROMPTS
+                for text in data.sample_prompts or DEFAULT_PROMPTS
             ),
         )
 
@@ -214,25 +232,16 @@ def require_known_tokens(desk: Desk, count: int) -> None:
         )
 
 
-def _told(
-    plan: TrainPlan, datasets: tuple[DatasetFile, ...], reader: Reader, shelf: Shelf, warn: Warn
-) -> tuple[Example, ...]:
-    """The datasets as examples, from the shelf where they stand there; the warnings come anyway."""
-    found = shelf.rows(_key(plan, datasets), lambda: _encoded(plan, datasets, reader))
-    for code, text in found.warnings:
-        warn(code, text)
-    return found.examples
-
-
-def _key(plan: TrainPlan, datasets: tuple[DatasetFile, ...]) -> Hashable:
+def _key(base: Base, datasets: tuple[DatasetFile, ...], objective: Objective) -> Hashable:
     """Everything that the encoded rows are a function of; None when a file's hash is not known."""
     if not all(dataset.digest for dataset in datasets):
         return None
     files = tuple((dataset.digest, dataset.format) for dataset in datasets)
-    return plan.base.digest, files, plan.method, plan.max_sequence_tokens, plan.train_on
+    limit, train_on = objective.max_sequence_tokens, objective.train_on
+    return base.digest, files, objective.method, limit, train_on
 
 
-def _encoded(plan: TrainPlan, datasets: Sequence[DatasetFile], reader: Reader) -> EncodedRows:
+def _encoded(datasets: Sequence[DatasetFile], objective: Objective, reader: Reader) -> EncodedRows:
     """All datasets one after another.
 
     Rows without a trained token are left out and counted, and so are rows that the chat template
@@ -253,7 +262,7 @@ def _encoded(plan: TrainPlan, datasets: Sequence[DatasetFile], reader: Reader) -
     for dataset in datasets:
         for number, sample in iterate_samples(Path(dataset.path), Format(dataset.format)):
             try:
-                row, parts = _example(sample, plan, template, tokenizer)
+                row, parts = _example(sample, objective, template, tokenizer)
             except Fault as fault:
                 # Not what a busy machine may cause: every attempt must see the same rows.
                 if not chat.is_refusal(fault):
@@ -269,8 +278,8 @@ def _encoded(plan: TrainPlan, datasets: Sequence[DatasetFile], reader: Reader) -
                 silent.append(number)
     if truncated:
         text = (
-            f"{len(truncated)} rows are longer than {plan.max_sequence_tokens} tokens and were "
-            f"truncated: {_named(truncated)}"
+            f"{len(truncated)} rows are longer than {objective.max_sequence_tokens} tokens and "
+            f"were truncated: {_named(truncated)}"
         )
         warnings.append((FaultCode.DATASET_ROW_INVALID, text))
     if silent:
@@ -287,13 +296,13 @@ def _encoded(plan: TrainPlan, datasets: Sequence[DatasetFile], reader: Reader) -
 
 
 def _example(
-    sample: Sample, plan: TrainPlan, template: chat.ChatTemplate, tokenizer: Tokenizer
+    sample: Sample, objective: Objective, template: chat.ChatTemplate, tokenizer: Tokenizer
 ) -> tuple[Example, tuple[Encoded, ...]]:
     """What the method learns from a row, and the encoded texts in it."""
-    limit = plan.max_sequence_tokens
-    match sample, plan.method:
+    limit, train_on = objective.max_sequence_tokens, objective.train_on
+    match sample, objective.method:
         case ChatSample() | TextSample(), Method.SFT:
-            one = encode(sample, template, tokenizer, max_tokens=limit, train_on=plan.train_on)
+            one = encode(sample, template, tokenizer, max_tokens=limit, train_on=train_on)
             return _row(one), (one,)
         case PreferenceSample(), Method.DPO | Method.ORPO | Method.SIMPO:
             two = encode_preference(sample, template, tokenizer, max_tokens=limit)
@@ -305,8 +314,8 @@ def _example(
         case _:
             raise Fault(
                 FaultCode.CONFIG_INVALID_SETTING,
-                f"Method {plan.method.upper()} does not learn from rows like these",
-                method=plan.method.value,
+                f"Method {objective.method.upper()} does not learn from rows like these",
+                method=objective.method.value,
             )
 
 
@@ -316,14 +325,14 @@ def _row(encoded: Encoded) -> Row:
     return Row(ids=encoded.input_ids, labels=encoded.labels)
 
 
-def _weights(plan: TrainPlan, rows: Sequence[Example]) -> tuple[float, float]:
+def _weights(objective: Objective, rows: Sequence[Example]) -> tuple[float, float]:
     """Weights of (desirable, undesirable) rows; no other method than KTO has such."""
-    if plan.preference is None:
+    if objective.preference is None:
         return (1.0, 1.0)
     verdicts = [row.desirable for row in rows if isinstance(row, Judged)]
     count = sum(verdicts)
     return verdict_weights(
-        plan.preference, desirable_count=count, undesirable_count=len(verdicts) - count
+        objective.preference, desirable_count=count, undesirable_count=len(verdicts) - count
     )
 
 

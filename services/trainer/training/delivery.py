@@ -36,6 +36,7 @@ UNPROVEN_TEXT = "The adapter is whole, but not all of its samples and proof coul
 
 
 def deliver(
+    plan: TrainPlan,
     speaker: speech.Speaker,
     course: Course,
     desk: Desk,
@@ -55,21 +56,21 @@ def deliver(
     Raises:
         Fault: RUNTIME_ADAPTER_UNCHANGED when it was trained and has not moved, STORAGE_FULL.
     """
-    plan, adapted = course.plan, speaker.model
+    adapted, places = speaker.model, plan.places
     if done_count:
         require_changed(adapted)
     else:
         course.warn(FaultCode.EXPORT_ADAPTER_UNTRAINED, UNTRAINED_TEXT)
-    folder = Path(plan.work_folder) / ADAPTER_FOLDER
+    folder = Path(places.work_folder) / ADAPTER_FOLDER
     write_adapter(
         adapted,
-        plan,
+        plan.base,
         folder,
         tokenizer=desk.tokenizer,
         template_source=desk.template.source,
         card=model_card(plan, loss=last.loss if last else None, losses=losses, versions=versions()),
     )
-    merges = course.write_history(folder)
+    merges = course.write_history(folder, run=plan.attempt.run, base_model=plan.base.base_model)
     adapted.eval()
     samples: tuple[Answer, ...] = ()
     proof: Path | None = None
@@ -77,7 +78,7 @@ def deliver(
     try:
         with rail.speaking(adapted):
             samples, answers = speech.ask_both(speaker, prompts, step=done_count)
-            proof = Path(plan.work_folder) / speech.PROOF_NAME
+            proof = Path(places.work_folder) / speech.PROOF_NAME
             _write_proof(speaker, plan, folder, prompts, answers, proof)
     except Exception as error:
         log.exception("samples and proof failed")
@@ -113,11 +114,13 @@ def _write_proof(
     path: Path,
 ) -> None:
     """The reference of the export, over the base that the export merges into."""
-    names = {"base_model": plan.base.base_model, "run": plan.run}
+    names = {"base_model": plan.base.base_model, "run": plan.attempt.run}
     if not speaker.arithmetic.four_bit:
         speech.write_proof(speaker, prompts, answers, path, **names)
         return
-    model, arithmetic = over_whole_base(plan, folder, speaker.arithmetic)
+    model, arithmetic = over_whole_base(
+        plan.base, plan.build, folder, speaker.arithmetic, seed=plan.batches.seed
+    )
     whole = replace(speaker, model=model, arithmetic=arithmetic)
     with speaking(model):
         speech.write_proof(whole, prompts, answers, path, **names)

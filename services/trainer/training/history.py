@@ -21,7 +21,7 @@ from safetensors.torch import save
 
 from lexicon.faults import FaultCode
 from trainer.domain.continual import MergeRecord
-from trainer.domain.plan import TrainPlan
+from trainer.domain.plan import MultiRunPlan, Places
 from trainer.training.dataset import Warn
 
 FOLDER_NAME = "merges"
@@ -30,16 +30,16 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
 
 
-def folder_of(plan: TrainPlan) -> Path:
+def folder_of(places: Places) -> Path:
     """Where the history of a run lies."""
-    return Path(plan.work_folder) / FOLDER_NAME
+    return Path(places.work_folder) / FOLDER_NAME
 
 
-def file_of(plan: TrainPlan, record: MergeRecord) -> Path | None:
+def file_of(places: Places, record: MergeRecord) -> Path | None:
     """The adapter after a run's merge; None where none was kept."""
     if not record.sha256:
         return None
-    return folder_of(plan) / run_folder(record.number) / WEIGHTS_NAME
+    return folder_of(places) / run_folder(record.number) / WEIGHTS_NAME
 
 
 def run_folder(number: int) -> str:
@@ -47,7 +47,7 @@ def run_folder(number: int) -> str:
     return f"run-{number:03d}"
 
 
-def keep(plan: TrainPlan, record: MergeRecord, model: Any, *, warn: Warn) -> MergeRecord:
+def keep(places: Places, record: MergeRecord, model: Any, *, warn: Warn) -> MergeRecord:
     """The record with the digest of the adapter that `model` holds now, which is on the disk then.
 
     A disk that refuses costs the way back to this run, and not the training.
@@ -57,7 +57,7 @@ def keep(plan: TrainPlan, record: MergeRecord, model: Any, *, warn: Warn) -> Mer
         for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
     }
     content = save(tensors, metadata={"format": "pt"})
-    path = folder_of(plan) / run_folder(record.number) / WEIGHTS_NAME
+    path = folder_of(places) / run_folder(record.number) / WEIGHTS_NAME
     partial = path.with_suffix(".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def keep(plan: TrainPlan, record: MergeRecord, model: Any, *, warn: Warn) -> Mer
 
 
 def bring_over(
-    plan: TrainPlan, records: tuple[MergeRecord, ...], *, checkpoint_folder: Path, warn: Warn
+    places: Places, records: tuple[MergeRecord, ...], *, checkpoint_folder: Path, warn: Warn
 ) -> tuple[MergeRecord, ...]:
     """The records of a checkpoint, with the adapters beside it copied into the run's own folder.
 
@@ -88,7 +88,7 @@ def bring_over(
     source = checkpoint_folder.parent / FOLDER_NAME
     brought = []
     for record in records:
-        target = file_of(plan, record)
+        target = file_of(places, record)
         if target is None:
             brought.append(record)
             continue
@@ -111,20 +111,27 @@ def bring_over(
     return tuple(brought)
 
 
-def complete(plan: TrainPlan, records: tuple[MergeRecord, ...], *, adapter_folder: Path) -> Path:
+def complete(
+    places: Places,
+    records: tuple[MergeRecord, ...],
+    *,
+    adapter_folder: Path,
+    run: str,
+    base_model: str,
+    multi_run: MultiRunPlan,
+) -> Path:
     """The folder with history and adapters, each with the config that PEFT needs to load it."""
-    folder = folder_of(plan)
+    folder = folder_of(places)
     folder.mkdir(parents=True, exist_ok=True)
     for record in records:
-        path = file_of(plan, record)
+        path = file_of(places, record)
         if path is not None:
             shutil.copyfile(adapter_folder / CONFIG_NAME, path.with_name(CONFIG_NAME))
-    assert plan.multi_run is not None
     document = {
-        "run": plan.run,
-        "base_model": plan.base.base_model,
-        "run_count": plan.multi_run.run_count,
-        "samples_per_run": plan.multi_run.samples_per_run,
+        "run": run,
+        "base_model": base_model,
+        "run_count": multi_run.run_count,
+        "samples_per_run": multi_run.samples_per_run,
         "runs": [msgspec.to_builtins(record) for record in records],
     }
     (folder / HISTORY_NAME).write_text(json.dumps(document, indent=2) + "\n", "utf-8")

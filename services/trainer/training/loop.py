@@ -18,7 +18,7 @@ import torch
 from lexicon.faults import Fault, FaultCode
 from trainer.domain.healing import Ladder
 from trainer.domain.loss_curve import LossCurve
-from trainer.domain.plan import TrainPlan
+from trainer.domain.plan import BatchPlan, OptimisationPlan
 from trainer.domain.scaling import LossScale
 from trainer.domain.schedule import learning_rate
 from trainer.training import preference
@@ -48,6 +48,7 @@ class TrainState:
     """Everything that changes while a run trains.
 
     Attributes:
+        batches, optimisation, goal: the parts of the plan that it trains by; they stay.
         loss_scale: None unless the gradients are computed in fp16.
         step: optimizer steps taken in all.
         first_step: the step at which the optimizer began: 0, or where a run of a continual
@@ -58,6 +59,9 @@ class TrainState:
     updater: Updater
     trainable: dict[str, torch.nn.Parameter]
     ladder: Ladder
+    batches: BatchPlan
+    optimisation: OptimisationPlan
+    goal: Goal | None
     loss_scale: LossScale | None = None
     step: int = 0
     first_step: int = 0
@@ -110,35 +114,48 @@ class StepFigures:
     preference_accuracy: float | None = None
 
 
-def begin(model: Any, plan: TrainPlan, *, loss_scale: LossScale | None = None) -> TrainState:
+def begin(
+    model: Any,
+    batches: BatchPlan,
+    optimisation: OptimisationPlan,
+    goal: Goal | None,
+    *,
+    loss_scale: LossScale | None = None,
+) -> TrainState:
     """The state before the first step; the optimizer's moments exist already and are zero.
 
     Args:
         loss_scale: what to begin with where gradients are computed in fp16.
     """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    updater = make_updater(plan, trainable)
+    updater = make_updater(optimisation, trainable)
     ladder = Ladder(
-        effective_batch_size=plan.effective_batch_size, micro_batch_size=plan.micro_batch_size
+        effective_batch_size=batches.effective_batch_size, micro_batch_size=batches.micro_batch_size
     )
     return TrainState(
-        model=model, updater=updater, trainable=trainable, ladder=ladder, loss_scale=loss_scale
+        model=model,
+        updater=updater,
+        trainable=trainable,
+        ladder=ladder,
+        batches=batches,
+        optimisation=optimisation,
+        goal=goal,
+        loss_scale=loss_scale,
     )
 
 
-def begin_again(state: TrainState, plan: TrainPlan) -> None:
+def begin_again(state: TrainState) -> None:
     """Begin the next run of a continual training: steps count on, the optimizer is a new one."""
     # The old moments are given back before there is room for new ones.
     state.reclaim()
     del state.updater
-    state.updater = make_updater(plan, state.trainable)
+    state.updater = make_updater(state.optimisation, state.trainable)
     state.first_step, state.first_skipped_count = state.step, state.skipped_count
 
 
 def take_step(
     state: TrainState,
     rows: Sequence[Example],
-    plan: TrainPlan,
     arithmetic: Arithmetic,
     *,
     steps: int,
@@ -149,10 +166,12 @@ def take_step(
     Raises:
         Fault: RUNTIME_GPU_OOM when healing is exhausted, RUNTIME_LOSS_NOT_FINITE.
     """
-    chosen = [rows[i] for i in step_indices(plan, row_count=len(rows), step=state.step_of_run)]
+    batches, row_count = state.batches, len(rows)
+    indices = step_indices(batches, row_count=row_count, step=state.step_of_run)
+    chosen = [rows[i] for i in indices]
     while True:
         try:
-            figures = _try_step(state, chosen, plan, arithmetic, steps=steps)
+            figures = _try_step(state, chosen, arithmetic, steps=steps)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -161,21 +180,21 @@ def take_step(
             return figures
         # Outside the handler: the error's traceback holds the tensors that filled the memory.
         free_memory(state)
-        state.ladder = state.ladder.after_out_of_memory(allowed=plan.oom_recovery)
+        state.ladder = state.ladder.after_out_of_memory(allowed=batches.oom_recovery)
         healed(state.ladder)
 
 
 def _try_step(
     state: TrainState,
     rows: Sequence[Example],
-    plan: TrainPlan,
     arithmetic: Arithmetic,
     *,
     steps: int,
 ) -> StepFigures:
     began = time.perf_counter()
-    torch.manual_seed((plan.seed * STEP_SEED_STRIDE + state.step) % SEED_COUNT)
-    sequences, goal = sequences_of(rows), preference.goal_of(plan)
+    batches, optimisation, goal = state.batches, state.optimisation, state.goal
+    torch.manual_seed((batches.seed * STEP_SEED_STRIDE + state.step) % SEED_COUNT)
+    sequences = sequences_of(rows)
     divisor = _divisor(rows, goal)
     point = preference.reference_point(
         state.model,
@@ -183,14 +202,14 @@ def _try_step(
         goal,
         arithmetic,
         micro_batch_size=state.ladder.micro_batch_size,
-        packing=plan.packing,
+        packing=batches.packing,
     )
     factor = state.loss_scale.factor if state.loss_scale else 1.0
     loss_sum, computed_count, tally = 0.0, 0, Tally()
     for batch in micro_batches(
         rows,
         micro_batch_size=state.ladder.micro_batch_size,
-        packing=plan.packing,
+        packing=batches.packing,
         device=arithmetic.device,
     ):
         with arithmetic.context():
@@ -199,16 +218,16 @@ def _try_step(
         loss_sum += loss.item()
         computed_count += batch.computed_token_count
     unscale(state)
-    grad_norm = clip(state, max_norm=plan.max_grad_norm)
+    grad_norm = clip(state, max_norm=optimisation.max_grad_norm)
     skipped = state.loss_scale is not None and not math.isfinite(grad_norm)
     grad_norm = 0.0 if skipped else grad_norm
     require_finite(loss_sum / divisor, grad_norm, step=state.step)
     lr = learning_rate(
         state.step_of_run,
         steps=steps,
-        lr_peak=plan.lr_peak,
-        warmup_ratio=plan.warmup_ratio,
-        schedule=plan.schedule,
+        lr_peak=optimisation.lr_peak,
+        warmup_ratio=optimisation.warmup_ratio,
+        schedule=optimisation.schedule,
     )
     _use_gradient(state, lr=lr, skipped=skipped)
     state.optimizer.zero_grad(set_to_none=True)

@@ -15,7 +15,7 @@ import torch
 from lexicon.faults import Fault, FaultCode
 from modelspec.recipe import Optimizer
 from trainer.domain.healing import TRIES_AT_ONE_MAX
-from trainer.domain.plan import TrainPlan
+from trainer.domain.plan import OptimisationPlan
 from trainer.training.arithmetic import one_thread
 from trainer.training.capabilities import require_bitsandbytes
 from trainer.training.memory import is_out_of_memory, release_memory
@@ -123,7 +123,7 @@ def spare_of(key: str, live: torch.Tensor) -> Spare:
     return key, live.shape, live.dtype
 
 
-def make_updater(plan: TrainPlan, trainable: Trainable) -> Updater:
+def make_updater(plan: OptimisationPlan, trainable: Trainable) -> Updater:
     """The optimizer that the plan wants, its moments zero.
 
     Raises:
@@ -137,7 +137,7 @@ def make_updater(plan: TrainPlan, trainable: Trainable) -> Updater:
     return updater
 
 
-def _adamw(plan: TrainPlan, trainable: Trainable) -> torch.optim.Optimizer:
+def _adamw(plan: OptimisationPlan, trainable: Trainable) -> torch.optim.Optimizer:
     optimizer = torch.optim.AdamW(
         list(trainable.values()),
         lr=plan.lr_peak,
@@ -155,7 +155,7 @@ def _adamw(plan: TrainPlan, trainable: Trainable) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _eight_bit(plan: TrainPlan, trainable: Trainable) -> torch.optim.Optimizer:
+def _eight_bit(plan: OptimisationPlan, trainable: Trainable) -> torch.optim.Optimizer:
     """AdamW whose moments are 8-bit blocks; small weights keep moments of 32 bits.
 
     Source: Dettmers et al. 2022, arXiv:2110.02861.

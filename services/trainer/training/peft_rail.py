@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from lexicon.faults import Fault, FaultCode
-from trainer.domain.plan import Base, TrainPlan
+from trainer.domain.plan import AdapterPlan, Base, Build
 from trainer.training import lora
 from trainer.training.arithmetic import Arithmetic
 from trainer.training.attention import SEGMENTED, implementation_for
@@ -143,33 +143,34 @@ def _require_whole(model: Any, base: Base, told: Mapping[str, Any]) -> None:
         )
 
 
-def attach(model: Any, plan: TrainPlan) -> PeftModel:
+def attach(model: Any, build: Build, *, seed: int) -> PeftModel:
     """The frozen base with a fresh adapter; only the adapter's weights require a gradient.
 
     Raises:
         Fault: CONFIG_TARGET_UNKNOWN when no module has the wanted name.
     """
+    adapter = build.adapter
     config = LoraConfig(
-        r=plan.adapter.rank,
-        lora_alpha=plan.adapter.alpha,  # type: ignore[arg-type]  # PEFT computes with floats
-        lora_dropout=plan.adapter.dropout,
-        target_modules=targets(plan),
-        use_rslora=plan.adapter.use_rslora,
-        use_dora=plan.adapter.use_dora,
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # PEFT computes with floats
+        lora_dropout=adapter.dropout,
+        target_modules=targets(adapter),
+        use_rslora=adapter.use_rslora,
+        use_dora=adapter.use_dora,
         task_type="CAUSAL_LM",
     )
-    torch.manual_seed(plan.seed)
+    torch.manual_seed(seed)
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
-        wanted = ", ".join(plan.adapter.target_modules)
+        wanted = ", ".join(adapter.target_modules)
         raise Fault(
             FaultCode.CONFIG_TARGET_UNKNOWN,
             f"No adapter can be put on {wanted}: {error}",
             targets=wanted,
         ) from error
     lora.lighten(adapted)
-    if plan.gradient_checkpointing:
+    if build.gradient_checkpointing:
         adapted.gradient_checkpointing_enable(
             gradient_checkpointing_kwargs={"use_reentrant": False}
         )
@@ -202,16 +203,16 @@ def detach(adapted: PeftModel) -> Any:
     return model.requires_grad_(False)
 
 
-def targets(plan: TrainPlan) -> str | list[str]:
+def targets(adapter: AdapterPlan) -> str | list[str]:
     """The modules that get an adapter, as PEFT wants to be told."""
-    wanted = plan.adapter.target_modules
+    wanted = adapter.target_modules
     return ALL_LINEAR if ALL_LINEAR in wanted else list(wanted)
 
 
 def over_whole_base(
-    plan: TrainPlan, folder: Path, arithmetic: Arithmetic
+    base: Base, build: Build, folder: Path, arithmetic: Arithmetic, *, seed: int
 ) -> tuple[PeftModel, Arithmetic]:
-    """The plan's adapter, from `folder`, over its unquantised base, and what that is computed in.
+    """The adapter in `folder` over its unquantised base, and what that is computed in.
 
     An export merges into this base; one in four bits is another model. It may be too large for the
     device, which is why four bits were taken: then it runs on the processor.
@@ -221,7 +222,7 @@ def over_whole_base(
     """
     whole = replace(arithmetic, four_bit=False)
     try:
-        model = load_base(plan.base, whole)
+        model = load_base(base, whole)
     except (RuntimeError, MemoryError) as error:
         if arithmetic.device.type == "cpu" or not is_out_of_memory(error):
             raise
@@ -230,17 +231,17 @@ def over_whole_base(
         # Outside the handler: the error's traceback holds what was loaded so far.
         release_memory()
         whole = replace(whole, device=torch.device("cpu"))
-        model = load_base(plan.base, whole)
-    adapted = attach(model, plan)
+        model = load_base(base, whole)
+    adapted = attach(model, build, seed=seed)
     set_peft_model_state_dict(adapted, load_file(folder / WEIGHTS_NAME))
     adapted.eval()
     return adapted, whole
 
 
-def scale(plan: TrainPlan) -> float:
+def scale(adapter: AdapterPlan) -> float:
     """What B·A is multiplied by. Source: Hu et al. 2021; Kalajdzievski 2023 for rsLoRA."""
-    rank = plan.adapter.rank
-    return plan.adapter.alpha / (math.sqrt(rank) if plan.adapter.use_rslora else rank)
+    rank = adapter.rank
+    return adapter.alpha / (math.sqrt(rank) if adapter.use_rslora else rank)
 
 
 def _nf4(arithmetic: Arithmetic) -> BitsAndBytesConfig:

@@ -18,7 +18,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from modelspec.recipe import Method
-from trainer.domain.plan import TrainPlan
+from trainer.domain.plan import Objective
 from trainer.training.arithmetic import Arithmetic
 from trainer.training.batches import (
     IGNORED_LABEL,
@@ -76,16 +76,16 @@ class Tally:
         return self.right_count / self.count if self.count else None
 
 
-def goal_of(plan: TrainPlan) -> Goal | None:
-    """What the plan wants of preferences; None for SFT, which learns single tokens."""
-    if plan.method is Method.SFT:
+def goal_of(objective: Objective) -> Goal | None:
+    """What is wanted of preferences; None for SFT, which learns single tokens."""
+    if objective.method is Method.SFT:
         return None
-    assert plan.preference is not None, "a plan of a preference method has its constants"
+    assert objective.preference is not None, "a plan of a preference method has its constants"
     return Goal(
-        method=plan.method,
-        beta=plan.preference.beta,
-        gamma=plan.preference.simpo_gamma,
-        max_sequence_tokens=plan.max_sequence_tokens,
+        method=objective.method,
+        beta=objective.preference.beta,
+        gamma=objective.preference.simpo_gamma,
+        max_sequence_tokens=objective.max_sequence_tokens,
     )
 
 

@@ -17,7 +17,7 @@ import torch
 
 from corpus.packing import shuffle_order
 from trainer.domain.healing import Ladder
-from trainer.domain.plan import TrainPlan, steps_per_epoch
+from trainer.domain.plan import BatchPlan, steps_per_epoch
 from trainer.training import loop, preference
 from trainer.training.arithmetic import Arithmetic
 from trainer.training.batches import Example, longest_of, micro_batches, sequences_of
@@ -56,7 +56,6 @@ class Extent:
 def probe(
     state: loop.TrainState,
     rows: Sequence[Example],
-    plan: TrainPlan,
     arithmetic: Arithmetic,
     *,
     steps: range,
@@ -79,17 +78,20 @@ def probe(
         Fault: RUNTIME_GPU_OOM when healing is exhausted or switched off.
         RuntimeError: what torch says of tensors that do not fit each other.
     """
+    batches = state.batches
     while True:
-        examples = largest_micro_batch(rows, plan, size=state.ladder.micro_batch_size, steps=steps)
+        examples = largest_micro_batch(
+            rows, batches, size=state.ladder.micro_batch_size, steps=steps
+        )
         if not examples:
             return None
-        extent = extent_of(examples, packing=plan.packing)
+        extent = extent_of(examples, packing=batches.packing)
         if any(each.covers(extent) for each in proven):
             return None
         log.info("trying the longest batch: %s", extent)
         trying(extent)
         try:
-            _try(state, examples, plan, arithmetic)
+            _try(state, examples, arithmetic)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -98,11 +100,11 @@ def probe(
             return extent
         # Outside the handler: the error's traceback holds the tensors that filled the memory.
         loop.free_memory(state)
-        state.ladder = state.ladder.after_out_of_memory(allowed=plan.oom_recovery)
+        state.ladder = state.ladder.after_out_of_memory(allowed=batches.oom_recovery)
         healed(state.ladder)
 
 
-def largest_first(parts: Iterable[Part], plan: TrainPlan, *, size: int) -> list[Part]:
+def largest_first(parts: Iterable[Part], batches: BatchPlan, *, size: int) -> list[Part]:
     """The parts of a course in the order in which to try them: what fits in one may prove others.
 
     Args:
@@ -112,21 +114,21 @@ def largest_first(parts: Iterable[Part], plan: TrainPlan, *, size: int) -> list[
 
     def token_count(part: Part) -> int:
         rows, steps = part
-        examples = largest_micro_batch(rows, plan, size=size, steps=steps)
-        return extent_of(examples, packing=plan.packing).token_count if examples else 0
+        examples = largest_micro_batch(rows, batches, size=size, steps=steps)
+        return extent_of(examples, packing=batches.packing).token_count if examples else 0
 
     return sorted(parts, key=token_count, reverse=True)
 
 
 def largest_micro_batch(
-    rows: Sequence[Example], plan: TrainPlan, *, size: int, steps: range
+    rows: Sequence[Example], batches: BatchPlan, *, size: int, steps: range
 ) -> tuple[Example, ...]:
     """The examples of the micro-batch with most computed tokens among those of `steps`.
 
     Args:
         size: examples of a micro-batch.
     """
-    per_pass = steps_per_epoch(plan, row_count=len(rows))
+    per_pass = steps_per_epoch(batches, row_count=len(rows))
     sequences = [[len(row.ids) for row in example.sequences] for example in rows]
     tokens_E = np.array([sum(lengths) for lengths in sequences])
     longest_E = np.array([longest_of(example) for example in rows])
@@ -134,20 +136,20 @@ def largest_micro_batch(
     # Where the micro-batches of a pass begin; every step begins a new one.
     begins_M = np.concatenate(
         [
-            np.arange(begin, min(begin + plan.effective_batch_size, len(rows)), size)
-            for begin in range(0, len(rows), plan.effective_batch_size)
+            np.arange(begin, min(begin + batches.effective_batch_size, len(rows)), size)
+            for begin in range(0, len(rows), batches.effective_batch_size)
         ]
     )
-    step_M = begins_M // plan.effective_batch_size
+    step_M = begins_M // batches.effective_batch_size
     most, chosen = 0, list[int]()
     first_pass = steps.start // per_pass
     for number in range(first_pass, min(first_pass + PASSES_MAX, -(-steps.stop // per_pass))):
-        order_E = shuffle_order(len(rows), seed=plan.seed, epoch=number)
-        if plan.packing:
+        order_E = shuffle_order(len(rows), seed=batches.seed, epoch=number)
+        if batches.packing:
             computed_M = np.add.reduceat(tokens_E[order_E], begins_M)
         else:
             # As `micro_batches` does it: the longest first within a step.
-            step_E = np.arange(len(rows)) // plan.effective_batch_size
+            step_E = np.arange(len(rows)) // batches.effective_batch_size
             order_E = order_E[np.lexsort((-longest_E[order_E], step_E))]
             longest_M = np.maximum.reduceat(longest_E[order_E], begins_M)
             computed_M = longest_M * np.add.reduceat(count_E[order_E], begins_M)
@@ -175,29 +177,27 @@ def extent_of(examples: Sequence[Example], *, packing: bool) -> Extent:
 def _try(
     state: loop.TrainState,
     examples: Sequence[Example],
-    plan: TrainPlan,
     arithmetic: Arithmetic,
 ) -> None:
     devices = [arithmetic.device] if arithmetic.device.type == "cuda" else []
-    goal = preference.goal_of(plan)
     try:
         with torch.random.fork_rng(devices=devices):
             point = preference.reference_point(
                 state.model,
                 examples,
-                goal,
+                state.goal,
                 arithmetic,
                 micro_batch_size=len(examples),
-                packing=plan.packing,
+                packing=state.batches.packing,
             )
             for batch in micro_batches(
                 examples,
                 micro_batch_size=len(examples),
-                packing=plan.packing,
+                packing=state.batches.packing,
                 device=arithmetic.device,
             ):
                 with arithmetic.context():
-                    loss = loop.batch_loss(state.model, batch, goal, reference_point=point)
+                    loss = loop.batch_loss(state.model, batch, state.goal, reference_point=point)
                 loss.backward()
     finally:
         state.optimizer.zero_grad(set_to_none=True)

@@ -17,7 +17,7 @@ import torch
 
 from lexicon.faults import Fault, FaultCode
 from trainer.domain import mlx
-from trainer.domain.plan import Base, TrainPlan
+from trainer.domain.plan import Base, Build, ComputePlan, TrainPlan
 from trainer.domain.rails import (
     Device,
     UnslothPolicy,
@@ -50,7 +50,7 @@ class Rail(Protocol):
         """
         ...
 
-    def attach(self, model: Any, plan: TrainPlan) -> Any:
+    def attach(self, model: Any, build: Build, *, seed: int) -> Any:
         """The base with a fresh adapter, a `PeftModel`; only the adapter requires a gradient.
 
         Raises:
@@ -90,21 +90,13 @@ class Rails:
             Fault: DEP_GPU_NOT_AVAILABLE.
         """
         return device_of(
-            plan.backend,
+            plan.compute.backend,
             has_cuda=torch.cuda.is_available(),
             tier=self.terms.tier,
             prefers_mlx=self.is_apple and not mlx.unsupported(plan),
         )
 
-    def device(self, plan: TrainPlan) -> torch.device:
-        """The device of a run that is not one for MLX.
-
-        Raises:
-            Fault: DEP_GPU_NOT_AVAILABLE.
-        """
-        return torch.device(self.resolve(plan).value)
-
-    def choose(self, plan: TrainPlan, device: torch.device, *, warn: Warn) -> Rail:
+    def choose(self, compute: ComputePlan, device: torch.device, *, warn: Warn) -> Rail:
         """The rail of a run; the user is told when it is the fallback.
 
         Raises:
@@ -117,7 +109,7 @@ class Rails:
             return self.unsloth
         if not self.failure:
             return self.peft
-        if not plan.unsloth_fallback:
+        if not compute.unsloth_fallback:
             raise unsloth_failed(self.failure)
         warn(FaultCode.RUNTIME_UNSLOTH_FAILED, fallback_text(self.failure))
         return self.peft

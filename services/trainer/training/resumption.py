@@ -14,7 +14,7 @@ import torch
 from lexicon.faults import Fault, FaultCode
 from trainer.domain.continual import merged_count
 from trainer.domain.loss_curve import LossCurve
-from trainer.domain.plan import TrainPlan
+from trainer.domain.plan import BatchPlan, Places
 from trainer.training import checkpoint, loop
 from trainer.training.checkpoint import Progress
 from trainer.training.continual import MERGED_PREFIX, TUNED_PREFIX, Course
@@ -27,14 +27,14 @@ SIDE_PREFIXES = (BEST_PREFIX, TUNED_PREFIX, MERGED_PREFIX)
 Tensors = Mapping[str, torch.Tensor]
 
 
-def from_newest(plan: TrainPlan, use: Callable[[Path], None], warn: Warn) -> None:
-    """Use the first of the plan's checkpoints that can be used, the newest first.
+def from_newest(places: Places, use: Callable[[Path], None], warn: Warn) -> None:
+    """Use the first of the checkpoints that can be used, the newest first.
 
     Args:
         use: takes a checkpoint's folder; when it raises, it has changed nothing.
         warn: hears of each that cannot be used; the last one costs its steps, and not the run.
     """
-    folders = [*filter(None, (plan.checkpoint_folder,)), *plan.earlier_checkpoint_folders]
+    folders = [*filter(None, (places.checkpoint_folder,)), *places.earlier_checkpoint_folders]
     for left_count, folder in zip(reversed(range(len(folders))), folders, strict=True):
         try:
             use(Path(folder))
@@ -45,16 +45,17 @@ def from_newest(plan: TrainPlan, use: Callable[[Path], None], warn: Warn) -> Non
             return
 
 
-def resume_from(folder: Path, state: loop.TrainState, course: Course, *, fingerprint: str) -> None:
+def resume_from(
+    folder: Path, state: loop.TrainState, course: Course, *, run: str, fingerprint: str
+) -> None:
     """Put state and course where the checkpoint stood.
 
     Raises:
         Fault: STATE_CHECKPOINT_INVALID when it is not whole, not of this run, or does not fit
             together; nothing has been changed then.
     """
-    plan = course.plan
-    progress, tensors = checkpoint.read(folder, run=plan.run, fingerprint=fingerprint)
-    require_possible(progress, plan, steps=course.steps)
+    progress, tensors = checkpoint.read(folder, run=run, fingerprint=fingerprint)
+    require_possible(progress, course.batches, steps=course.steps)
     merges = course.read(progress.course)
     _require_counted(progress, course)
     _require_sides(tensors, progress, course, state)
@@ -68,7 +69,7 @@ def resume_from(folder: Path, state: loop.TrainState, course: Course, *, fingerp
     log.info("resumed at step %d", state.step)
 
 
-def require_possible(progress: Progress, plan: TrainPlan, *, steps: int) -> None:
+def require_possible(progress: Progress, batches: BatchPlan, *, steps: int) -> None:
     """Checks that a run of so many steps can stand where the checkpoint says.
 
     Raises:
@@ -76,8 +77,8 @@ def require_possible(progress: Progress, plan: TrainPlan, *, steps: int) -> None
     """
     if progress.step > steps:
         raise _unsound(f"it is of step {progress.step}, but the run has {steps}")
-    if progress.micro_batch_size > plan.micro_batch_size:
-        given, most = progress.micro_batch_size, plan.micro_batch_size
+    if progress.micro_batch_size > batches.micro_batch_size:
+        given, most = progress.micro_batch_size, batches.micro_batch_size
         raise _unsound(f"its micro-batch is {given}, but that of the run {most}")
 
 

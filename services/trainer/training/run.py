@@ -19,7 +19,7 @@ from trainer.domain.continual import MergeRecord
 from trainer.domain.healing import Ladder
 from trainer.domain.loss_curve import LossCurve
 from trainer.domain.mlx import require_supported
-from trainer.domain.plan import TrainPlan, checkpoint_due, essence
+from trainer.domain.plan import Places, TrainPlan, checkpoint_due, essence
 from trainer.domain.rails import Device
 from trainer.domain.remaining import StepTimer
 from trainer.domain.scaling import LossScale
@@ -44,11 +44,12 @@ from trainer.training.delivery import deliver
 from trainer.training.isolation import is_proven, keeps_examples_apart, require_working
 from trainer.training.memory import forget_peak, peak_bytes
 from trainer.training.mlx_presence import require_available
+from trainer.training.preference import goal_of
 from trainer.training.probe import Extent, largest_first, probe
 from trainer.training.rails import Rails, loading
 from trainer.training.sampling import Sampler
 from trainer.training.validation import split
-from trainer.training.warm import Warm, conditions_of
+from trainer.training.warm import Conditions, Warm, conditions_of
 from trainer.training.writer import CheckpointWriter
 
 log = logging.getLogger(__name__)
@@ -63,31 +64,36 @@ def train_run(plan: TrainPlan, channel: Channel, rails: Rails, warm: Warm) -> Fi
     Raises:
         Fault: what is wrong with model, data, configuration or device.
     """
-    log.info("run_started run_id=%s attempt=%d", plan.run, plan.attempt)
+    log.info("run_started run_id=%s attempt=%d", plan.attempt.run, plan.attempt.number)
     channel.send(StageBegan(stage="initialization"))
     forget_peak()
-    if rails.resolve(plan) is Device.MLX:
+    resolved = rails.resolve(plan)
+    if resolved is Device.MLX:
         warm.drop()
         return _on_mlx(plan, channel)
-    checkpoint.remove_partials(checkpoint.root_of(plan))
+    checkpoint.remove_partials(checkpoint.root_of(plan.places))
 
     def tell(code: FaultCode, text: str) -> None:
         warn(channel, code, text)
 
-    device = rails.device(plan)
+    compute, device = plan.compute, torch.device(resolved.value)
     width = warm.width_of(plan.base)
-    arithmetic = arithmetic_for(plan.precision, device, width=width, four_bit=plan.load_in_4bit)
+    arithmetic = arithmetic_for(
+        compute.precision, device, width=width, four_bit=compute.load_in_4bit
+    )
     torch.set_num_threads(threads_for(width, available=_cores()))
-    rail = rails.choose(plan, device, warn=tell)
-    desk = Desk.prepare(plan, warn=tell, shelf=warm.shelf)
+    rail = rails.choose(compute, device, warn=tell)
+    desk = Desk.prepare(plan.base, plan.data, plan.objective, warn=tell, shelf=warm.shelf)
     with loading(rail, rails), timed("model_ready"):
-        adapted = warm.adapted_for(plan, rail, arithmetic)
+        seed = plan.batches.seed
+        adapted = warm.adapted_for(plan.base, plan.build, rail, arithmetic, seed=seed)
         if rail is rails.unsloth:
-            require_working(adapted, arithmetic, packing=plan.packing)
+            require_working(adapted, arithmetic, packing=plan.batches.packing)
     require_known_tokens(desk, adapted.get_input_embeddings().weight.shape[0])
-    if plan.packing and not is_proven(adapted) and not keeps_examples_apart(adapted, arithmetic):
+    is_safe = not plan.batches.packing or is_proven(adapted)
+    if not is_safe and not keeps_examples_apart(adapted, arithmetic):
         tell(FaultCode.MODEL_PACKING_UNSAFE, "Examples that share a row would see each other")
-        plan = replace(plan, packing=False)
+        plan = replace(plan, batches=replace(plan.batches, packing=False))
     speaker = speech.Speaker(
         model=adapted,
         tokenizer=desk.tokenizer,
@@ -97,12 +103,12 @@ def train_run(plan: TrainPlan, channel: Channel, rails: Rails, warm: Warm) -> Fi
     )
     sampler = Sampler(speaker, desk.prompts, rail)
     # Unsloth brings kernels of its own for what would be compiled.
-    with compiled(adapted, wanted=plan.torch_compile and rail is rails.peft) as count:
+    with compiled(adapted, wanted=compute.torch_compile and rail is rails.peft) as count:
         log.info("%d parts of the model are compiled", count)
         course, last, done, losses = _train(adapted, plan, desk, arithmetic, channel, warm, sampler)
     channel.send(StageBegan(stage="saving"))
     finished = deliver(
-        speaker, course, desk, rail, last=last, done_count=done, losses=losses, warm=warm
+        plan, speaker, course, desk, rail, last=last, done_count=done, losses=losses, warm=warm
     )
     kept = (plan.base.base_model,) if warm.keep() else ()
     return msgspec.structs.replace(finished, warm=kept)
@@ -154,35 +160,24 @@ def _train(
     sampler: Sampler,
 ) -> tuple[Course, StepTaken | None, int, LossCurve]:
     """Take all steps that are left; figures of the last one, if any, count and losses of all."""
-    adapted.train()
-    loss_scale = LossScale() if arithmetic.scales_loss else None
-    state = loop.begin(adapted, plan, loss_scale=loss_scale)
-    desk, validation = split(plan, desk, arithmetic)
-    course = Course.of(
-        plan,
-        desk.rows,
-        validation,
-        state,
-        warn=lambda code, text: warn(channel, code, text),
-        told=lambda record, path: _tell_merged(channel, record, path),
-    )
-    resume(state, course, channel)
+    state, course = _begun(adapted, plan, desk, arithmetic, channel)
+    resume(plan, state, course, channel)
     last: StepTaken | None = None
-    steps = course.steps
+    steps, validation = course.steps, course.validation
     timer = StepTimer()
     with timed("longest_batch_tried"):
-        _probe(state, course, arithmetic, channel=channel, warm=warm)
+        conditions = conditions_of(plan.build, plan.objective, plan.batches)
+        _probe(state, course, arithmetic, conditions, channel=channel, warm=warm)
     last_step, last_time = state.step, time.monotonic()
     channel.send(StageBegan(stage="training"))
     channel.send(Started(from_step=state.step, total_steps=steps))
-    with checkpoint_writer(plan, channel) as writer:
+    with checkpoint_writer(plan.places, channel) as writer:
         # An attempt that resumes where the one before had lost its patience takes no step at all.
         while state.step < steps and not (channel.finish.is_set() or validation.wants_stop):
             channel.running.wait()
             figures = loop.take_step(
                 state,
                 course.rows_at(state.step),
-                plan,
                 arithmetic,
                 steps=course.run_steps,
                 healed=partial(tell_healed, channel),
@@ -193,14 +188,14 @@ def _train(
             course.after_step(state, figures)
             last = _told(state, figures, course, timer)
             if is_due := checkpoint_due(
-                plan,
+                plan.checkpoints,
                 step=state.step,
                 steps=steps,
                 last_step=last_step,
                 seconds_since=time.monotonic() - last_time,
             ):
                 # Before the step is told: of the steps that were told, one at most can be lost.
-                save_checkpoint(writer, state, course)
+                save_checkpoint(writer, plan, state, course)
             channel.send(last)
             if is_due:
                 # Between two runs the model holds what the next one opens with, and no adapter.
@@ -209,10 +204,33 @@ def _train(
                 last_step, last_time = state.step, time.monotonic()
         if state.step > last_step:
             # It ended early. A node that is lost before the adapter is stored takes no step along.
-            save_checkpoint(writer, state, course)
+            save_checkpoint(writer, plan, state, course)
     course.finish(state)
     _tell_skipped(channel, state)
     return course, last, state.step, state.losses
+
+
+def _begun(
+    adapted: PeftModel, plan: TrainPlan, desk: Desk, arithmetic: Arithmetic, channel: Channel
+) -> tuple[loop.TrainState, Course]:
+    """The state and the course of a run before its first step."""
+    adapted.train()
+    loss_scale = LossScale() if arithmetic.scales_loss else None
+    goal = goal_of(plan.objective)
+    state = loop.begin(adapted, plan.batches, plan.optimisation, goal, loss_scale=loss_scale)
+    desk, validation = split(
+        plan.data.validation, desk, arithmetic, batches=plan.batches, goal=goal
+    )
+    course = Course.of(
+        plan.multi_run,
+        desk.rows,
+        validation,
+        state,
+        places=plan.places,
+        warn=lambda code, text: warn(channel, code, text),
+        told=lambda record, path: _tell_merged(channel, record, path),
+    )
+    return state, course
 
 
 def _tell_skipped(channel: Channel, state: loop.TrainState) -> None:
@@ -237,18 +255,17 @@ def _probe(
     state: loop.TrainState,
     course: Course,
     arithmetic: Arithmetic,
+    conditions: Conditions,
     *,
     channel: Channel,
     warm: Warm,
 ) -> None:
     """Try the largest micro-batch while the run is still free of charge."""
-    conditions = conditions_of(course.plan)
     size = state.ladder.micro_batch_size
-    for rows, steps in largest_first(course.left(state.step), course.plan, size=size):
+    for rows, steps in largest_first(course.left(state.step), state.batches, size=size):
         tried = probe(
             state,
             rows,
-            course.plan,
             arithmetic,
             steps=steps,
             healed=lambda ladder: tell_healed(channel, ladder, what="the longest batch"),
@@ -259,24 +276,26 @@ def _probe(
             warm.prove(conditions, tried)
 
 
-def resume(state: loop.TrainState, course: Course, channel: Channel) -> None:
+def resume(plan: TrainPlan, state: loop.TrainState, course: Course, channel: Channel) -> None:
     """Continue from the newest of the plan's checkpoints that is sound, if there is one."""
     resumption.from_newest(
-        course.plan,
+        plan.places,
         lambda folder: resumption.resume_from(
-            folder, state, course, fingerprint=fingerprint(course.plan)
+            folder, state, course, run=plan.attempt.run, fingerprint=fingerprint(plan)
         ),
         partial(warn, channel),
     )
 
 
-def save_checkpoint(writer: CheckpointWriter, state: loop.TrainState, course: Course) -> None:
+def save_checkpoint(
+    writer: CheckpointWriter, plan: TrainPlan, state: loop.TrainState, course: Course
+) -> None:
     """Have a checkpoint of the step just taken written behind training's back."""
-    plan, validation = course.plan, course.validation
+    attempt, validation = plan.attempt, course.validation
     progress = checkpoint.Progress(
-        run=plan.run,
-        attempt=plan.attempt,
-        fencing_epoch=plan.fencing_epoch,
+        run=attempt.run,
+        attempt=attempt.number,
+        fencing_epoch=attempt.fencing_epoch,
         step=state.step,
         fingerprint=fingerprint(plan),
         micro_batch_size=state.ladder.micro_batch_size,
@@ -291,7 +310,7 @@ def save_checkpoint(writer: CheckpointWriter, state: loop.TrainState, course: Co
     writer.save(progress, state, {**validation.tensors(), **course.tensors()})
 
 
-def checkpoint_writer(plan: TrainPlan, channel: Channel) -> CheckpointWriter:
+def checkpoint_writer(places: Places, channel: Channel) -> CheckpointWriter:
     """The writer of a run's checkpoints; what it does is told to the agent."""
 
     def written(step: int, folder: Path) -> None:
@@ -301,7 +320,7 @@ def checkpoint_writer(plan: TrainPlan, channel: Channel) -> CheckpointWriter:
         # Training can go on: the last good checkpoint stands, and the adapter is saved elsewhere.
         warn(channel, fault.code, fault.message)
 
-    return CheckpointWriter(checkpoint.root_of(plan), written=written, failed=failed)
+    return CheckpointWriter(checkpoint.root_of(places), written=written, failed=failed)
 
 
 def _told(

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from lexicon.faults import Fault
-from trainer.domain.plan import Base, TrainPlan
+from trainer.domain.plan import Base, Build
 from trainer.training import peft_rail
 from trainer.training.arithmetic import Arithmetic
 
@@ -64,25 +64,26 @@ def _require_whole(base: Base) -> None:
         log.warning("It is not known whether the weights are whole", exc_info=True)
 
 
-def attach(model: Any, plan: TrainPlan) -> Any:
+def attach(model: Any, build: Build, *, seed: int) -> Any:
     """The base with a fresh adapter that Unsloth's kernels train."""
-    torch.manual_seed(plan.seed)
+    adapter, checkpointing = build.adapter, build.gradient_checkpointing
+    torch.manual_seed(seed)
     adapted = FastLanguageModel.get_peft_model(
         model,
-        r=plan.adapter.rank,
-        target_modules=peft_rail.targets(plan),
-        lora_alpha=plan.adapter.alpha,
-        lora_dropout=plan.adapter.dropout,
-        use_rslora=plan.adapter.use_rslora,
-        use_dora=plan.adapter.use_dora,
-        use_gradient_checkpointing=GRADIENT_CHECKPOINTING if plan.gradient_checkpointing else False,
+        r=adapter.rank,
+        target_modules=peft_rail.targets(adapter),
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        use_rslora=adapter.use_rslora,
+        use_dora=adapter.use_dora,
+        use_gradient_checkpointing=GRADIENT_CHECKPOINTING
+        if build.gradient_checkpointing
+        else False,
         # numpy, which it seeds as well, takes 32 bits.
-        random_state=plan.seed % NUMPY_SEEDS,
+        random_state=seed % NUMPY_SEEDS,
     )
     adapted.get_base_model().base_model.register_forward_pre_hook(_translate, with_kwargs=True)
-    FastLanguageModel.for_training(
-        adapted, use_gradient_checkpointing=bool(plan.gradient_checkpointing)
-    )
+    FastLanguageModel.for_training(adapted, use_gradient_checkpointing=bool(checkpointing))
     return adapted
 
 

@@ -7,13 +7,13 @@ import torch
 
 from corpus.packing import holdout_split
 from lexicon.faults import Fault, FaultCode
-from trainer.domain.plan import TrainPlan, ValidationPlan, validation_interval
+from trainer.domain.plan import BatchPlan, ValidationPlan, validation_interval
 from trainer.training import loop
 from trainer.training.arithmetic import Arithmetic
 from trainer.training.batches import Example
 from trainer.training.checkpoint import Progress
 from trainer.training.dataset import Desk, Warn
-from trainer.training.preference import Goal, goal_of
+from trainer.training.preference import Goal
 
 BEST_PREFIX = "best/"
 
@@ -113,20 +113,23 @@ def is_gain(loss: float, best: float | None, *, min_delta: float) -> bool:
     return math.isfinite(loss) and (best is None or loss < best - min_delta)
 
 
-def split(plan: TrainPlan, desk: Desk, arithmetic: Arithmetic) -> tuple[Desk, Validation]:
+def split(
+    plan: ValidationPlan | None,
+    desk: Desk,
+    arithmetic: Arithmetic,
+    *,
+    batches: BatchPlan,
+    goal: Goal | None,
+) -> tuple[Desk, Validation]:
     """The desk with the rows to train on alone, and the validation on the others."""
     nothing = Validation(
-        plan=plan.validation,
-        rows=(),
-        arithmetic=arithmetic,
-        packing=plan.packing,
-        goal=goal_of(plan),
+        plan=plan, rows=(), arithmetic=arithmetic, packing=batches.packing, goal=goal
     )
-    if plan.validation is None:
+    if plan is None:
         return desk, nothing
     if desk.validation_rows:
         return desk, replace(nothing, rows=desk.validation_rows)
-    train, held = holdout_split(len(desk.rows), ratio=plan.validation.holdout_ratio, seed=plan.seed)
+    train, held = holdout_split(len(desk.rows), ratio=plan.holdout_ratio, seed=batches.seed)
     return (
         replace(desk, rows=tuple(desk.rows[i] for i in train)),
         replace(nothing, rows=tuple(desk.rows[i] for i in held)),

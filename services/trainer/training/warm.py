@@ -16,7 +16,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
 from modelspec.recipe import Method
-from trainer.domain.plan import AdapterPlan, Base, TrainPlan
+from trainer.domain.plan import Base, BatchPlan, Build, Objective
 from trainer.training import peft_rail
 from trainer.training.arithmetic import Arithmetic, one_thread
 from trainer.training.dataset import Shelf
@@ -30,14 +30,6 @@ log = logging.getLogger(__name__)
 KAIMING_SLOPE = math.sqrt(5)
 # Datasets whose largest micro-batches are remembered at once, none of them larger in every way.
 EXTENTS_MAX = 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Build:
-    """What an adapted model is built by; models of equal builds differ in their weights alone."""
-
-    adapter: AdapterPlan
-    gradient_checkpointing: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,28 +78,29 @@ class Warm:
             return peft_rail.width_of(base)
         return int(self.base.model.config.get_text_config().hidden_size)
 
-    def adapted_for(self, plan: TrainPlan, rail: Rail, arithmetic: Arithmetic) -> PeftModel:
-        """The plan's base with a fresh adapter, out of what is in memory as far as that goes.
+    def adapted_for(
+        self, base: Base, build: Build, rail: Rail, arithmetic: Arithmetic, *, seed: int
+    ) -> PeftModel:
+        """The base with a fresh adapter, out of what is in memory as far as that goes.
 
         Raises:
             Fault: the codes of the rail's `load_base` and `attach`.
         """
-        build = build_of(plan)
-        base = self._found(plan, rail, arithmetic)
-        if base is not None and self.adapted is not None:
+        loaded = self._found(base, rail, arithmetic)
+        if loaded is not None and self.adapted is not None:
             if self.build == build and is_renewable(self.adapted, rail):
-                renew(self.adapted, seed=plan.seed)
+                renew(self.adapted, seed=seed)
                 return self.adapted
             rail.detach(self.adapted)
-        if base is None:
+        if loaded is None:
             # The old base goes before the new one comes: there may not be room for both.
             self._drop_base()
-            model = rail.load_base(plan.base, arithmetic)
-            base = Loaded(digest=plan.base.digest, arithmetic=arithmetic, rail=rail, model=model)
-            self.base = base
+            model = rail.load_base(base, arithmetic)
+            loaded = Loaded(digest=base.digest, arithmetic=arithmetic, rail=rail, model=model)
+            self.base = loaded
         # Forgotten before it is made: a failed attempt must not pass for the one before.
         self.adapted, self.build = None, None
-        adapted: PeftModel = rail.attach(base.model, plan)
+        adapted: PeftModel = rail.attach(loaded.model, build, seed=seed)
         self.adapted, self.build = adapted, build
         return adapted
 
@@ -140,23 +133,18 @@ class Warm:
         self.proven.clear()
         release_memory()
 
-    def _found(self, plan: TrainPlan, rail: Rail, arithmetic: Arithmetic) -> Loaded | None:
-        base = self.base
-        wanted = (plan.base.digest, arithmetic, rail.NAME)
-        if base is None or (base.digest, base.arithmetic, base.rail.NAME) != wanted:
+    def _found(self, base: Base, rail: Rail, arithmetic: Arithmetic) -> Loaded | None:
+        loaded = self.base
+        wanted = (base.digest, arithmetic, rail.NAME)
+        if loaded is None or (loaded.digest, loaded.arithmetic, loaded.rail.NAME) != wanted:
             return None
-        log.info("base %s is warm", plan.base.base_model)
-        return base
+        log.info("base %s is warm", base.base_model)
+        return loaded
 
 
-def build_of(plan: TrainPlan) -> Build:
-    """What the plan's model is built by."""
-    return Build(adapter=plan.adapter, gradient_checkpointing=plan.gradient_checkpointing)
-
-
-def conditions_of(plan: TrainPlan) -> Conditions:
-    """What a trial of the plan's largest micro-batch holds for."""
-    return Conditions(build=build_of(plan), method=plan.method, packing=plan.packing)
+def conditions_of(build: Build, objective: Objective, batches: BatchPlan) -> Conditions:
+    """What a trial of the largest micro-batch holds for."""
+    return Conditions(build=build, method=objective.method, packing=batches.packing)
 
 
 def is_renewable(adapted: PeftModel, rail: Rail) -> bool:

@@ -3,14 +3,13 @@
 import asyncio
 import struct
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
 
-from tests.support.training import a_plan
+from tests.support.training import a_plan, changed
 from trainer.child import Child
 from trainer.domain.plan import TrainPlan
 from trainer.domain.temperature import COOLING_TEXT, Action, Limits, Thermostat
@@ -49,7 +48,7 @@ async def child(tmp_path: Path) -> AsyncIterator[Child]:
 
 def a_run(folder: Path, name: str, **changes: Any) -> TrainPlan:
     (work := folder / name).mkdir()
-    return replace(
+    return changed(
         a_plan(max_steps=STEPS, adapter_dropout=0.1, **changes),
         run=f"projects/local/runs/{name}",
         work_folder=str(work),

@@ -73,7 +73,7 @@ def divergence(plan: TrainPlan) -> float:
     from trainer.training.mlx_rail import faithful, model
 
     expected_TV = faithful.reference_logprobs(plan.base, IDS, Precision.FP32)
-    base = model.load_base(plan.base, plan.precision)
+    base = model.load_base(plan.base, plan.compute.precision)
     return faithful.require_faithful(base, plan.base, IDS, expected_TV)
 
 
@@ -86,7 +86,8 @@ def test_mlx_computes_the_model_and_its_adapter_fits_peft(name: str, tmp_path: P
 
     plan = a_folder(tmp_path / "base", *MODELS[name])
     assert abs(divergence(plan)) < 1e-4
-    one = model.attach(model.load_base(plan.base, plan.precision), plan)
+    base = model.load_base(plan.base, plan.compute.precision)
+    one = model.attach(base, plan.base, plan.build.adapter, seed=plan.batches.seed)
     rng = torch.Generator().manual_seed(3)
     one.put(
         {key: torch.randn(each.shape, generator=rng) * 0.2 for key, each in one.tensors().items()}
@@ -134,5 +135,5 @@ def test_a_window_beyond_the_first_tokens_is_seen(tmp_path: Path) -> None:
     assert len(expected_TV) == len(long_ids)
     with pytest.raises(Fault):
         faithful.require_faithful(
-            model.load_base(plan.base, plan.precision), plan.base, long_ids, expected_TV
+            model.load_base(plan.base, plan.compute.precision), plan.base, long_ids, expected_TV
         )

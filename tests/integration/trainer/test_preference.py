@@ -3,14 +3,13 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from deploy.models.anvil.grammar import HOME
 from modelspec.recipe import Method
-from tests.support.training import a_preference_plan
+from tests.support.training import a_preference_plan, changed
 from trainer.child import Child
 from trainer.domain.plan import DatasetFile, TrainPlan, ValidationPlan
 from trainer.pipe import Finished, FromChild, StepTaken, Warned
@@ -52,7 +51,7 @@ def a_dataset(folder: Path, method: Method) -> DatasetFile:
 
 async def trained(child: Child, plan: TrainPlan, folder: Path) -> list[FromChild]:
     await asyncio.to_thread(folder.mkdir)
-    placed = replace(plan, work_folder=str(folder), log_path=str(folder / "run.log"))
+    placed = changed(plan, work_folder=str(folder), log_path=str(folder / "run.log"))
     return [message async for message in child.train(placed)]
 
 
@@ -88,7 +87,7 @@ async def test_a_run_learns_and_resumes_bit_for_bit(
     assert not [message for message in whole if isinstance(message, Warned)]
     folder = tmp_path / "whole" / "checkpoints" / f"step-{RESUMED_AT:08d}"
     resumed = await trained(
-        child, replace(plan, attempt=2, checkpoint_folder=str(folder)), tmp_path / "resumed"
+        child, changed(plan, attempt=2, checkpoint_folder=str(folder)), tmp_path / "resumed"
     )
     assert losses(resumed) == curve[RESUMED_AT:]
     assert adapter(resumed) == adapter(whole)

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from deploy.models.anvil.grammar import HOME
-from tests.support.training import a_plan
+from tests.support.training import a_plan, changed
 from trainer.child import Child
 from trainer.domain.plan import TrainPlan
 from trainer.pipe import CheckpointWritten, Failed, Finished, FromChild, StageBegan, StepTaken
@@ -47,13 +47,13 @@ def a_run(folder: Path, name: str, **changes: object) -> TrainPlan:
     digest = hashlib.sha256(habit.read_bytes()).hexdigest()
     work = folder / name
     work.mkdir()
-    return replace(
+    return changed(
         plan,
         run=f"projects/local/runs/{name}",
-        datasets=(replace(plan.datasets[0], digest=digest),),
+        datasets=(replace(plan.data.datasets[0], digest=digest),),
         work_folder=str(work),
         log_path=str(folder / f"{name}.log"),
-        **changes,  # type: ignore[arg-type]
+        **changes,
     )
 
 
@@ -77,7 +77,7 @@ async def test_a_warm_run_is_bit_for_bit_a_cold_one(child: Child, tmp_path: Path
     """001-24: after runs with another seed, another rank and gradient checkpointing."""
     await child.ready()
     await outcome(child, a_run(tmp_path, "seed", seed=7))
-    other = replace(a_plan().adapter, rank=8, dropout=0.0)
+    other = replace(a_plan().build.adapter, rank=8, dropout=0.0)
     await outcome(child, a_run(tmp_path, "rank", adapter=other, gradient_checkpointing=True))
     between = await outcome(child, a_run(tmp_path, "between"))
     assert child.warm == (BASE,)

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
-from trainer.training import loop, peft_rail
+from tests.support.training import FP32, a_plan, a_state, a_tiny_model, attached, some_rows
+from trainer.training import loop
 from trainer.training.compiling import compiled
 from tunesmith.api.run.v1 import spec_pb2
 
@@ -16,13 +16,13 @@ STEPS = 4
 
 def curve(backend: str | None) -> tuple[list[float], Any]:
     plan = a_plan()
-    adapted = peft_rail.attach(a_tiny_model(), plan).train()
-    state = loop.begin(adapted, plan)
+    adapted = attached(a_tiny_model(), plan).train()
+    state = a_state(adapted, plan)
     with compiled(adapted, wanted=backend is not None, backend=backend or "inductor") as count:
         # A norm before attention, one before the feed-forward block, and that; the last norm.
         assert count == (2 * 3 + 1 if backend else 0)
         losses = [
-            loop.take_step(state, ROWS, plan, FP32, steps=STEPS, healed=lambda _: None).loss
+            loop.take_step(state, ROWS, FP32, steps=STEPS, healed=lambda _: None).loss
             for _ in range(STEPS)
         ]
     return losses, adapted
@@ -30,7 +30,7 @@ def curve(backend: str | None) -> tuple[list[float], Any]:
 
 def test_a_run_is_not_compiled_unless_it_asks_for_it() -> None:
     """003-08"""
-    assert a_plan().torch_compile is False
+    assert a_plan().compute.torch_compile is False
     assert spec_pb2.TrainingConfig().torch_compile is False
 
 
@@ -54,8 +54,8 @@ def test_what_does_not_compile_runs_as_it_is() -> None:
 
     torch._dynamo.reset()
     plan = a_plan()
-    adapted = peft_rail.attach(a_tiny_model(), plan).train()
-    state = loop.begin(adapted, plan)
+    adapted = attached(a_tiny_model(), plan).train()
+    state = a_state(adapted, plan)
     with compiled(adapted, wanted=True, backend=broken):  # type: ignore[arg-type]
-        figures = loop.take_step(state, ROWS, plan, FP32, steps=STEPS, healed=lambda _: None)
+        figures = loop.take_step(state, ROWS, FP32, steps=STEPS, healed=lambda _: None)
     assert figures.loss == pytest.approx(curve(None)[0][0], abs=1e-6)

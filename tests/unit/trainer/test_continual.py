@@ -15,10 +15,18 @@ import torch
 from safetensors.torch import load_file
 
 from lexicon.faults import Fault, FaultCode
-from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
+from tests.support.training import (
+    FP32,
+    a_plan,
+    a_state,
+    a_tiny_model,
+    attached,
+    changed,
+    some_rows,
+)
 from trainer.domain.continual import MergeRecord, Outcome
 from trainer.domain.plan import MultiRunPlan, TrainPlan, ValidationPlan
-from trainer.training import checkpoint, history, loop, peft_rail, slao
+from trainer.training import checkpoint, history, loop, slao
 from trainer.training.continual import MERGED_PREFIX, TUNED_PREFIX, Course
 from trainer.training.validation import BEST_PREFIX, Validation
 
@@ -50,15 +58,16 @@ class Trial:
     course: Any = None
 
     def __post_init__(self) -> None:
-        self.state = loop.begin(peft_rail.attach(a_tiny_model(), self.plan).train(), self.plan)
+        self.state = a_state(attached(a_tiny_model(), self.plan).train(), self.plan)
         validation = Validation(
-            plan=self.plan.validation, rows=self.held, arithmetic=FP32, packing=True
+            plan=self.plan.data.validation, rows=self.held, arithmetic=FP32, packing=True
         )
         self.course = Course.of(
-            self.plan,
+            self.plan.multi_run,
             self.rows,
             validation,
             self.state,
+            places=self.plan.places,
             warn=lambda code, text: self.warnings.append((code, text)),
             told=lambda record, path: self.told.append((record, path)),
         )
@@ -70,7 +79,6 @@ class Trial:
             figures = loop.take_step(
                 state,
                 course.rows_at(state.step),
-                self.plan,
                 FP32,
                 steps=course.run_steps,
                 healed=lambda _: None,
@@ -147,7 +155,7 @@ def test_merges_follow_the_formula_and_the_next_run_opens_by_qr(tmp_path: Path) 
 
 
 def test_steps_count_on_and_every_run_has_its_own_rows_and_schedule(tmp_path: Path) -> None:
-    trial = Trial(replace(a_multi_run(tmp_path), max_steps=0, epochs=2))
+    trial = Trial(changed(a_multi_run(tmp_path), max_steps=0, epochs=2))
     course = trial.course
     # Eight samples are one step of eight; two passes a run, three runs.
     assert (course.run_steps, course.steps, course.epochs) == (2, 6, 6)
@@ -156,9 +164,7 @@ def test_steps_count_on_and_every_run_has_its_own_rows_and_schedule(tmp_path: Pa
     assert [rows == POOL[8 * (step // 2) : 8 * (step // 2) + 8] for step, rows in enumerate(seen)]
     rates: list[float] = []
     for _ in range(4):
-        figures = loop.take_step(
-            trial.state, POOL[:8], trial.plan, FP32, steps=2, healed=lambda _: None
-        )
+        figures = loop.take_step(trial.state, POOL[:8], FP32, steps=2, healed=lambda _: None)
         rates.append(figures.learning_rate)
         course.after_step(trial.state, figures)
     assert rates[:2] == rates[2:]
@@ -173,7 +179,7 @@ def test_an_ordinary_training_is_a_course_of_one_run(tmp_path: Path) -> None:
     assert are_equal(before, trial.weights())
     assert trial.course.document() is None
     assert trial.course.tensors() == {}
-    assert trial.course.write_history(tmp_path) is None
+    assert write_history(trial, tmp_path) is None
 
 
 def test_a_merge_that_is_not_finite_is_refused_and_the_adapter_stays(tmp_path: Path) -> None:
@@ -219,7 +225,7 @@ def test_the_drift_gate_keeps_the_adapter_and_says_so(tmp_path: Path) -> None:
 def test_the_eval_gate_refuses_what_the_held_out_rows_lose_by(tmp_path: Path) -> None:
     """Held out are the rows of run 1: what other rows teach costs them."""
     plan = a_multi_run(tmp_path, eval_maximum_regression=0.0, run_count=2)
-    trial = Trial(replace(plan, max_steps=12), held=POOL[:8])
+    trial = Trial(changed(plan, max_steps=12), held=POOL[:8])
     trial.train()
     first, second = trial.course.progress.history
     assert first.held_out_loss_after < first.held_out_loss_before
@@ -234,7 +240,7 @@ def test_validation_without_memory_leaves_train_mode_and_the_next_run_learns(
 ) -> None:
     """002-21"""
     plan = a_multi_run(tmp_path, eval_maximum_regression=1.0)
-    trial = Trial(replace(plan, micro_batch_size=1, accumulation_steps=8))
+    trial = Trial(changed(plan, micro_batch_size=1, accumulation_steps=8))
     backbone = trial.state.model.get_base_model().model
     forward = backbone.forward
 
@@ -256,7 +262,7 @@ def test_validation_without_memory_leaves_train_mode_and_the_next_run_learns(
 
 def test_a_run_that_moves_nothing_ends_the_training(tmp_path: Path) -> None:
     """002-22"""
-    trial = Trial(replace(a_multi_run(tmp_path), lr_peak=0.0))
+    trial = Trial(changed(a_multi_run(tmp_path), lr_peak=0.0))
     with pytest.raises(Fault, match="Run 1 of 3 ended, but it has moved no weight") as caught:
         trial.train()
     assert caught.value.code is FaultCode.RUNTIME_ADAPTER_UNCHANGED
@@ -264,7 +270,7 @@ def test_a_run_that_moves_nothing_ends_the_training(tmp_path: Path) -> None:
 
 def test_flat_losses_from_run_two_on_are_flagged(tmp_path: Path) -> None:
     """002-22"""
-    trial = Trial(replace(a_multi_run(tmp_path), lr_peak=1e-9))
+    trial = Trial(changed(a_multi_run(tmp_path), lr_peak=1e-9))
     trial.train()
     flat = replace(trial.course.progress.history[1], loss_begin=2.0, loss_end=2.0)
     progress = trial.course.progress
@@ -308,7 +314,7 @@ def test_a_stop_before_a_run_has_moved_anything_keeps_the_runs_before_it(tmp_pat
 
 def test_patience_counts_runs_and_the_best_adapter_is_promoted(tmp_path: Path) -> None:
     patient = replace(HOLDOUT, early_stop_patience=1)
-    plan = replace(a_multi_run(tmp_path, patient), max_steps=12)
+    plan = changed(a_multi_run(tmp_path, patient), max_steps=12)
     trial = Trial(plan, held=POOL[:8])
     trial.train()
     assert len(trial.outcomes) == 2
@@ -330,7 +336,7 @@ def test_more_samples_than_the_pool_are_a_clean_error(tmp_path: Path) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Trial:
     """A training with dropout that nothing interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    trial = Trial(replace(a_multi_run(folder), adapter=a_plan(adapter_dropout=0.1).adapter))
+    trial = Trial(changed(a_multi_run(folder), adapter=a_plan(adapter_dropout=0.1).build.adapter))
     trial.train()
     trial.course.finish(trial.state)
     return trial
@@ -341,17 +347,17 @@ def test_a_resumed_training_is_the_same_bit_for_bit(
     whole: Trial, tmp_path: Path, at_step: int
 ) -> None:
     """001-24, 002-34: in the middle of a run, right after a merge, and at the end"""
-    first = Trial(replace(whole.plan, work_folder=str(tmp_path / "first")))
+    first = Trial(changed(whole.plan, work_folder=str(tmp_path / "first")))
     first.train(until=at_step)
     folder = write_checkpoint(first, tmp_path / "store")
     if at_step > 1:
         (tmp_path / "first" / "merges").rename(tmp_path / "store" / "merges")
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["progress"]["run"] == first.plan.run
+    assert manifest["progress"]["run"] == first.plan.attempt.run
     assert len(manifest["progress"]["course"]["history"]) == at_step // 2
 
     second = Trial(
-        replace(whole.plan, work_folder=str(tmp_path / "second"), checkpoint_folder=str(folder))
+        changed(whole.plan, work_folder=str(tmp_path / "second"), checkpoint_folder=str(folder))
     )
     resume(second, folder)
     second.train()
@@ -361,7 +367,7 @@ def test_a_resumed_training_is_the_same_bit_for_bit(
     assert [record for record, _ in second.told] == [record for record, _ in whole.told]
     assert not second.warnings
     for record in whole.course.progress.history:
-        one, other = (history.file_of(trial.plan, record) for trial in (whole, second))
+        one, other = (history.file_of(trial.plan.places, record) for trial in (whole, second))
         assert one is not None
         assert other is not None
         assert one.read_bytes() == other.read_bytes()
@@ -372,7 +378,7 @@ def test_a_lost_adapter_costs_the_way_back_and_no_more(tmp_path: Path) -> None:
     first.train(until=5)
     folder = write_checkpoint(first, tmp_path / "store")
     second = Trial(
-        replace(first.plan, work_folder=str(tmp_path / "second"), checkpoint_folder=str(folder))
+        changed(first.plan, work_folder=str(tmp_path / "second"), checkpoint_folder=str(folder))
     )
     resume(second, folder)
     assert [code for code, _ in second.warnings] == [FaultCode.STATE_CHECKPOINT_INVALID] * 2
@@ -423,9 +429,9 @@ def test_the_history_names_the_run_and_holds_adapters_that_load(tmp_path: Path) 
     trial.course.finish(trial.state)
     adapter = tmp_path / "adapter"
     trial.state.model.save_pretrained(str(adapter))
-    folder = trial.course.write_history(adapter)
+    folder = write_history(trial, adapter)
     document = json.loads((folder / "history.json").read_text())
-    assert document["run"] == trial.plan.run
+    assert document["run"] == trial.plan.attempt.run
     assert [run["outcome"] for run in document["runs"]] == ["merged"] * 3
     last = folder / "run-003"
     assert (last / "adapter_config.json").read_bytes() == (
@@ -439,7 +445,7 @@ def test_the_history_names_the_run_and_holds_adapters_that_load(tmp_path: Path) 
 def write_checkpoint(trial: Trial, root: Path) -> Path:
     course, state = trial.course, trial.state
     progress = checkpoint.Progress(
-        run=trial.plan.run,
+        run=trial.plan.attempt.run,
         attempt=1,
         fencing_epoch=1,
         step=state.step,
@@ -451,8 +457,13 @@ def write_checkpoint(trial: Trial, root: Path) -> Path:
     return checkpoint.write(root, progress, {**loop.capture(state), **course.tensors()})
 
 
+def write_history(trial: Trial, adapter_folder: Path) -> Any:
+    run, base_model = trial.plan.attempt.run, trial.plan.base.base_model
+    return trial.course.write_history(adapter_folder, run=run, base_model=base_model)
+
+
 def resume(trial: Trial, folder: Path) -> None:
-    progress, tensors = checkpoint.read(folder, run=trial.plan.run, fingerprint="f")
+    progress, tensors = checkpoint.read(folder, run=trial.plan.attempt.run, fingerprint="f")
     merges = trial.course.read(progress.course)
     sides = (BEST_PREFIX, TUNED_PREFIX, MERGED_PREFIX)
     loop.restore(trial.state, {k: v for k, v in tensors.items() if not k.startswith(sides)})

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lexicon.faults import Fault, FaultCode
 from modelspec.recipe import Schedule
-from tests.support.training import a_plan
+from tests.support.training import a_plan, changed
 from trainer.domain import plan as plans
 from trainer.domain.answers import flags
 from trainer.domain.card import model_card
@@ -150,24 +150,24 @@ def test_epochs_cover_every_row_and_no_step_is_empty(
     rows: int, micro: int, accumulation: int
 ) -> None:
     plan = a_plan(epochs=3, micro_batch_size=micro, accumulation_steps=accumulation)
-    steps = plans.total_steps(plan, row_count=rows)
+    steps = plans.total_steps(plan.batches, row_count=rows)
     assert steps == 3 * math.ceil(rows / (micro * accumulation))
-    assert plans.total_epochs(plan, row_count=rows) == 3
+    assert plans.total_epochs(plan.batches, row_count=rows) == 3
 
 
 def test_max_steps_wins_over_epochs() -> None:
-    assert plans.total_steps(a_plan(epochs=3, max_steps=7), row_count=1000) == 7
+    assert plans.total_steps(a_plan(epochs=3, max_steps=7).batches, row_count=1000) == 7
 
 
 def test_card_names_run_base_and_numbers() -> None:
     """001-35"""
     plan = a_plan()
-    (dataset,) = plan.datasets
+    (dataset,) = plan.data.datasets
     losses = LossCurve()
     for step in range(30):
         losses = losses.plus(3.0 - step / 10)
     card = model_card(
-        replace(plan, datasets=(replace(dataset, digest="0f" * 32),)),
+        changed(plan, datasets=(replace(dataset, digest="0f" * 32),)),
         loss=0.25,
         losses=losses,
         versions={"torch": "2.13.0"},
@@ -211,12 +211,12 @@ def test_a_loss_curve_is_the_same_over_a_checkpoint_and_loses_no_step(
 def test_attempts_of_one_run_have_the_same_essence() -> None:
     """Else a retry would take the checkpoints of its own run for another's."""
     first = a_plan()
-    second = replace(
+    second = changed(
         first,
         attempt=2,
         fencing_epoch=9,
         base=replace(first.base, folder="/elsewhere"),
-        datasets=(replace(first.datasets[0], path="/elsewhere.jsonl"),),
+        datasets=(replace(first.data.datasets[0], path="/elsewhere.jsonl"),),
         work_folder="/other",
         log_path="/r-1.2.log",
         checkpoint_folder="/resume",
@@ -233,7 +233,7 @@ def test_another_configuration_has_another_essence(changes: dict[str, int]) -> N
 
 def due(step: int, *, last: int, seconds: float, **changes: int) -> bool:
     return plans.checkpoint_due(
-        a_plan(**changes), step=step, steps=100, last_step=last, seconds_since=seconds
+        a_plan(**changes).checkpoints, step=step, steps=100, last_step=last, seconds_since=seconds
     )
 
 

@@ -1,14 +1,13 @@
 """A run that ends before its last step: what it keeps, and what another attempt makes of it."""
 
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
+from tests.support.training import FP32, a_plan, a_tiny_model, attached, changed, some_rows
 from trainer.domain.plan import TrainPlan, ValidationPlan
 from trainer.pipe import CheckpointWritten, StepTaken
-from trainer.training import peft_rail, run
+from trainer.training import run
 from trainer.training.dataset import Desk
 from trainer.training.warm import Warm
 
@@ -59,7 +58,7 @@ def attempt(plan: TrainPlan, *, finish_after: int = 0) -> Told:
     )
     channel: Any = told
     sampler: Any = NoSamples()
-    adapted = peft_rail.attach(a_tiny_model(), plan)
+    adapted = attached(a_tiny_model(), plan)
     _, _, done, _ = run._train(adapted, plan, desk, FP32, channel, Warm(), sampler)
     assert done == (told.steps or [done])[-1]
     return told
@@ -77,7 +76,7 @@ def test_a_run_that_had_stopped_early_takes_no_step_when_it_resumes(tmp_path: Pa
     assert first.steps == [1, 2]
     assert first.checkpoints[-1].step == 2
     folder = first.checkpoints[-1].folder
-    again = attempt(replace(plan, checkpoint_folder=folder, work_folder=str(tmp_path / "second")))
+    again = attempt(changed(plan, checkpoint_folder=folder, work_folder=str(tmp_path / "second")))
     assert again.steps == []
 
 
@@ -89,7 +88,7 @@ def test_a_run_that_is_stopped_keeps_the_step_it_was_stopped_after(tmp_path: Pat
     assert [written.step for written in first.checkpoints] == [3]
     folder = first.checkpoints[-1].folder
     again = attempt(
-        replace(plan, checkpoint_folder=folder, work_folder=str(tmp_path / "second")),
+        changed(plan, checkpoint_folder=folder, work_folder=str(tmp_path / "second")),
         finish_after=4,
     )
     assert again.steps == [4]

@@ -5,14 +5,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.training import FP32, a_plan, a_tiny_model
-from trainer.training import peft_rail
+from tests.support.training import FP32, a_plan, a_tiny_model, attached
 from trainer.training.attention import SEGMENTED
 from trainer.training.isolation import is_proven, keeps_examples_apart, require_working
 
 
 def adapted(attention: str) -> Any:
-    return peft_rail.attach(a_tiny_model(attention=attention), a_plan()).train()
+    return attached(a_tiny_model(attention=attention), a_plan()).train()
 
 
 def leaking() -> Any:

@@ -47,7 +47,7 @@ class Kept:
 
     def save(self, trial: Trial) -> None:
         self.held[trial.state.step] = everything(trial)
-        save_checkpoint(self.writer, trial.state, trial.course)
+        save_checkpoint(self.writer, trial.plan, trial.state, trial.course)
         assert self.thread.is_behind
 
     def wrong(self, plan: TrainPlan) -> list[int]:
@@ -56,7 +56,7 @@ class Kept:
 
     def _read(self, step: int, plan: TrainPlan) -> Tensors:
         folder = self.folders[step]
-        return checkpoint.read(folder, run=plan.run, fingerprint=fingerprint(plan))[1]
+        return checkpoint.read(folder, run=plan.attempt.run, fingerprint=fingerprint(plan))[1]
 
     def _written(self, step: int, folder: Path) -> None:
         self.folders[step] = folder
@@ -131,7 +131,7 @@ def restore_zero(trial: Trial) -> None:
 
 
 def begin_again(trial: Trial) -> None:
-    loop.begin_again(trial.state, trial.plan)
+    loop.begin_again(trial.state)
 
 
 def update(trial: Trial) -> None:
@@ -228,7 +228,7 @@ def test_many_steps_with_a_real_thread_are_the_same(tmp_path: Path) -> None:
         while trial.state.step < 30:
             trial.train(until=trial.state.step + 1)
             kept.held[trial.state.step] = everything(trial)
-            save_checkpoint(writer, trial.state, trial.course)
+            save_checkpoint(writer, trial.plan, trial.state, trial.course)
     kept.folders = folders
     assert len(folders) == 30
     assert kept.wrong(trial.plan) == []

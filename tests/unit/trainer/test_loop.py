@@ -1,7 +1,6 @@
 """The loop on a tiny model: losses, packing, healing, checkpoints, resume."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,15 @@ from torch.nn import functional
 
 from lexicon.faults import Fault, FaultCode
 from modelspec.recipe import Precision
-from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
+from tests.support.training import (
+    FP32,
+    a_plan,
+    a_state,
+    a_tiny_model,
+    attached,
+    changed,
+    some_rows,
+)
 from trainer.domain.healing import Ladder
 from trainer.domain.plan import TrainPlan, total_steps
 from trainer.training import checkpoint, loop, peft_rail
@@ -33,14 +40,14 @@ CPU = torch.device("cpu")
 
 
 def begin(plan: TrainPlan) -> loop.TrainState:
-    model = peft_rail.attach(a_tiny_model(), plan)
+    model = attached(a_tiny_model(), plan)
     model.train()
-    return loop.begin(model, plan)
+    return a_state(model, plan)
 
 
 def take(state: loop.TrainState, plan: TrainPlan, count: int) -> list[float]:
     return [
-        loop.take_step(state, ROWS, plan, FP32, steps=STEPS, healed=lambda _: None).loss
+        loop.take_step(state, ROWS, FP32, steps=STEPS, healed=lambda _: None).loss
         for _ in range(count)
     ]
 
@@ -96,7 +103,7 @@ def test_every_epoch_shows_every_row_once_in_another_order() -> None:
     """001-25"""
     plan = a_plan(epochs=2)
     orders = [
-        [int(i) for step in steps for i in step_indices(plan, row_count=20, step=step)]
+        [int(i) for step in steps for i in step_indices(plan.batches, row_count=20, step=step)]
         for steps in (range(3), range(3, 6))
     ]
     assert [sorted(order) for order in orders] == [list(range(20))] * 2
@@ -114,8 +121,8 @@ def test_base_weights_do_not_move() -> None:
     plan = a_plan()
     model = a_tiny_model()
     before = {name: p.clone() for name, p in model.named_parameters()}
-    adapted = peft_rail.attach(model, plan)
-    take(loop.begin(adapted.train(), plan), plan, 3)
+    adapted = attached(model, plan)
+    take(a_state(adapted.train(), plan), plan, 3)
     after = dict(peft_rail.detach(adapted).named_parameters())
     assert same(before, {name: after[name].detach() for name in before})
 
@@ -172,13 +179,13 @@ def test_mixed_precision_is_what_the_plan_says(
 def test_a_mixed_precision_step_keeps_the_adapter_whole_and_learns() -> None:
     """001-27: the forward pass is in bf16, the adapter and its update are in fp32."""
     plan = a_plan(precision=Precision.BF16)
-    bf16 = arithmetic_for(plan.precision, CPU, width=4096)
-    model = peft_rail.attach(a_tiny_model().to(bf16.weights), plan)
+    bf16 = arithmetic_for(plan.compute.precision, CPU, width=4096)
+    model = attached(a_tiny_model().to(bf16.weights), plan)
     model.train()
-    state = loop.begin(model, plan)
+    state = a_state(model, plan)
     assert {p.dtype for p in state.trainable.values()} == {torch.float32}
     losses = [
-        loop.take_step(state, ROWS, plan, bf16, steps=STEPS, healed=lambda _: None).loss
+        loop.take_step(state, ROWS, bf16, steps=STEPS, healed=lambda _: None).loss
         for _ in range(STEPS)
     ]
     assert losses[-1] < losses[0]
@@ -190,7 +197,7 @@ def test_a_run_takes_the_configured_steps_or_epochs(
 ) -> None:
     """001-27: 20 rows in batches of 8 are 3 steps an epoch; a step budget wins."""
     plan = a_plan(epochs=epochs, max_steps=max_steps)
-    assert total_steps(plan, row_count=len(ROWS)) == steps
+    assert total_steps(plan.batches, row_count=len(ROWS)) == steps
 
 
 def test_untrained_adapter_is_refused() -> None:
@@ -209,12 +216,12 @@ def test_resumed_run_is_bitwise_the_same_run(tmp_path: Path, killed_after: int) 
     first = begin(plan)
     take(first, plan, killed_after)
     progress = checkpoint.Progress(
-        run=plan.run, attempt=1, fencing_epoch=1, step=first.step, fingerprint="f",
+        run=plan.attempt.run, attempt=1, fencing_epoch=1, step=first.step, fingerprint="f",
         micro_batch_size=4, trained_token_count=first.trained_token_count,
     )  # fmt: skip
     folder = checkpoint.write(tmp_path, progress, loop.capture(first))
-    second = begin(replace(plan, attempt=2))
-    read, tensors = checkpoint.read(folder, run=plan.run, fingerprint="f")
+    second = begin(changed(plan, attempt=2))
+    read, tensors = checkpoint.read(folder, run=plan.attempt.run, fingerprint="f")
     loop.restore(second, tensors)
     second.step = read.step
     assert take(second, plan, STEPS - killed_after) == losses[killed_after:]
@@ -243,7 +250,7 @@ def test_out_of_memory_in_the_forward_pass_changes_nothing(at: int) -> None:
     backbone = state.model.get_base_model().model
     backbone.forward = Injected(backbone.forward, at={at})
     assert take(state, plan, STEPS) == pytest.approx(clean, abs=1e-6)
-    assert state.ladder.micro_batch_size == plan.micro_batch_size // 2
+    assert state.ladder.micro_batch_size == plan.batches.micro_batch_size // 2
     assert state.model.training
 
 
@@ -263,7 +270,7 @@ def test_out_of_memory_for_ever_ends_with_its_code() -> None:
     backbone.forward = Injected(backbone.forward, at=set(range(1, 100)))
     rungs: list[Ladder] = []
     with pytest.raises(Fault) as caught:
-        loop.take_step(state, ROWS, plan, FP32, steps=STEPS, healed=rungs.append)
+        loop.take_step(state, ROWS, FP32, steps=STEPS, healed=rungs.append)
     assert caught.value.code is FaultCode.RUNTIME_GPU_OOM
     assert [rung.micro_batch_size for rung in rungs] == [2, 1, 1, 1]
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from lexicon.faults import Fault, FaultCode
 from modelspec.recipe import Backend
 from tests.support.mlx import a_model_folder, an_mlx_plan, needs_mlx
-from tests.support.training import FP32, a_plan, some_rows
+from tests.support.training import FP32, a_plan, a_state, attached, changed, some_rows
 from trainer.domain.plan import TrainPlan, ValidationPlan
 from trainer.pipe import Terms, Warned
 from trainer.training import loop, mlx_presence, peft_rail
@@ -41,7 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def adapted(plan: TrainPlan) -> Any:
     from trainer.training.mlx_rail import model
 
-    return model.attach(model.load_base(plan.base, plan.precision), plan)
+    base = model.load_base(plan.base, plan.compute.precision)
+    return model.attach(base, plan.base, plan.build.adapter, seed=plan.batches.seed)
 
 
 def moved(plan: TrainPlan) -> Any:
@@ -98,17 +99,17 @@ def test_the_curve_is_that_of_our_own_loop(folder: Path) -> None:
     from trainer.training.mlx_rail import steps
 
     plan = an_mlx_plan(folder, max_steps=CURVE_STEPS, weight_decay=0.1, max_grad_norm=0.5)
-    ours = loop.begin(peft_rail.attach(hf_model(folder), plan), plan)
+    ours = a_state(attached(hf_model(folder), plan), plan)
     first = {
         name.replace(".default", ""): each.detach().clone() for name, each in ours.trainable.items()
     }
     one = adapted(plan)
     one.put(first)
-    theirs = steps.begin(one, plan)
+    theirs = steps.begin(one, plan.batches, plan.optimisation)
     curve = [
         (
-            loop.take_step(ours, ROWS, plan, FP32, steps=CURVE_STEPS, healed=lambda _: None),
-            steps.take_step(theirs, ROWS, plan, steps=CURVE_STEPS, healed=lambda _: None),
+            loop.take_step(ours, ROWS, FP32, steps=CURVE_STEPS, healed=lambda _: None),
+            steps.take_step(theirs, ROWS, steps=CURVE_STEPS, healed=lambda _: None),
         )
         for _ in range(CURVE_STEPS)
     ]
@@ -130,15 +131,14 @@ def test_a_resumed_run_is_the_same_run(folder: Path) -> None:
 
     def taken(state: Any, count: int) -> list[float]:
         return [
-            steps.take_step(state, ROWS, plan, steps=6, healed=lambda _: None).loss
-            for _ in range(count)
+            steps.take_step(state, ROWS, steps=6, healed=lambda _: None).loss for _ in range(count)
         ]
 
-    whole = steps.begin(adapted(plan), plan)
+    whole = steps.begin(adapted(plan), plan.batches, plan.optimisation)
     losses = taken(whole, 6)
-    cut = steps.begin(adapted(plan), plan)
+    cut = steps.begin(adapted(plan), plan.batches, plan.optimisation)
     assert taken(cut, 3) == losses[:3]
-    again = steps.begin(adapted(plan), plan)
+    again = steps.begin(adapted(plan), plan.batches, plan.optimisation)
     steps.restore(again, steps.capture(cut))
     again.step = cut.step
     assert taken(again, 3) == losses[3:]
@@ -151,9 +151,13 @@ def test_a_checkpoint_of_another_adapter_is_refused(folder: Path) -> None:
     from trainer.training.mlx_rail import steps
 
     plan = an_mlx_plan(folder)
-    other = steps.begin(adapted(an_mlx_plan(folder, adapter_rank=2)), plan)
+    other = steps.begin(
+        adapted(an_mlx_plan(folder, adapter_rank=2)), plan.batches, plan.optimisation
+    )
     with pytest.raises(Fault) as caught:
-        steps.restore(steps.begin(adapted(plan), plan), steps.capture(other))
+        steps.restore(
+            steps.begin(adapted(plan), plan.batches, plan.optimisation), steps.capture(other)
+        )
     assert caught.value.code is FaultCode.STATE_CHECKPOINT_INVALID
 
 
@@ -162,12 +166,12 @@ def test_a_loss_that_is_no_number_ends_the_run_and_moves_nothing(folder: Path) -
     from trainer.training.mlx_rail import steps
 
     plan = an_mlx_plan(folder)
-    state = steps.begin(adapted(plan), plan)
+    state = steps.begin(adapted(plan), plan.batches, plan.optimisation)
     spoiled = state.adapted.tensors()
     next(iter(spoiled.values()))[0, 0] = float("nan")
     state.adapted.put(spoiled)
     with pytest.raises(Fault) as caught:
-        steps.take_step(state, ROWS, plan, steps=5, healed=lambda _: None)
+        steps.take_step(state, ROWS, steps=5, healed=lambda _: None)
     assert caught.value.code is FaultCode.RUNTIME_LOSS_NOT_FINITE
     assert state.step == 0
     for name, tensor in state.adapted.tensors().items():
@@ -219,20 +223,23 @@ def test_out_of_memory_takes_the_same_step_in_smaller_parts(folder: Path) -> Non
     narrow = adapted(plan)
     narrow.model.model.embed_tokens = Tight(narrow.model.model.embed_tokens)
     narrow.model.model.embed_tokens.freeze()
-    roomy, tight = steps.begin(adapted(plan), plan), steps.begin(narrow, plan)
+    roomy, tight = (
+        steps.begin(adapted(plan), plan.batches, plan.optimisation),
+        steps.begin(narrow, plan.batches, plan.optimisation),
+    )
     rungs: list[int] = []
     one, other = (
         steps.take_step(
-            state, ROWS, plan, steps=5, healed=lambda ladder: rungs.append(ladder.micro_batch_size)
+            state, ROWS, steps=5, healed=lambda ladder: rungs.append(ladder.micro_batch_size)
         )
         for state in (roomy, tight)
     )
     assert rungs == [4, 2]
     assert other.loss == pytest.approx(one.loss, abs=1e-6)
-    never = replace(plan, oom_recovery=False)
+    tight.batches = changed(plan, oom_recovery=False).batches
     tight.ladder = replace(tight.ladder, micro_batch_size=8)
     with pytest.raises(Fault) as caught:
-        steps.take_step(tight, ROWS, never, steps=5, healed=lambda _: None)
+        steps.take_step(tight, ROWS, steps=5, healed=lambda _: None)
     assert caught.value.code is FaultCode.RUNTIME_GPU_OOM
 
 
@@ -242,13 +249,16 @@ def test_gradient_checkpointing_changes_no_gradient_and_leaves_nothing_behind(fo
     from trainer.training.mlx_rail.run import gradient_checkpointing
 
     plan = an_mlx_plan(folder)
-    one, other = steps.begin(adapted(plan), plan), steps.begin(adapted(plan), plan)
+    one, other = (
+        steps.begin(adapted(plan), plan.batches, plan.optimisation),
+        steps.begin(adapted(plan), plan.batches, plan.optimisation),
+    )
     kind = type(other.adapted.model.layers[0])
     before = kind.__call__
-    plain = steps.take_step(one, ROWS, plan, steps=5, healed=lambda _: None)
+    plain = steps.take_step(one, ROWS, steps=5, healed=lambda _: None)
     with gradient_checkpointing(other.adapted.model, wanted=True):
         assert kind.__call__ is not before
-        spared = steps.take_step(other, ROWS, plan, steps=5, healed=lambda _: None)
+        spared = steps.take_step(other, ROWS, steps=5, healed=lambda _: None)
     assert kind.__call__ is before
     assert spared.loss == pytest.approx(plain.loss, abs=1e-6)
     assert spared.grad_norm == pytest.approx(plain.grad_norm, rel=1e-4)
@@ -282,7 +292,7 @@ def test_code_beside_a_model_is_not_run(folder: Path, tmp_path: Path) -> None:
     (trap / "config.json").write_text(json.dumps({**config, "model_file": "evil.py"}), "utf-8")
     plan = an_mlx_plan(trap)
     with pytest.raises(Fault) as caught:
-        model.load_base(plan.base, plan.precision)
+        model.load_base(plan.base, plan.compute.precision)
     assert caught.value.code is FaultCode.MODEL_ARCHITECTURE_UNSUPPORTED
     assert str(tmp_path) not in caught.value.message
     assert not canary.exists()
@@ -297,7 +307,7 @@ def test_cut_weights_are_told_without_a_path_of_the_node(tmp_path: Path) -> None
     weights = tmp_path / "base" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(Fault) as caught:
-        model.load_base(plan.base, plan.precision)
+        model.load_base(plan.base, plan.compute.precision)
     assert caught.value.code is FaultCode.MODEL_WEIGHTS_INVALID
     assert str(tmp_path) not in caught.value.message
 
@@ -334,7 +344,7 @@ def test_validation_keeps_the_best_weights_and_ends_early(folder: Path) -> None:
     from trainer.training.mlx_rail.validation import MlxValidation
 
     plan = an_mlx_plan(folder)
-    state = steps.begin(adapted(plan), plan)
+    state = steps.begin(adapted(plan), plan.batches, plan.optimisation)
     wish = ValidationPlan(
         holdout_ratio=0.1,
         dataset=None,
@@ -425,7 +435,7 @@ def test_samples_that_fail_do_not_take_the_adapter_away(
         # Nothing can be said after no token at all.
         prompts=(Prompt(text="", ids=()),),
     )
-    state = steps.begin(moved(plan), plan)
+    state = steps.begin(moved(plan), plan.batches, plan.optimisation)
     state.step = steps_done
     finished = run._Run(
         plan=plan,

@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lexicon.faults import Fault, FaultCode
 from modelspec.recipe import Optimizer
-from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
+from tests.support.training import FP32, a_plan, a_state, a_tiny_model, attached, some_rows
 from trainer.domain.plan import TrainPlan
-from trainer.training import loop, peft_rail
+from trainer.training import loop
 
 ROWS = some_rows(16)
 STEPS = 4
@@ -30,12 +30,12 @@ def plan_of(optimizer: Optimizer) -> TrainPlan:
 
 
 def begin(plan: TrainPlan) -> loop.TrainState:
-    return loop.begin(peft_rail.attach(a_tiny_model(), plan).train(), plan)
+    return a_state(attached(a_tiny_model(), plan).train(), plan)
 
 
 def take(state: loop.TrainState, plan: TrainPlan, count: int) -> list[float]:
     return [
-        loop.take_step(state, ROWS, plan, FP32, steps=STEPS, healed=lambda _: None).loss
+        loop.take_step(state, ROWS, FP32, steps=STEPS, healed=lambda _: None).loss
         for _ in range(count)
     ]
 

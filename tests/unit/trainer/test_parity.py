@@ -14,7 +14,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
-from tests.support.training import FP32, TINY_VOCABULARY, a_plan, some_rows
+from tests.support.training import (
+    FP32,
+    TINY_VOCABULARY,
+    a_plan,
+    a_state,
+    attached,
+    changed,
+    some_rows,
+)
 from trainer.domain.plan import TrainPlan
 from trainer.domain.schedule import learning_rate
 from trainer.training import loop, peft_rail
@@ -54,9 +62,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def our_curve(plan: TrainPlan, *, four_bit: bool) -> list[float]:
     model = peft_rail.load_base(plan.base, replace(FP32, four_bit=four_bit))
-    state = loop.begin(peft_rail.attach(model, plan).train(), plan)
+    state = a_state(attached(model, plan).train(), plan)
     return [
-        loop.take_step(state, ROWS, plan, FP32, steps=STEPS, healed=lambda _: None).loss
+        loop.take_step(state, ROWS, FP32, steps=STEPS, healed=lambda _: None).loss
         for _ in range(STEPS)
     ]
 
@@ -68,31 +76,31 @@ def plain_curve(plan: TrainPlan, *, four_bit: bool) -> list[float]:
         quantization_config=NF4 if four_bit else None,
         device_map="cpu" if four_bit else None,
     )
-    torch.manual_seed(plan.seed)
+    torch.manual_seed(plan.batches.seed)
     config = LoraConfig(
-        r=plan.adapter.rank,
-        lora_alpha=int(plan.adapter.alpha),
+        r=plan.build.adapter.rank,
+        lora_alpha=int(plan.build.adapter.alpha),
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
     model: Any = get_peft_model(base, config)
     model.train()
     weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, weight_decay=plan.weight_decay)
+    optimizer = torch.optim.AdamW(weights, weight_decay=plan.optimisation.weight_decay)
     curve = []
     for step in range(STEPS):
-        chosen = [ROWS[i] for i in step_indices(plan, row_count=len(ROWS), step=step)]
+        chosen = [ROWS[i] for i in step_indices(plan.batches, row_count=len(ROWS), step=step)]
         trained = sum(row.trained_count for row in chosen)
         losses = [mean_loss(model, row) * row.trained_count / trained for row in chosen]
         loss = torch.stack(losses).sum()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, plan.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(weights, plan.optimisation.max_grad_norm)
         optimizer.param_groups[0]["lr"] = learning_rate(
             step,
             steps=STEPS,
-            lr_peak=plan.lr_peak,
-            warmup_ratio=plan.warmup_ratio,
-            schedule=plan.schedule,
+            lr_peak=plan.optimisation.lr_peak,
+            warmup_ratio=plan.optimisation.warmup_ratio,
+            schedule=plan.optimisation.schedule,
         )
         optimizer.step()
         optimizer.zero_grad()
@@ -113,7 +121,7 @@ def mean_loss(model: Any, row: Row) -> torch.Tensor:
 def test_fifty_steps_are_those_of_a_plain_loop(folder: Path, four_bit: bool) -> None:
     """003-07: what a run computes is what the textbook computes, within 1e-5 at every step."""
     plan = a_plan(micro_batch_size=1, accumulation_steps=2, lr_peak=5e-3, weight_decay=0.01)
-    plan = replace(plan, base=replace(plan.base, folder=str(folder)), packing=True)
+    plan = changed(plan, base=replace(plan.base, folder=str(folder)), packing=True)
     ours = our_curve(plan, four_bit=four_bit)
     assert ours == pytest.approx(plain_curve(plan, four_bit=four_bit), abs=1e-5)
     assert ours[-1] < 0.8 * ours[0]
@@ -128,11 +136,11 @@ def test_an_nf4_base_is_held_in_four_bits_and_its_adapter_is_not(folder: Path) -
     assert layer.weight.dtype is torch.uint8
     assert layer.weight.numel() == 2 * WIDTH * WIDTH // 2
     assert layer.weight.quant_state.nested
-    adapted = peft_rail.attach(model, plan)
+    adapted = attached(model, plan)
     trained = {p.dtype for p in adapted.parameters() if p.requires_grad}
     assert trained == {torch.float32}
     drawn = {name: p.detach().clone() for name, p in adapted.named_parameters() if p.requires_grad}
-    renew(adapted, seed=plan.seed)
+    renew(adapted, seed=plan.batches.seed)
     fresh = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
     assert all(torch.equal(drawn[name], fresh[name]) for name in drawn)
     again = peft_rail.detach(adapted)
@@ -143,16 +151,16 @@ def test_an_nf4_base_is_held_in_four_bits_and_its_adapter_is_not(folder: Path) -
 def test_a_validation_leaves_an_nf4_base_as_it_trains(folder: Path) -> None:
     """002-21: bitsandbytes would pack the weights for inference, and no gradient came through."""
     plan = a_plan(micro_batch_size=1, accumulation_steps=2, lr_peak=5e-3)
-    plan = replace(plan, base=replace(plan.base, folder=str(folder)))
+    plan = changed(plan, base=replace(plan.base, folder=str(folder)))
     curves = []
     for validates in (False, True):
         model = peft_rail.load_base(plan.base, replace(FP32, four_bit=True))
-        state = loop.begin(peft_rail.attach(model, plan).train(), plan)
+        state = a_state(attached(model, plan).train(), plan)
         found: list[tuple[float, float]] = []
         for _ in range(3):
             if validates:
                 loop.mean_loss(state.model, ROWS, FP32, ladder=state.ladder, packing=False)
-            taken = loop.take_step(state, ROWS, plan, FP32, steps=3, healed=lambda _: None)
+            taken = loop.take_step(state, ROWS, FP32, steps=3, healed=lambda _: None)
             found.append((taken.loss, taken.grad_norm))
         curves.append(found)
     assert curves[0] == curves[1]

@@ -14,14 +14,17 @@ from tests.support import slow_preference as slow
 from tests.support.training import (
     FP32,
     a_preference_plan,
+    a_state,
     a_tiny_model,
+    attached,
+    changed,
     some_pairs,
     some_verdicts,
 )
 from trainer.domain.healing import Ladder
 from trainer.domain.plan import TrainPlan
 from trainer.domain.schedule import learning_rate
-from trainer.training import checkpoint, loop, peft_rail, preference
+from trainer.training import checkpoint, loop, preference
 from trainer.training.batches import Example, Judged, Pair, Row, packed, step_indices
 
 METHODS = (Method.DPO, Method.ORPO, Method.SIMPO, Method.KTO)
@@ -34,19 +37,19 @@ def examples_of(method: Method, *, count: int = 12) -> tuple[Example, ...]:
 
 
 def slow_loss(plan: TrainPlan) -> slow.SlowLoss:
-    assert plan.preference is not None
-    beta, gamma = plan.preference.beta, plan.preference.simpo_gamma
+    assert plan.objective.preference is not None
+    beta, gamma = plan.objective.preference.beta, plan.objective.preference.simpo_gamma
     losses = {
         Method.DPO: slow.dpo(beta),
         Method.ORPO: slow.orpo(beta),
         Method.SIMPO: slow.simpo(beta, gamma),
         Method.KTO: slow.kto(beta),
     }
-    return losses[plan.method]
+    return losses[plan.objective.method]
 
 
 def begin(plan: TrainPlan) -> loop.TrainState:
-    return loop.begin(peft_rail.attach(a_tiny_model(), plan).train(), plan)
+    return a_state(attached(a_tiny_model(), plan).train(), plan)
 
 
 def take(
@@ -58,7 +61,7 @@ def take(
     steps: int = STEPS,
 ) -> list[float]:
     return [
-        loop.take_step(state, examples, plan, FP32, steps=steps, healed=lambda _: None).loss
+        loop.take_step(state, examples, FP32, steps=steps, healed=lambda _: None).loss
         for _ in range(count)
     ]
 
@@ -67,19 +70,21 @@ def slow_curve(plan: TrainPlan, examples: Sequence[Example], steps: int) -> list
     """The whole run in a plain loop: PEFT, autograd, AdamW, and a second model as reference."""
     policy, reference = begin(plan).model, a_tiny_model()
     parameters = [p for p in policy.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, weight_decay=plan.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, weight_decay=plan.optimisation.weight_decay)
     curve = []
     for step in range(steps):
-        chosen = [examples[i] for i in step_indices(plan, row_count=len(examples), step=step)]
+        chosen = [
+            examples[i] for i in step_indices(plan.batches, row_count=len(examples), step=step)
+        ]
         loss = slow_loss(plan)(policy, reference, chosen)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, plan.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(parameters, plan.optimisation.max_grad_norm)
         optimizer.param_groups[0]["lr"] = learning_rate(
             step,
             steps=steps,
-            lr_peak=plan.lr_peak,
-            warmup_ratio=plan.warmup_ratio,
-            schedule=plan.schedule,
+            lr_peak=plan.optimisation.lr_peak,
+            warmup_ratio=plan.optimisation.warmup_ratio,
+            schedule=plan.optimisation.schedule,
         )
         optimizer.step()
         optimizer.zero_grad()
@@ -105,7 +110,7 @@ def test_curve_is_that_of_the_paper_in_a_plain_loop(method: Method) -> None:
     examples = examples_of(method, count=7)
     expected = pytest.approx(slow_curve(plan, examples, STEPS), abs=1e-5)
     assert take(begin(plan), plan, examples, STEPS) == expected
-    padded = replace(plan, packing=False)
+    padded = changed(plan, packing=False)
     assert take(begin(padded), padded, examples, STEPS) == expected
 
 
@@ -150,7 +155,7 @@ def test_activations_that_are_computed_again_change_no_gradient(method: Method) 
     plan = a_preference_plan(method, max_grad_norm=0.0)
     examples = examples_of(method)
     expected, _ = gradients(moved(plan, examples), plan, examples)
-    again = replace(plan, gradient_checkpointing=True)
+    again = changed(plan, gradient_checkpointing=True)
     found, _ = gradients(moved(again, examples), again, examples)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6)
@@ -168,7 +173,7 @@ def test_validation_does_not_depend_on_the_micro_batch(method: Method) -> None:
             FP32,
             ladder=Ladder(effective_batch_size=12, micro_batch_size=size),
             packing=True,
-            goal=preference.goal_of(plan),
+            goal=preference.goal_of(plan.objective),
         )
         for size in (12, 5, 1)
     ]
@@ -209,12 +214,12 @@ def test_resumed_run_is_bitwise_the_same_run(method: Method, tmp_path: Path) -> 
     first = begin(plan)
     take(first, plan, examples, 2)
     progress = checkpoint.Progress(
-        run=plan.run, attempt=1, fencing_epoch=1, step=first.step, fingerprint="f",
+        run=plan.attempt.run, attempt=1, fencing_epoch=1, step=first.step, fingerprint="f",
         micro_batch_size=4, trained_token_count=first.trained_token_count,
     )  # fmt: skip
     folder = checkpoint.write(tmp_path, progress, loop.capture(first))
     second = begin(plan)
-    read, tensors = checkpoint.read(folder, run=plan.run, fingerprint="f")
+    read, tensors = checkpoint.read(folder, run=plan.attempt.run, fingerprint="f")
     loop.restore(second, tensors)
     second.step = read.step
     assert take(second, plan, examples, STEPS - 2) == losses[2:]
@@ -253,7 +258,7 @@ def test_out_of_memory_anywhere_in_a_step_changes_nothing(method: Method, at: in
     backbone = state.model.get_base_model().model
     backbone.forward = Injected(backbone.forward, at=at)
     assert take(state, plan, examples, 2) == pytest.approx(clean, abs=1e-6)
-    assert state.ladder.micro_batch_size == plan.micro_batch_size // 2
+    assert state.ladder.micro_batch_size == plan.batches.micro_batch_size // 2
     assert state.model.training
     assert all(parameter.requires_grad for parameter in state.trainable.values())
 
@@ -307,7 +312,12 @@ def test_kto_measures_its_distance_on_the_answers_of_others() -> None:
 
 def reference_point(state: loop.TrainState, plan: TrainPlan, examples: Sequence[Example]) -> float:
     return preference.reference_point(
-        state.model, examples, preference.goal_of(plan), FP32, micro_batch_size=4, packing=True
+        state.model,
+        examples,
+        preference.goal_of(plan.objective),
+        FP32,
+        micro_batch_size=4,
+        packing=True,
     )
 
 

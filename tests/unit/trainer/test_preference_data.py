@@ -9,7 +9,7 @@ import pytest
 
 from lexicon.faults import Fault, FaultCode
 from modelspec.recipe import Method
-from tests.support.training import FP32, a_plan, a_preference_plan
+from tests.support.training import FP32, a_desk, a_plan, a_preference_plan
 from trainer import wire
 from trainer.domain.plan import (
     Base,
@@ -41,7 +41,7 @@ def a_file(folder: Path, rows: Sequence[dict[str, Any]], data_format: str) -> Da
 
 def prepare(plan: TrainPlan, warnings: list[FaultCode] | None = None) -> Desk:
     said = [] if warnings is None else warnings
-    return Desk.prepare(plan, warn=lambda code, _: said.append(code))
+    return a_desk(plan, warn=lambda code, _: said.append(code))
 
 
 def words(desk: Desk, row: Any) -> str:
@@ -78,10 +78,13 @@ def test_validation_rows_weigh_what_training_rows_weigh(tmp_path: Path) -> None:
         early_stop_min_delta=0.0,
     )  # fmt: skip
     plan = a_preference_plan(Method.KTO, datasets=(trained,), validation=validation)
-    desk, validating = split(plan, prepare(plan), FP32)
+    goal = goal_of(plan.objective)
+    desk, validating = split(
+        plan.data.validation, prepare(plan), FP32, batches=plan.batches, goal=goal
+    )
     weights = [row.weight for row in validating.rows if isinstance(row, Judged)]
     assert weights == [1.0, 2.0]
-    assert validating.goal == goal_of(plan)
+    assert validating.goal == goal is not None
     assert len(desk.rows) == 3
 
 
@@ -176,12 +179,12 @@ def plan_of(training: spec_pb2.TrainingConfig) -> TrainPlan:
 def test_a_lease_says_what_is_preferred_how_strongly() -> None:
     config = spec_pb2.PreferenceConfig(beta=0.3, simpo_gamma=0.7, desirable_weight=2.0)
     plan = plan_of(spec_pb2.TrainingConfig(method=spec_pb2.METHOD_KTO, preference=config))
-    assert plan.method is Method.KTO
-    assert plan.preference == PreferencePlan(
+    assert plan.objective.method is Method.KTO
+    assert plan.objective.preference == PreferencePlan(
         beta=0.3, simpo_gamma=0.7, desirable_weight=2.0, undesirable_weight=None
     )
 
 
 def test_supervised_training_has_no_preference() -> None:
-    assert plan_of(spec_pb2.TrainingConfig(method=spec_pb2.METHOD_SFT)).preference is None
-    assert goal_of(a_plan()) is None
+    assert plan_of(spec_pb2.TrainingConfig(method=spec_pb2.METHOD_SFT)).objective.preference is None
+    assert goal_of(a_plan().objective) is None

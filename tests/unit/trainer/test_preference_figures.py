@@ -12,24 +12,26 @@ from tests.support.training import (
     FP32,
     a_plan,
     a_preference_plan,
+    a_state,
     a_tiny_model,
+    attached,
     some_pairs,
     some_rows,
     some_verdicts,
 )
 from trainer.domain.plan import TrainPlan
-from trainer.training import loop, peft_rail, preference
+from trainer.training import loop, preference
 from trainer.training.batches import IGNORED_LABEL, Example, Row
 
 PAIR_METHODS = (Method.DPO, Method.ORPO, Method.SIMPO)
 
 
 def begin(plan: TrainPlan) -> loop.TrainState:
-    return loop.begin(peft_rail.attach(a_tiny_model(), plan).train(), plan)
+    return a_state(attached(a_tiny_model(), plan).train(), plan)
 
 
 def step(state: loop.TrainState, examples: tuple[Example, ...], plan: TrainPlan) -> Any:
-    return loop.take_step(state, examples, plan, FP32, steps=30, healed=lambda _: None)
+    return loop.take_step(state, examples, FP32, steps=30, healed=lambda _: None)
 
 
 def logprob(model: Any, row: Row) -> tuple[float, int]:
@@ -55,13 +57,13 @@ def score(model: Any, row: Row, method: Method) -> float:
 def test_the_margin_is_beta_times_how_much_more_likely_the_chosen_text_is(method: Method) -> None:
     pairs = some_pairs(6)
     plan = a_preference_plan(method, micro_batch_size=6, accumulation_steps=1)
-    assert plan.preference is not None
+    assert plan.objective.preference is not None
     state = begin(plan)
     for _ in range(3):
         step(state, pairs, plan)
     model = state.model.eval()
     margins = [
-        plan.preference.beta
+        plan.objective.preference.beta
         * (score(model, pair.chosen, method) - score(model, pair.rejected, method))
         for pair in pairs
     ]

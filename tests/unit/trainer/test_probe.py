@@ -14,14 +14,16 @@ from tests.support.training import (
     FP32,
     a_plan,
     a_preference_plan,
+    a_state,
     a_tiny_model,
+    attached,
     some_pairs,
     some_rows,
     some_verdicts,
 )
 from trainer.domain.healing import Ladder
 from trainer.domain.plan import TrainPlan
-from trainer.training import loop, peft_rail
+from trainer.training import loop
 from trainer.training.batches import Example, micro_batches, sequences_of, step_indices
 from trainer.training.probe import (
     Extent,
@@ -38,7 +40,7 @@ CPU = torch.device("cpu")
 
 
 def begin(plan: TrainPlan) -> loop.TrainState:
-    return loop.begin(peft_rail.attach(a_tiny_model(), plan).train(), plan)
+    return a_state(attached(a_tiny_model(), plan).train(), plan)
 
 
 def probed(
@@ -49,7 +51,7 @@ def probed(
 ) -> tuple[Extent | None, list[Ladder]]:
     rungs: list[Ladder] = []
     extent = probe(
-        state, rows, plan, FP32, steps=range(state.step, STEPS), healed=rungs.append, proven=proven
+        state, rows, FP32, steps=range(state.step, STEPS), healed=rungs.append, proven=proven
     )
     return extent, rungs
 
@@ -62,7 +64,6 @@ def test_what_is_tried_is_told_before_it_is_tried() -> None:
     extent = probe(
         state,
         ROWS,
-        plan,
         FP32,
         steps=range(STEPS),
         healed=lambda _: None,
@@ -105,12 +106,14 @@ def test_no_micro_batch_of_the_run_is_larger_than_the_one_that_is_tried(
     plan = a_plan(
         micro_batch_size=size, accumulation_steps=accumulation, packing=packing, seed=seed
     )
-    chosen = largest_micro_batch(rows, plan, size=size, steps=range(begin_step, begin_step + left))
+    chosen = largest_micro_batch(
+        rows, plan.batches, size=size, steps=range(begin_step, begin_step + left)
+    )
     largest = max(
         batch.computed_token_count
         for step in range(begin_step, begin_step + left)
         for batch in micro_batches(
-            [rows[i] for i in step_indices(plan, row_count=count, step=step)],
+            [rows[i] for i in step_indices(plan.batches, row_count=count, step=step)],
             micro_batch_size=size,
             packing=packing,
             device=CPU,
@@ -123,7 +126,7 @@ def test_no_micro_batch_of_the_run_is_larger_than_the_one_that_is_tried(
 def test_a_pair_counts_with_both_its_texts() -> None:
     pairs = some_pairs(8)
     plan = a_preference_plan(Method.DPO, micro_batch_size=1, accumulation_steps=1, packing=True)
-    (chosen,) = largest_micro_batch(pairs, plan, size=1, steps=range(8))
+    (chosen,) = largest_micro_batch(pairs, plan.batches, size=1, steps=range(8))
     tokens = [sum(len(row.ids) for row in sequences_of([pair])) for pair in pairs]
     assert sum(len(row.ids) for row in chosen.sequences) == max(tokens)
 
@@ -153,8 +156,7 @@ def test_a_run_is_bit_for_bit_the_same_with_and_without_the_trial(
             assert all(p.grad is None for p in state.trainable.values())
             assert state.model.training
         losses = [
-            loop.take_step(state, rows, plan, FP32, steps=3, healed=lambda _: None).loss
-            for _ in range(3)
+            loop.take_step(state, rows, FP32, steps=3, healed=lambda _: None).loss for _ in range(3)
         ]
         results.append((losses, loop.capture(state)))
     (left, tensors), (right, others) = results
@@ -167,21 +169,20 @@ def test_the_ladder_is_walked_before_the_first_step_and_losses_stay() -> None:
     plan = a_plan(micro_batch_size=8, accumulation_steps=1)
     clean = begin(plan)
     losses = [
-        loop.take_step(clean, ROWS, plan, FP32, steps=STEPS, healed=lambda _: None).loss
+        loop.take_step(clean, ROWS, FP32, steps=STEPS, healed=lambda _: None).loss
         for _ in range(STEPS)
     ]
     state = begin(plan)
     out_of_memory_beyond(state, tokens=60)
     _, rungs = probed(state, plan)
     assert [rung.micro_batch_size for rung in rungs] == [4, 2]
-    assert state.ladder.effective_batch_size == plan.effective_batch_size
+    assert state.ladder.effective_batch_size == plan.batches.effective_batch_size
 
     def never(ladder: Ladder) -> None:
         raise AssertionError(f"a step was healed: {ladder}")
 
     healed = [
-        loop.take_step(state, ROWS, plan, FP32, steps=STEPS, healed=never).loss
-        for _ in range(STEPS)
+        loop.take_step(state, ROWS, FP32, steps=STEPS, healed=never).loss for _ in range(STEPS)
     ]
     assert healed == pytest.approx(losses, abs=1e-6)
 
@@ -242,7 +243,7 @@ def test_a_run_that_was_finished_tries_nothing() -> None:
 def test_a_hundred_thousand_steps_are_looked_through_in_no_time() -> None:
     """The search is bounded by passes, not by steps."""
     plan = a_plan(max_steps=100_000)
-    assert largest_micro_batch(ROWS, plan, size=4, steps=range(100_000))
+    assert largest_micro_batch(ROWS, plan.batches, size=4, steps=range(100_000))
 
 
 def test_of_several_runs_the_one_with_the_largest_batch_is_tried_first() -> None:
@@ -250,8 +251,10 @@ def test_of_several_runs_the_one_with_the_largest_batch_is_tried_first() -> None
     plan = a_plan()
     over = (ROWS, range(0))
     parts = [over, *((ROWS[begin : begin + 5], range(STEPS)) for begin in (0, 5, 10, 15))]
-    ordered = largest_first(parts, plan, size=4)
-    batches = [largest_micro_batch(rows, plan, size=4, steps=steps) for rows, steps in ordered]
+    ordered = largest_first(parts, plan.batches, size=4)
+    batches = [
+        largest_micro_batch(rows, plan.batches, size=4, steps=steps) for rows, steps in ordered
+    ]
     assert ordered[-1] is over
     assert batches.pop() == ()
     counts = [extent_of(batch, packing=True).token_count for batch in batches]

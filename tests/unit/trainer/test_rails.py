@@ -132,7 +132,7 @@ def some_rails(failure: Exception | None, *, terms: Terms | None = None) -> Rail
 
 def chosen(rails: Rails, device: torch.device, **plan: Any) -> tuple[Rail, list[str]]:
     told: list[str] = []
-    rail = rails.choose(a_plan(**plan), device, warn=lambda code, text: told.append(text))
+    rail = rails.choose(a_plan(**plan).compute, device, warn=lambda code, text: told.append(text))
     return rail, told
 
 

@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 from corpus.chat import CHATML
 from deploy.models.anvil.grammar import HOME
 from lexicon.faults import Fault, FaultCode
-from tests.support.training import FP32, a_plan
+from tests.support.training import FP32, a_desk, a_plan, changed
 from trainer.domain.plan import TrainPlan
 from trainer.training import peft_rail
-from trainer.training.dataset import Desk, load_tokenizer, require_known_tokens
+from trainer.training.dataset import load_tokenizer, require_known_tokens
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def plan(tmp_path: Path) -> TrainPlan:
     folder = tmp_path / "base"
     shutil.copytree(HOME / "weights", folder)
     plan = a_plan()
-    return replace(plan, base=replace(plan.base, model_id="org/some-model", folder=str(folder)))
+    return changed(plan, base=replace(plan.base, model_id="org/some-model", folder=str(folder)))
 
 
 def test_an_unknown_architecture_is_named_exactly(plan: TrainPlan) -> None:
@@ -44,7 +44,7 @@ def test_a_model_without_a_tokenizer_is_not_trained(plan: TrainPlan) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (Path(plan.base.folder) / name).unlink(missing_ok=True)
     with pytest.raises(Fault) as caught:
-        Desk.prepare(plan, warn=lambda *_: None)
+        a_desk(plan, warn=lambda *_: None)
     assert caught.value.code is FaultCode.MODEL_TOKENIZER_NOT_FOUND
     assert caught.value.message == "Tokenizer not found for model org/some-model"
 
@@ -70,7 +70,7 @@ def test_a_model_without_a_template_is_trained_with_chatml_and_told(plan: TrainP
         settings.pop("chat_template", None)
         config.write_text(json.dumps(settings))
     told: list[str] = []
-    desk = Desk.prepare(plan, warn=lambda code, text: told.append(text))
+    desk = a_desk(plan, warn=lambda code, text: told.append(text))
     expected = "Chat template missing for model org/some-model; falling back to ChatML"
     assert told == [expected]
     assert desk.template.source == CHATML
@@ -93,8 +93,8 @@ def with_rows(plan: TrainPlan, folder: Path, *, good_count: int, odd_count: int)
     path = folder / "rows.jsonl"
     path.write_text("".join(f"{json.dumps({'messages': row})}\n" for row in rows))
     (Path(plan.base.folder) / "chat_template.jinja").write_text(ALTERNATING)
-    (dataset,) = plan.datasets
-    return replace(plan, datasets=(replace(dataset, path=str(path)),))
+    (dataset,) = plan.data.datasets
+    return changed(plan, datasets=(replace(dataset, path=str(path)),))
 
 
 def test_a_few_rows_that_the_template_refuses_are_left_out_and_named(
@@ -103,7 +103,7 @@ def test_a_few_rows_that_the_template_refuses_are_left_out_and_named(
     """001-25: one conversation that begins with the assistant does not end a run of thousands."""
     told: list[tuple[FaultCode, str]] = []
     odd = with_rows(plan, tmp_path, good_count=9, odd_count=2)
-    desk = Desk.prepare(odd, warn=lambda code, text: told.append((code, text)))
+    desk = a_desk(odd, warn=lambda code, text: told.append((code, text)))
     assert len(desk.rows) == 9
     ((code, text),) = told
     assert code is FaultCode.MODEL_CHAT_TEMPLATE_INVALID
@@ -116,7 +116,7 @@ def test_a_template_that_refuses_most_rows_ends_the_run_and_names_the_first(
 ) -> None:
     odd = with_rows(plan, tmp_path, good_count=2, odd_count=2)
     with pytest.raises(Fault) as caught:
-        Desk.prepare(odd, warn=lambda *_: None)
+        a_desk(odd, warn=lambda *_: None)
     assert caught.value.code is FaultCode.MODEL_CHAT_TEMPLATE_INVALID
     assert caught.value.metadata["row"] == "3"
 
@@ -127,13 +127,13 @@ def test_a_template_that_fails_is_no_matter_of_single_rows(plan: TrainPlan, tmp_
     failing = ALTERNATING.replace("raise_exception('roles must alternate')", "1 / 0")
     (Path(plan.base.folder) / "chat_template.jinja").write_text(failing)
     with pytest.raises(Fault) as caught:
-        Desk.prepare(odd, warn=lambda *_: None)
+        a_desk(odd, warn=lambda *_: None)
     assert caught.value.code is FaultCode.MODEL_CHAT_TEMPLATE_INVALID
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(plan: TrainPlan) -> None:
     """004-09: on a GPU the look-up beyond the end would take the process along."""
-    desk = Desk.prepare(plan, warn=lambda *_: None)
+    desk = a_desk(plan, warn=lambda *_: None)
     model = peft_rail.load_base(plan.base, FP32)
     count = model.get_input_embeddings().weight.shape[0]
     assert peft_rail.vocabulary_of(plan.base) == count
@@ -152,7 +152,7 @@ def test_a_tokenizer_at_which_its_library_panics_is_none(plan: TrainPlan) -> Non
     path = Path(plan.base.folder) / "tokenizer.json"
     path.write_text(json.dumps({"version": "1.0", "model": model}))
     with pytest.raises(Fault) as caught:
-        Desk.prepare(plan, warn=lambda *_: None)
+        a_desk(plan, warn=lambda *_: None)
     assert caught.value.code is FaultCode.MODEL_TOKENIZER_NOT_FOUND
 
 

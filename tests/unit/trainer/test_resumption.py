@@ -9,7 +9,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lexicon.faults import Fault, FaultCode
-from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
+from tests.support.training import (
+    FP32,
+    a_plan,
+    a_state,
+    a_tiny_model,
+    attached,
+    changed,
+    some_rows,
+)
 from trainer.domain.plan import TrainPlan, ValidationPlan
-from trainer.training import checkpoint, loop, peft_rail
+from trainer.training import checkpoint, loop
 from trainer.training.checkpoint import MANIFEST_NAME, STATE_NAME
 from trainer.training.continual import Course
 from trainer.training.run import fingerprint, resume, save_checkpoint
@@ -57,13 +64,19 @@ class Run:
 
     def __init__(self, plan: TrainPlan) -> None:
         self.told: list[Any] = []
-        self.state = loop.begin(peft_rail.attach(a_tiny_model(), plan).train(), plan)
+        self.state = a_state(attached(a_tiny_model(), plan).train(), plan)
         held = Validation(plan=HELD, rows=ROWS[20:], arithmetic=FP32, packing=True)
         self.course = Course.of(
-            plan, ROWS[:20], held, self.state, warn=lambda *_: None, told=lambda *_: None
+            plan.multi_run,
+            ROWS[:20],
+            held,
+            self.state,
+            places=plan.places,
+            warn=lambda *_: None,
+            told=lambda *_: None,
         )
         self.plan = plan
-        resume(self.state, self.course, self)  # type: ignore[arg-type]
+        resume(plan, self.state, self.course, self)  # type: ignore[arg-type]
 
     def send(self, message: Any) -> None:
         self.told.append(message)
@@ -73,7 +86,7 @@ class Run:
         while self.state.step < until:
             try:
                 figures = loop.take_step(
-                    self.state, self.course.rows, self.plan, FP32, steps=8, healed=lambda _: None
+                    self.state, self.course.rows, FP32, steps=8, healed=lambda _: None
                 )
             except Fault as fault:
                 if fault.code is FaultCode.RUNTIME_LOSS_NOT_FINITE:
@@ -89,7 +102,7 @@ class Run:
             root, written=lambda _, folder: folders.append(folder), failed=_raise
         )
         with writer:
-            save_checkpoint(writer, self.state, self.course)
+            save_checkpoint(writer, self.plan, self.state, self.course)
         return folders[0]
 
 
@@ -114,8 +127,8 @@ def resumes_or_stays(run: Run, folder: Path) -> None:
     """What is taken for sound is trained on and saved again; what is not has changed nothing."""
     run.told.clear()
     before, step = loop.capture(run.state), run.state.step
-    run.course.plan = replace(PLAN, checkpoint_folder=str(folder))
-    resume(run.state, run.course, run)  # type: ignore[arg-type]
+    plan = changed(PLAN, checkpoint_folder=str(folder))
+    resume(plan, run.state, run.course, run)  # type: ignore[arg-type]
     if run.told:
         (warning,) = run.told
         assert warning.code == "STATE_CHECKPOINT_INVALID"
@@ -132,7 +145,7 @@ def resumes_or_stays(run: Run, folder: Path) -> None:
 def refusal(folder: Path) -> str:
     """Why the checkpoint is refused."""
     with pytest.raises(Fault) as caught:
-        checkpoint.read(folder, run=PLAN.run, fingerprint=fingerprint(PLAN))
+        checkpoint.read(folder, run=PLAN.attempt.run, fingerprint=fingerprint(PLAN))
     assert caught.value.code is FaultCode.STATE_CHECKPOINT_INVALID
     return caught.value.message
 
@@ -274,7 +287,7 @@ def test_the_checkpoint_before_a_bad_one_is_used_and_the_run_is_the_same(
     """002-13: resumes from the previous good checkpoint, bit for bit, and says what was wrong."""
     second, third, losses = saved
     bad = change(third, tmp_path / "c", act)
-    run = Run(replace(PLAN, checkpoint_folder=str(bad), earlier_checkpoint_folders=(str(second),)))
+    run = Run(changed(PLAN, checkpoint_folder=str(bad), earlier_checkpoint_folders=(str(second),)))
     assert run.state.step == 2
     (warning,) = run.told
     assert warning.code == "STATE_CHECKPOINT_INVALID"
@@ -287,7 +300,7 @@ def test_without_a_sound_checkpoint_training_begins_anew(
 ) -> None:
     """002-13"""
     bad = change(saved[1], tmp_path / "c", lambda each: each.clear())
-    run = Run(replace(PLAN, checkpoint_folder=str(bad), earlier_checkpoint_folders=(str(bad),)))
+    run = Run(changed(PLAN, checkpoint_folder=str(bad), earlier_checkpoint_folders=(str(bad),)))
     assert run.state.step == 0
     assert [told.message.rpartition("; ")[2] for told in run.told] == [
         "the one before it is tried",

@@ -8,11 +8,10 @@ import torch
 
 from lexicon.faults import FaultCode
 from modelspec.recipe import DEFAULT_PROMPTS
-from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
+from tests.support.training import FP32, a_desk, a_plan, a_state, a_tiny_model, attached, some_rows
 from trainer.domain.plan import TrainPlan
 from trainer.domain.sampling import SECONDS_BETWEEN_MIN, samples_due
 from trainer.training import loop, peft_rail
-from trainer.training.dataset import Desk
 from trainer.training.sampling import Sampler
 from trainer.training.speech import BRIEF_TOKENS_MAX, Prompt, Speaker
 
@@ -62,7 +61,7 @@ def a_sampler(model: Any, *, clock: Callable[[], float] | None = None) -> Sample
 
 
 def begin(plan: TrainPlan) -> loop.TrainState:
-    return loop.begin(peft_rail.attach(a_tiny_model(), plan).train(), plan)
+    return a_state(attached(a_tiny_model(), plan).train(), plan)
 
 
 def never(code: FaultCode, text: str) -> None:
@@ -91,7 +90,7 @@ def test_three_answers_of_the_adapter_stand_beside_the_bases() -> None:
     sampler = a_sampler(state.model)
     before = sampler.after_checkpoint(1, warn=never)
     for _ in range(4):
-        loop.take_step(state, ROWS, a_plan(), FP32, steps=8, healed=lambda _: None)
+        loop.take_step(state, ROWS, FP32, steps=8, healed=lambda _: None)
     after = sampler.after_checkpoint(state.step, warn=never)
     assert [answer.prompt for answer in after] == ["p0", "p1", "p2"]
     assert {answer.step for answer in after} == {4}
@@ -115,7 +114,7 @@ def test_training_goes_on_bit_for_bit_as_if_nobody_had_asked(changes: dict[str, 
         sampler = a_sampler(state.model)
         losses = []
         for _ in range(4):
-            taken = loop.take_step(state, ROWS, plan, FP32, steps=4, healed=lambda _: None)
+            taken = loop.take_step(state, ROWS, FP32, steps=4, healed=lambda _: None)
             losses.append(taken.loss)
             if asks:
                 random = torch.get_rng_state()
@@ -153,14 +152,14 @@ def test_samples_that_fail_are_told_once_and_training_goes_on(
     assert told == [code]
     assert state.model.training
     backbone.forward = real
-    loop.take_step(state, ROWS, a_plan(), FP32, steps=4, healed=lambda _: None)
+    loop.take_step(state, ROWS, FP32, steps=4, healed=lambda _: None)
 
 
 def test_the_demo_model_answers_in_words() -> None:
     """With the real tokenizer and template."""
     plan = a_plan()
-    desk = Desk.prepare(plan, warn=never)
-    model = peft_rail.attach(peft_rail.load_base(plan.base, FP32), plan).train()
+    desk = a_desk(plan, warn=never)
+    model = attached(peft_rail.load_base(plan.base, FP32), plan).train()
     speaker = Speaker(
         model=model,
         tokenizer=desk.tokenizer,
@@ -170,10 +169,10 @@ def test_the_demo_model_answers_in_words() -> None:
     )
     sampler = Sampler(speaker, desk.prompts, peft_rail, clock=Leaping())
     answers = sampler.after_checkpoint(1, warn=never)
-    assert [answer.prompt for answer in answers] == list(plan.sample_prompts)
+    assert [answer.prompt for answer in answers] == list(plan.data.sample_prompts)
     assert all(answer.base_completion and not answer.flags for answer in answers)
 
 
 def test_a_plan_without_prompts_asks_the_platforms_own() -> None:
-    desk = Desk.prepare(a_plan(sample_prompts=()), warn=never)
+    desk = a_desk(a_plan(sample_prompts=()), warn=never)
     assert tuple(prompt.text for prompt in desk.prompts) == DEFAULT_PROMPTS

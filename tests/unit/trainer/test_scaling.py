@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from lexicon.faults import Fault, FaultCode
-from tests.support.training import a_plan, a_tiny_model, some_rows
+from tests.support.training import a_plan, a_state, a_tiny_model, attached, some_rows
 from trainer.domain.plan import TrainPlan
 from trainer.domain.scaling import FACTOR_MIN, GROWTH_STEPS, LossScale
-from trainer.training import loop, peft_rail
+from trainer.training import loop
 from trainer.training.arithmetic import Arithmetic
 
 ROWS = some_rows(16)
@@ -20,14 +20,13 @@ TOO_LARGE = LossScale(factor=2.0**20)
 
 
 def begin(plan: TrainPlan, scale: LossScale) -> loop.TrainState:
-    model = peft_rail.attach(a_tiny_model().to(FP16.weights), plan)
-    return loop.begin(model.train(), plan, loss_scale=scale)
+    model = attached(a_tiny_model().to(FP16.weights), plan)
+    return a_state(model.train(), plan, loss_scale=scale)
 
 
 def take(state: loop.TrainState, plan: TrainPlan, count: int) -> list[loop.StepFigures]:
     return [
-        loop.take_step(state, ROWS, plan, FP16, steps=STEPS, healed=lambda _: None)
-        for _ in range(count)
+        loop.take_step(state, ROWS, FP16, steps=STEPS, healed=lambda _: None) for _ in range(count)
     ]
 
 
@@ -35,7 +34,7 @@ def take(state: loop.TrainState, plan: TrainPlan, count: int) -> list[loop.StepF
 def test_a_checkpoint_without_a_loss_scale_changes_nothing(figures: list[float]) -> None:
     """002-12: it is refused before any weight is put in its place."""
     plan = a_plan()
-    state = loop.begin(peft_rail.attach(a_tiny_model(), plan), plan, loss_scale=LossScale())
+    state = a_state(attached(a_tiny_model(), plan), plan, loss_scale=LossScale())
     before = loop.capture(state)
     tensors = {name: torch.ones_like(tensor) for name, tensor in before.items()}
     tensors[loop.LOSS_SCALE_KEY] = torch.tensor(figures, dtype=torch.float64)

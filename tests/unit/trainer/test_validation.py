@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from corpus.packing import holdout_split
 from lexicon.faults import FaultCode
-from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
+from tests.support.training import FP32, a_plan, a_state, a_tiny_model, attached, some_rows
 from trainer.domain.plan import ValidationPlan, validation_interval
-from trainer.training import checkpoint, loop, peft_rail
+from trainer.training import checkpoint, loop
 from trainer.training.memory import is_out_of_memory
 from trainer.training.validation import BEST_PREFIX, Validation
 
@@ -27,8 +27,8 @@ def a_validation(**changes: object) -> Validation:
     return Validation(plan=plan, rows=some_rows(4, seed=9), arithmetic=FP32, packing=True)
 
 
-def a_state() -> loop.TrainState:
-    return loop.begin(peft_rail.attach(a_tiny_model(), a_plan()).train(), a_plan())
+def begin() -> loop.TrainState:
+    return a_state(attached(a_tiny_model(), a_plan()).train(), a_plan())
 
 
 def told(_: FaultCode, __: str) -> None:
@@ -47,7 +47,7 @@ def test_no_row_is_both_trained_on_and_held_out(count: int, ratio: float, seed: 
 def test_without_a_plan_nothing_is_validated() -> None:
     """002-19"""
     validation = Validation(plan=None, rows=ROWS, arithmetic=FP32, packing=True)
-    validation.after_step(a_state(), steps=1, warn=told)
+    validation.after_step(begin(), steps=1, warn=told)
     assert validation.latest_loss is None
 
 
@@ -58,7 +58,7 @@ def test_interval_defaults_to_a_tenth_of_the_run() -> None:
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_a_number_is_never_the_best(loss: float) -> None:
     """The weights of a validation that overflowed must not be what the user gets."""
-    state, validation = a_state(), a_validation(early_stop_patience=2)
+    state, validation = begin(), a_validation(early_stop_patience=2)
     validation.judge(loss, state)
     assert not validation.best
     validation.judge(2.0, state)
@@ -77,7 +77,7 @@ def test_a_validation_loss_that_is_not_a_number_is_told_once_and_counts_as_no_ga
 ) -> None:
     """002-21: else a run would seem to validate, and never improve."""
     losses_in_turn(monkeypatch, 1.0, math.nan, math.nan)
-    validation, state, codes = a_validation(early_stop_patience=2), a_state(), list[FaultCode]()
+    validation, state, codes = a_validation(early_stop_patience=2), begin(), list[FaultCode]()
     for step in range(1, 4):
         state.step = step
         validation.after_step(state, steps=10, warn=lambda code, _: codes.append(code))
@@ -87,7 +87,7 @@ def test_a_validation_loss_that_is_not_a_number_is_told_once_and_counts_as_no_ga
 
 def test_run_stops_when_patience_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     losses_in_turn(monkeypatch, 1.0, 0.8, 0.9, 0.85)
-    validation, state, stops = a_validation(early_stop_patience=2), a_state(), []
+    validation, state, stops = a_validation(early_stop_patience=2), begin(), []
     for step in range(1, 5):
         state.step = step
         validation.after_step(state, steps=10, warn=told)
@@ -97,7 +97,7 @@ def test_run_stops_when_patience_is_over(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_gain_below_the_smallest_delta_is_no_gain(monkeypatch: pytest.MonkeyPatch) -> None:
     losses_in_turn(monkeypatch, 1.0, 0.99)
-    validation, state = a_validation(early_stop_patience=1, early_stop_min_delta=0.05), a_state()
+    validation, state = a_validation(early_stop_patience=1, early_stop_min_delta=0.05), begin()
     for step in (1, 2):
         state.step = step
         validation.after_step(state, steps=10, warn=told)
@@ -106,7 +106,7 @@ def test_a_gain_below_the_smallest_delta_is_no_gain(monkeypatch: pytest.MonkeyPa
 
 def test_best_weights_are_promoted(monkeypatch: pytest.MonkeyPatch) -> None:
     losses_in_turn(monkeypatch, 1.0, 2.0)
-    validation, state = a_validation(), a_state()
+    validation, state = a_validation(), begin()
     name, weight = next(iter(state.trainable.items()))
     best = weight.detach().clone()
     validation.after_step(state, steps=10, warn=told)
@@ -119,14 +119,14 @@ def test_best_weights_are_promoted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_latest_weights_stay_when_they_are_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     losses_in_turn(monkeypatch, 1.0)
-    validation, state = a_validation(), a_state()
+    validation, state = a_validation(), begin()
     validation.after_step(state, steps=10, warn=told)
     assert not validation.promote_best(state)
 
 
 def test_a_checkpoint_remembers_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     losses_in_turn(monkeypatch, 1.0, 2.0)
-    first, state = a_validation(early_stop_patience=2), a_state()
+    first, state = a_validation(early_stop_patience=2), begin()
     for _ in range(2):
         first.after_step(state, steps=10, warn=told)
     progress = checkpoint.Progress(
@@ -142,7 +142,7 @@ def test_a_checkpoint_remembers_the_best(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_validation_without_memory_is_told_and_training_goes_on() -> None:
     """002-21"""
-    state, warnings = a_state(), list[FaultCode]()
+    state, warnings = begin(), list[FaultCode]()
 
     def out_of_memory(**_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")

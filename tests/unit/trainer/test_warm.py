@@ -9,14 +9,26 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 
 from deploy.models.anvil.grammar import HOME
 from lexicon.faults import Fault, FaultCode
-from tests.support.training import FP32, a_plan, a_tiny_model, some_rows
+from tests.support.training import (
+    FP32,
+    a_desk,
+    a_plan,
+    a_state,
+    a_tiny_model,
+    attached,
+    changed,
+    some_rows,
+)
 from trainer.domain.plan import TrainPlan
 from trainer.training import loop, peft_rail
-from trainer.training.dataset import Desk, Shelf
+from trainer.training.arithmetic import Arithmetic
+from trainer.training.dataset import Shelf
 from trainer.training.probe import Extent
+from trainer.training.rails import Rail
 from trainer.training.warm import EXTENTS_MAX, Warm, conditions_of, is_renewable, renew
 
 ROWS = some_rows(12)
@@ -25,10 +37,14 @@ HABIT = HOME / "habit.jsonl"
 
 def trained(model: Any, plan: TrainPlan) -> dict[str, torch.Tensor]:
     """Weights and moments after three steps."""
-    state = loop.begin(model.train(), plan)
+    state = a_state(model.train(), plan)
     for _ in range(3):
-        loop.take_step(state, ROWS, plan, FP32, steps=3, healed=lambda _: None)
+        loop.take_step(state, ROWS, FP32, steps=3, healed=lambda _: None)
     return loop.capture(state)
+
+
+def adapted_for(warm: Warm, plan: TrainPlan, rail: Rail, arithmetic: Arithmetic) -> PeftModel:
+    return warm.adapted_for(plan.base, plan.build, rail, arithmetic, seed=plan.batches.seed)
 
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
@@ -47,51 +63,50 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
 def test_a_renewed_adapter_is_bit_for_bit_a_new_one(changes: dict[str, Any]) -> None:
     """After a whole run with another seed; what it trains to is the same as well."""
     plan = a_plan(seed=5, **changes)
-    fresh = peft_rail.attach(a_tiny_model(), plan)
-    used = peft_rail.attach(a_tiny_model(), replace(plan, seed=1))
+    fresh = attached(a_tiny_model(), plan)
+    used = attached(a_tiny_model(), changed(plan, seed=1))
     trained(used, plan)
-    renew(used, seed=plan.seed)
+    renew(used, seed=plan.batches.seed)
     assert same(used.state_dict(), fresh.state_dict())
     assert torch.equal(torch.get_rng_state(), _rng_after_attach(plan))
     assert same(trained(used, plan), trained(fresh, plan))
 
 
 def _rng_after_attach(plan: TrainPlan) -> torch.Tensor:
-    peft_rail.attach(a_tiny_model(), plan)
+    attached(a_tiny_model(), plan)
     return torch.get_rng_state()
 
 
 def test_dora_is_built_anew_because_its_magnitudes_depend_on_the_base() -> None:
-    assert not is_renewable(
-        peft_rail.attach(a_tiny_model(), a_plan(adapter_use_dora=True)), peft_rail
-    )
-    assert is_renewable(peft_rail.attach(a_tiny_model(), a_plan()), peft_rail)
+    assert not is_renewable(attached(a_tiny_model(), a_plan(adapter_use_dora=True)), peft_rail)
+    assert is_renewable(attached(a_tiny_model(), a_plan()), peft_rail)
 
 
 def test_the_same_base_and_adapter_are_used_again_and_another_adapter_is_put_on() -> None:
     warm, plan = Warm(), a_plan()
-    first = warm.adapted_for(plan, peft_rail, FP32)
-    assert warm.adapted_for(replace(plan, seed=9), peft_rail, FP32) is first
+    first = adapted_for(warm, plan, peft_rail, FP32)
+    assert adapted_for(warm, changed(plan, seed=9), peft_rail, FP32) is first
     other = a_plan(adapter_rank=8)
-    second = warm.adapted_for(other, peft_rail, FP32)
+    second = adapted_for(warm, other, peft_rail, FP32)
     assert second is not first
     assert warm.base is not None
     assert second.get_base_model() is warm.base.model
     assert same(
         second.state_dict(),
-        peft_rail.attach(peft_rail.load_base(plan.base, FP32), other).state_dict(),
+        attached(peft_rail.load_base(plan.base, FP32), other).state_dict(),
     )
 
 
 def test_the_old_base_is_gone_before_the_new_one_comes(tmp_path: Path) -> None:
     """There may not be room for both."""
     warm, plan = Warm(), a_plan()
-    old = weakref.ref(warm.adapted_for(plan, peft_rail, FP32).get_base_model())
+    old = weakref.ref(adapted_for(warm, plan, peft_rail, FP32).get_base_model())
     shutil.copytree(HOME / "weights", tmp_path / "base")
     (tmp_path / "base" / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(Fault) as caught:
-        warm.adapted_for(
-            replace(plan, base=replace(plan.base, digest="other", folder=str(tmp_path / "base"))),
+        adapted_for(
+            warm,
+            changed(plan, base=replace(plan.base, digest="other", folder=str(tmp_path / "base"))),
             peft_rail,
             FP32,
         )
@@ -103,25 +118,25 @@ def test_the_old_base_is_gone_before_the_new_one_comes(tmp_path: Path) -> None:
 
 def test_an_adapter_that_cannot_be_put_on_does_not_pass_for_the_one_before() -> None:
     warm, plan = Warm(), a_plan()
-    warm.adapted_for(plan, peft_rail, FP32)
+    adapted_for(warm, plan, peft_rail, FP32)
     with pytest.raises(Fault):
-        warm.adapted_for(a_plan(adapter_target_modules=("no_such_proj",)), peft_rail, FP32)
+        adapted_for(warm, a_plan(adapter_target_modules=("no_such_proj",)), peft_rail, FP32)
     assert warm.adapted is None
-    fresh = peft_rail.attach(peft_rail.load_base(plan.base, FP32), plan)
-    assert same(warm.adapted_for(plan, peft_rail, FP32).state_dict(), fresh.state_dict())
+    fresh = attached(peft_rail.load_base(plan.base, FP32), plan)
+    assert same(adapted_for(warm, plan, peft_rail, FP32).state_dict(), fresh.state_dict())
 
 
 def test_gradient_checkpointing_of_one_run_is_not_the_next_runs() -> None:
     """Neither the recomputation nor the hook that makes embeddings require gradients."""
     warm = Warm()
-    warm.adapted_for(a_plan(gradient_checkpointing=True), peft_rail, FP32)
-    model: Any = warm.adapted_for(a_plan(), peft_rail, FP32).get_base_model()
+    adapted_for(warm, a_plan(gradient_checkpointing=True), peft_rail, FP32)
+    model: Any = adapted_for(warm, a_plan(), peft_rail, FP32).get_base_model()
     assert not model.is_gradient_checkpointing
     assert not model.get_input_embeddings()._forward_hooks
 
 
 def with_digest(plan: TrainPlan, digest: str) -> TrainPlan:
-    return replace(plan, datasets=(replace(plan.datasets[0], digest=digest),))
+    return changed(plan, datasets=(replace(plan.data.datasets[0], digest=digest),))
 
 
 def test_encoded_rows_are_found_again_by_the_hash_of_the_file_and_tell_the_same() -> None:
@@ -129,7 +144,7 @@ def test_encoded_rows_are_found_again_by_the_hash_of_the_file_and_tell_the_same(
     shelf, said = Shelf(), []
     plan = with_digest(a_plan(max_sequence_tokens=24), "a")
     desks = [
-        Desk.prepare(plan, warn=lambda code, text: said.append((code, text)), shelf=shelf)
+        a_desk(plan, warn=lambda code, text: said.append((code, text)), shelf=shelf)
         for _ in range(2)
     ]
     assert desks[0].rows[0] is desks[1].rows[0]
@@ -143,7 +158,7 @@ def test_encoded_rows_are_found_again_by_the_hash_of_the_file_and_tell_the_same(
     [
         with_digest(a_plan(), "b"),
         with_digest(a_plan(max_sequence_tokens=100), "a"),
-        replace(with_digest(a_plan(), "a"), base=replace(a_plan().base, digest="other")),
+        changed(with_digest(a_plan(), "a"), base=replace(a_plan().base, digest="other")),
         with_digest(a_plan(), ""),
     ],
     ids=["file", "length", "base", "unknown"],
@@ -151,14 +166,14 @@ def test_encoded_rows_are_found_again_by_the_hash_of_the_file_and_tell_the_same(
 def test_what_could_be_encoded_otherwise_is_encoded_anew(other: TrainPlan) -> None:
     shelf = Shelf()
     rows = [
-        Desk.prepare(plan, warn=lambda *_: None, shelf=shelf).rows
+        a_desk(plan, warn=lambda *_: None, shelf=shelf).rows
         for plan in (with_digest(a_plan(), "a"), other)
     ]
     assert rows[0][0] is not rows[1][0]
 
 
 def test_kept_rows_cannot_be_written_to() -> None:
-    row = Desk.prepare(a_plan(), warn=lambda *_: None).rows[0].sequences[0]
+    row = a_desk(a_plan(), warn=lambda *_: None).rows[0].sequences[0]
     with pytest.raises(ValueError, match="read-only"):
         row.ids[0] = 1
 
@@ -166,8 +181,7 @@ def test_kept_rows_cannot_be_written_to() -> None:
 def test_kept_rows_have_a_bound() -> None:
     shelf = Shelf(bytes_max=1)
     rows = [
-        Desk.prepare(with_digest(a_plan(), "a"), warn=lambda *_: None, shelf=shelf).rows
-        for _ in range(2)
+        a_desk(with_digest(a_plan(), "a"), warn=lambda *_: None, shelf=shelf).rows for _ in range(2)
     ]
     assert rows[0][0] is not rows[1][0]
 
@@ -178,7 +192,7 @@ def test_the_width_of_a_warm_base_is_known_without_its_files(tmp_path: Path) -> 
     base = replace(a_plan().base, folder=str(tmp_path / "base"))
     warm, plan = Warm(), a_plan(base=base)
     width = warm.width_of(base)
-    warm.adapted_for(plan, peft_rail, FP32)
+    adapted_for(warm, plan, peft_rail, FP32)
     shutil.rmtree(tmp_path / "base")
     assert warm.width_of(base) == width == peft_rail.width_of(a_plan().base)
     with pytest.raises(Fault) as caught:
@@ -198,7 +212,7 @@ def test_renewing_takes_one_thread_and_gives_the_others_back() -> None:
                 threads.append(torch.get_num_threads())
             return function(*args, **(kwargs or {}))
 
-    adapted = peft_rail.attach(a_tiny_model(), a_plan())
+    adapted = attached(a_tiny_model(), a_plan())
     torch.set_num_threads(2)
     try:
         with Watched():
@@ -211,7 +225,8 @@ def test_renewing_takes_one_thread_and_gives_the_others_back() -> None:
 
 def test_runs_on_two_datasets_in_turn_try_each_ones_longest_batch_once() -> None:
     """One has more tokens, the other a longer row: neither proves the other."""
-    warm, conditions = Warm(), conditions_of(a_plan())
+    plan = a_plan()
+    warm, conditions = Warm(), conditions_of(plan.build, plan.objective, plan.batches)
     many = Extent(token_count=300, longest_count=40, label_count=100)
     long = Extent(token_count=250, longest_count=80, label_count=90)
     warm.prove(conditions, many)

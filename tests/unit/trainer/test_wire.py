@@ -53,12 +53,16 @@ def test_plan_has_what_the_lease_says() -> None:
         a_lease(), base=BASE, dataset_paths=[Path("/d.jsonl")], validation_path=None,
         checkpoint_folders=(), work_folder=Path("/w"), log_path=Path("/l"),
     )  # fmt: skip
-    assert (plan.run, plan.attempt, plan.fencing_epoch) == ("projects/p/runs/r", 2, 5)
-    assert (plan.epochs, plan.effective_batch_size, plan.seed) == (2, 8, 7)
-    assert plan.method is Method.SFT
-    assert plan.train_on is TrainOn.RESPONSES
-    assert plan.adapter.target_modules == ("all-linear",)
-    assert plan.datasets[0].format == "messages"
+    assert (plan.attempt.run, plan.attempt.number, plan.attempt.fencing_epoch) == (
+        "projects/p/runs/r",
+        2,
+        5,
+    )
+    assert (plan.batches.epochs, plan.batches.effective_batch_size, plan.batches.seed) == (2, 8, 7)
+    assert plan.objective.method is Method.SFT
+    assert plan.objective.train_on is TrainOn.RESPONSES
+    assert plan.build.adapter.target_modules == ("all-linear",)
+    assert plan.data.datasets[0].format == "messages"
 
 
 @pytest.mark.parametrize(
@@ -111,12 +115,12 @@ def test_a_multi_run_holds_a_tenth_out_unless_it_is_told_not_to() -> None:
         drift_minimum_cosine=0.0,
         eval_maximum_regression=None,
     )
-    assert plan.validation is not None
-    assert plan.validation.holdout_ratio == 0.1
+    assert plan.data.validation is not None
+    assert plan.data.validation.holdout_ratio == 0.1
     lease.train.training.multi_run.validate_every_run = False
-    assert plan_of(lease).validation is None
+    assert plan_of(lease).data.validation is None
     lease.train.training.validation.holdout_ratio = 0.3
-    assert plan_of(lease).validation.holdout_ratio == 0.3  # type: ignore[union-attr]
+    assert plan_of(lease).data.validation.holdout_ratio == 0.3  # type: ignore[union-attr]
     assert plan_of(a_lease()).multi_run is None
 
 

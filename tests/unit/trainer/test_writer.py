@@ -164,7 +164,7 @@ class FakeChannel:
 def sent_by_a_run_in(folder: Path) -> list[Any]:
     channel = FakeChannel()
     plan = a_plan(work_folder=str(folder))
-    with checkpoint_writer(plan, channel) as writer:  # type: ignore[arg-type]
+    with checkpoint_writer(plan.places, channel) as writer:  # type: ignore[arg-type]
         writer.save(at(1), Lent({"weight/a": torch.ones(3)}), {})
     return channel.sent
 

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from lexicon.faults import Fault, FaultCode
 from modelspec.recipe import Precision
 from trainer.domain import mlx as layout
-from trainer.domain.plan import Base, TrainPlan
+from trainer.domain.plan import AdapterPlan, Base
 from trainer.training.peft_rail import scale
 
 DTYPES = {
@@ -49,7 +49,7 @@ class Adapted:
     """
 
     model: Any
-    plan: TrainPlan
+    adapter: AdapterPlan
     layers: tuple[str, ...]
     has_plain_head: bool
 
@@ -85,7 +85,7 @@ class Adapted:
         """Writes the two files that `PeftModel.from_pretrained` reads, as a `PeftModel` would."""
         assert safe_serialization
         assert not save_embedding_layers
-        adapter = self.plan.adapter
+        adapter = self.adapter
         config = LoraConfig(
             r=adapter.rank,
             lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # PEFT computes with floats
@@ -158,30 +158,32 @@ def dtype_for(precision: Precision) -> Any | None:
     return DTYPES[precision]
 
 
-def attach(model: Any, plan: TrainPlan) -> Adapted:
+def attach(model: Any, base: Base, adapter: AdapterPlan, *, seed: int) -> Adapted:
     """The base with a fresh adapter; only the adapter's arrays are trained.
 
     Raises:
         Fault: CONFIG_TARGET_UNKNOWN, MODEL_ARCHITECTURE_UNSUPPORTED, MODEL_WEIGHTS_INVALID.
     """
     linear = {name: each for name, each in model.named_modules() if type(each) is nn.Linear}
-    layers = layout.chosen_layers(linear, plan.adapter.target_modules)
+    layers = layout.chosen_layers(linear, adapter.target_modules)
     layout.require_same_layers(
-        {name: tuple(linear[name].weight.shape) for name in layers}, _stored_shapes(plan.base)
+        {name: tuple(linear[name].weight.shape) for name in layers}, _stored_shapes(base)
     )
-    mx.random.seed(plan.seed)
+    mx.random.seed(seed)
     linear_to_lora_layers(
         model,
         len(model.layers),
         {
-            "rank": plan.adapter.rank,
-            "scale": scale(plan),
-            "dropout": plan.adapter.dropout,
+            "rank": adapter.rank,
+            "scale": scale(adapter),
+            "dropout": adapter.dropout,
             "keys": set(layers),
         },
     )
     mx.eval(model.parameters())
-    return Adapted(model=model, plan=plan, layers=layers, has_plain_head=_has_plain_head(model))
+    return Adapted(
+        model=model, adapter=adapter, layers=layers, has_plain_head=_has_plain_head(model)
+    )
 
 
 def logits_at(adapted: Adapted, ids_BT: mx.array, at_N: mx.array) -> Any:

@@ -14,9 +14,11 @@ import mlx.core as mx
 from mlx_lm.tuner.trainer import grad_checkpoint
 
 from lexicon.faults import FaultCode
+from modelspec.recipe import Precision
 from trainer.domain.card import model_card
 from trainer.domain.loss_curve import LossCurve
 from trainer.domain.plan import (
+    Base,
     TrainPlan,
     checkpoint_due,
     steps_per_epoch,
@@ -55,32 +57,34 @@ def train_run(plan: TrainPlan, channel: Channel) -> Finished:
     Raises:
         Fault: what is wrong with model, data, configuration or device.
     """
-    checkpoint.remove_partials(checkpoint.root_of(plan))
+    checkpoint.remove_partials(checkpoint.root_of(plan.places))
     mx.reset_peak_memory()
-    desk = Desk.prepare(plan, warn=partial(warn, channel))
+    desk = Desk.prepare(plan.base, plan.data, plan.objective, warn=partial(warn, channel))
     require_known_tokens(desk, vocabulary_of(plan.base))
-    adapted = model.attach(_base(plan, desk), plan)
-    rows, validation = split(plan, desk)
+    batches, seed = plan.batches, plan.batches.seed
+    base = _base(plan.base, desk, plan.compute.precision)
+    adapted = model.attach(base, plan.base, plan.build.adapter, seed=seed)
+    rows, validation = split(plan.data.validation, desk, seed=seed)
     run = _Run(
         plan=plan,
         channel=channel,
-        state=steps.begin(adapted, plan),
+        state=steps.begin(adapted, batches, plan.optimisation),
         desk=replace(desk, rows=rows),
         validation=validation,
     )
-    with gradient_checkpointing(adapted.model, wanted=plan.gradient_checkpointing):
+    with gradient_checkpointing(adapted.model, wanted=plan.build.gradient_checkpointing):
         last = run.train()
     return run.deliver(last)
 
 
-def _base(plan: TrainPlan, desk: Desk) -> Any:
+def _base(base: Base, desk: Desk, precision: Precision) -> Any:
     """The base model, which says what transformers says after the first tokens of the data."""
     longest = max((row.sequences[0].ids for row in desk.rows), key=len)
     # One after the other: two models at once would need twice the memory.
-    expected_TV = faithful.reference_logprobs(plan.base, longest, plan.precision)
-    base = model.load_base(plan.base, plan.precision)
-    faithful.require_faithful(base, plan.base, longest, expected_TV)
-    return base
+    expected_TV = faithful.reference_logprobs(base, longest, precision)
+    loaded = model.load_base(base, precision)
+    faithful.require_faithful(loaded, base, longest, expected_TV)
+    return loaded
 
 
 class _Run:
@@ -100,7 +104,7 @@ class _Run:
         self._state = state
         self._desk = desk
         self._validation = validation
-        self._steps = total_steps(plan, row_count=len(desk.rows))
+        self._steps = total_steps(plan.batches, row_count=len(desk.rows))
         self._timer = StepTimer()
 
     def train(self) -> StepTaken | None:
@@ -112,7 +116,7 @@ class _Run:
         last_step, last_time = state.step, time.monotonic()
         channel.send(StageBegan(stage="training"))
         channel.send(Started(from_step=state.step, total_steps=self._steps))
-        with checkpoint_writer(plan, channel) as writer:
+        with checkpoint_writer(plan.places, channel) as writer:
             while state.step < self._steps and not (
                 channel.finish.is_set() or self._validation.wants_stop
             ):
@@ -120,7 +124,6 @@ class _Run:
                 figures = steps.take_step(
                     state,
                     self._desk.rows,
-                    plan,
                     steps=self._steps,
                     healed=partial(tell_healed, channel),
                 )
@@ -128,7 +131,7 @@ class _Run:
                 self._validation.after_step(state, steps=self._steps, warn=partial(warn, channel))
                 last = self._told(figures)
                 if checkpoint_due(
-                    plan,
+                    plan.checkpoints,
                     step=state.step,
                     steps=self._steps,
                     last_step=last_step,
@@ -152,10 +155,10 @@ class _Run:
             require_changed(adapted)
         else:
             warn(self._channel, FaultCode.EXPORT_ADAPTER_UNTRAINED, UNTRAINED_TEXT)
-        folder = Path(plan.work_folder) / ADAPTER_FOLDER
+        folder = Path(plan.places.work_folder) / ADAPTER_FOLDER
         write_adapter(
             adapted,
-            plan,
+            plan.base,
             folder,
             tokenizer=desk.tokenizer,
             template_source=desk.template.source,
@@ -181,10 +184,9 @@ class _Run:
         try:
             speaker = self._speaker()
             samples, answers = speech.ask_both(speaker, desk.prompts, step=self._state.step)
-            proof = Path(plan.work_folder) / speech.PROOF_NAME
-            speech.write_proof(
-                speaker, desk.prompts, answers, proof, base_model=plan.base.base_model, run=plan.run
-            )
+            proof = Path(plan.places.work_folder) / speech.PROOF_NAME
+            names = {"base_model": plan.base.base_model, "run": plan.attempt.run}
+            speech.write_proof(speaker, desk.prompts, answers, proof, **names)
         except Exception as error:
             log.exception("samples and proof failed")
             tell_failure(error, UNPROVEN_TEXT, warn=partial(warn, self._channel))
@@ -203,12 +205,14 @@ class _Run:
 
     def _resume(self) -> None:
         """Continue from the newest of the plan's checkpoints that is sound, if there is one."""
-        from_newest(self._plan, self._resume_from, partial(warn, self._channel))
+        from_newest(self._plan.places, self._resume_from, partial(warn, self._channel))
 
     def _resume_from(self, folder: Path) -> None:
         plan, state = self._plan, self._state
-        progress, tensors = checkpoint.read(folder, run=plan.run, fingerprint=fingerprint(plan))
-        require_possible(progress, plan, steps=self._steps)
+        progress, tensors = checkpoint.read(
+            folder, run=plan.attempt.run, fingerprint=fingerprint(plan)
+        )
+        require_possible(progress, plan.batches, steps=self._steps)
         steps.restore(state, {k: v for k, v in tensors.items() if not k.startswith(BEST_PREFIX)})
         self._validation.restore(progress, tensors)
         state.step = progress.step
@@ -220,9 +224,9 @@ class _Run:
     def _write_checkpoint(self, writer: CheckpointWriter) -> None:
         plan, state, validation = self._plan, self._state, self._validation
         progress = checkpoint.Progress(
-            run=plan.run,
-            attempt=plan.attempt,
-            fencing_epoch=plan.fencing_epoch,
+            run=plan.attempt.run,
+            attempt=plan.attempt.number,
+            fencing_epoch=plan.attempt.fencing_epoch,
             step=state.step,
             fingerprint=fingerprint(plan),
             micro_batch_size=state.ladder.micro_batch_size,
@@ -236,12 +240,12 @@ class _Run:
         writer.save(progress, None, {**steps.capture(state), **validation.tensors()})
 
     def _told(self, figures: StepFigures) -> StepTaken:
-        plan, state, row_count = self._plan, self._state, len(self._desk.rows)
+        batches, state, row_count = self._plan.batches, self._state, len(self._desk.rows)
         return StepTaken(
             step=state.step,
             total_steps=self._steps,
-            epoch=(state.step - 1) // steps_per_epoch(plan, row_count=row_count) + 1,
-            total_epochs=total_epochs(plan, row_count=row_count),
+            epoch=(state.step - 1) // steps_per_epoch(batches, row_count=row_count) + 1,
+            total_epochs=total_epochs(batches, row_count=row_count),
             loss=figures.loss,
             learning_rate=figures.learning_rate,
             grad_norm=figures.grad_norm,

@@ -18,7 +18,7 @@ from lexicon.faults import Fault, FaultCode
 from trainer.domain.healing import Ladder
 from trainer.domain.loss_curve import LossCurve
 from trainer.domain.mlx import to_peft
-from trainer.domain.plan import TrainPlan
+from trainer.domain.plan import BatchPlan, OptimisationPlan
 from trainer.domain.schedule import learning_rate
 from trainer.training.batches import Example, MicroBatch, micro_batches, sequences_of, step_indices
 from trainer.training.loop import (
@@ -39,37 +39,48 @@ WEIGHT = "weight"
 
 @dataclass(slots=True, kw_only=True)
 class MlxState:
-    """Everything that changes while a run trains."""
+    """Everything that changes while a run trains.
+
+    Attributes:
+        batches, optimisation: the parts of the plan that it trains by; they stay.
+    """
 
     adapted: Adapted
     optimizer: Any
     ladder: Ladder
+    batches: BatchPlan
+    optimisation: OptimisationPlan
     step: int = 0
     trained_token_count: int = 0
     losses: LossCurve = field(default_factory=LossCurve)
 
 
-def begin(adapted: Adapted, plan: TrainPlan) -> MlxState:
+def begin(adapted: Adapted, batches: BatchPlan, optimisation: OptimisationPlan) -> MlxState:
     """The state before the first step."""
     optimizer = optimizers.AdamW(
-        learning_rate=plan.lr_peak,
+        learning_rate=optimisation.lr_peak,
         betas=list(ADAM_BETAS),
         eps=ADAM_EPSILON,
-        weight_decay=plan.weight_decay,
+        weight_decay=optimisation.weight_decay,
         # Without it MLX takes first steps that are many times too long.
         bias_correction=True,
     )
     optimizer.init(adapted.model.trainable_parameters())
     ladder = Ladder(
-        effective_batch_size=plan.effective_batch_size, micro_batch_size=plan.micro_batch_size
+        effective_batch_size=batches.effective_batch_size, micro_batch_size=batches.micro_batch_size
     )
-    return MlxState(adapted=adapted, optimizer=optimizer, ladder=ladder)
+    return MlxState(
+        adapted=adapted,
+        optimizer=optimizer,
+        ladder=ladder,
+        batches=batches,
+        optimisation=optimisation,
+    )
 
 
 def take_step(
     state: MlxState,
     rows: Sequence[Example],
-    plan: TrainPlan,
     *,
     steps: int,
     healed: Callable[[Ladder], None],
@@ -79,10 +90,11 @@ def take_step(
     Raises:
         Fault: RUNTIME_GPU_OOM when healing is exhausted, RUNTIME_LOSS_NOT_FINITE.
     """
-    chosen = [rows[i] for i in step_indices(plan, row_count=len(rows), step=state.step)]
+    batches = state.batches
+    chosen = [rows[i] for i in step_indices(batches, row_count=len(rows), step=state.step)]
     while True:
         try:
-            figures = _try_step(state, chosen, plan, steps=steps)
+            figures = _try_step(state, chosen, steps=steps)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -90,7 +102,7 @@ def take_step(
             state.ladder = state.ladder.after_success()
             return figures
         mx.clear_cache()
-        state.ladder = state.ladder.after_out_of_memory(allowed=plan.oom_recovery)
+        state.ladder = state.ladder.after_out_of_memory(allowed=batches.oom_recovery)
         healed(state.ladder)
 
 
@@ -159,11 +171,10 @@ def restore(state: MlxState, tensors: Mapping[str, torch.Tensor]) -> None:
     }
 
 
-def _try_step(
-    state: MlxState, rows: Sequence[Example], plan: TrainPlan, *, steps: int
-) -> StepFigures:
+def _try_step(state: MlxState, rows: Sequence[Example], *, steps: int) -> StepFigures:
     began = time.perf_counter()
-    mx.random.seed((plan.seed * STEP_SEED_STRIDE + state.step) % SEED_COUNT)
+    batches, optimisation = state.batches, state.optimisation
+    mx.random.seed((batches.seed * STEP_SEED_STRIDE + state.step) % SEED_COUNT)
     divisor = _divisor(rows)
     loss_and_gradient = nn.value_and_grad(
         state.adapted.model, lambda *batch: _loss_and_parts(state.adapted, *batch, divisor=divisor)
@@ -178,16 +189,16 @@ def _try_step(
         # In float64: a sum in float32 depends on how a step is cut, in the last digits.
         loss += float(np.array(losses_N).sum(dtype=np.float64)) / divisor
         computed_count += batch.computed_token_count
-    limit = plan.max_grad_norm if plan.max_grad_norm > 0 else float("inf")
+    limit = optimisation.max_grad_norm if optimisation.max_grad_norm > 0 else float("inf")
     gradient, norm = optimizers.clip_grad_norm(gradient, limit)
     grad_norm = float(norm.item())
     require_finite(loss, grad_norm, step=state.step)
     lr = learning_rate(
         state.step,
         steps=steps,
-        lr_peak=plan.lr_peak,
-        warmup_ratio=plan.warmup_ratio,
-        schedule=plan.schedule,
+        lr_peak=optimisation.lr_peak,
+        warmup_ratio=optimisation.warmup_ratio,
+        schedule=optimisation.schedule,
     )
     _update(state, gradient, lr=lr)
     state.step += 1

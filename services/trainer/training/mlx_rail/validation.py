@@ -6,7 +6,7 @@ import torch
 
 from corpus.packing import holdout_split
 from lexicon.faults import Fault
-from trainer.domain.plan import TrainPlan, ValidationPlan, validation_interval
+from trainer.domain.plan import ValidationPlan, validation_interval
 from trainer.training.batches import Example
 from trainer.training.checkpoint import Progress
 from trainer.training.dataset import Desk, Warn
@@ -76,14 +76,16 @@ class MlxValidation:
         }
 
 
-def split(plan: TrainPlan, desk: Desk) -> tuple[tuple[Example, ...], MlxValidation]:
+def split(
+    plan: ValidationPlan | None, desk: Desk, *, seed: int
+) -> tuple[tuple[Example, ...], MlxValidation]:
     """The rows to train on, and the validation on others; the same rows as on every rail."""
-    if plan.validation is None:
+    if plan is None:
         return desk.rows, MlxValidation(plan=None, rows=())
     if desk.validation_rows:
-        return desk.rows, MlxValidation(plan=plan.validation, rows=desk.validation_rows)
-    train, held = holdout_split(len(desk.rows), ratio=plan.validation.holdout_ratio, seed=plan.seed)
+        return desk.rows, MlxValidation(plan=plan, rows=desk.validation_rows)
+    train, held = holdout_split(len(desk.rows), ratio=plan.holdout_ratio, seed=seed)
     return (
         tuple(desk.rows[i] for i in train),
-        MlxValidation(plan=plan.validation, rows=tuple(desk.rows[i] for i in held)),
+        MlxValidation(plan=plan, rows=tuple(desk.rows[i] for i in held)),
     )
