@@ -42,8 +42,8 @@ FULL: dict[str, Any] = {
     "preference": PreferencePlan(
         beta=0.1, simpo_gamma=0.5, desirable_weight=1.5, undesirable_weight=None
     ),
-    "sample_prompts": ("Où?", '"quoted"\n'), "work_folder": "/work", "log_path": "/log",
-    "checkpoint_folder": "/work/step-1", "earlier_checkpoint_folders": ("/work/step-0",),
+    "sample_prompts": ("Où?", '"quoted"\n'), "work_folder": "attempt", "log_path": "log",
+    "checkpoint_folder": "attempt/step-1", "earlier_checkpoint_folders": ("attempt/step-0",),
 }  # fmt: skip
 SEVERAL = MultiRunPlan(
     run_count=3,
