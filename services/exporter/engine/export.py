@@ -322,16 +322,11 @@ def _prove(
 ) -> _Evidence:
     row_errors = proof.read_back(path, tensors)
     behaviour = None
-    if before.base is not None:
-        behaviour = proof.prove(
-            path,
-            wanted.segments,
-            wanted.mix,
-            base=before.base,
-            merge=before.merge,
-            thread_count=engine.thread_count,
-        )
     with LlamaModel(path, thread_count=engine.thread_count) as model:
+        if before.base is not None:
+            behaviour = proof.prove(
+                model, path, wanted.segments, wanted.mix, base=before.base, merge=before.merge
+            )
         template = templates.prove_template(path, wanted.trained, wanted.segments, model)
         texts = vocabulary.prove_texts(wanted.words, wanted.segments, model)
         ends_by_itself = templates.prove_end(model, wanted.segments)

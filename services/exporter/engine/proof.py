@@ -32,7 +32,9 @@ ELEMENTS_COMPARED: Final = 1 << 18
 FILE_TOKENS: Final = 96
 # Tokens over which the base and the unquantised merge are measured, which read every weight
 # unquantised: enough to tell another base or a wrong merge by its divergence.
-BRIEF_TOKENS: Final = 48
+BRIEF_TOKENS: Final = 24
+# Answer tokens that are measured however long the prompts are: a mean over fewer says little.
+SCORED_LEAST: Final = 8
 # Logits of one evaluation, whatever the vocabulary's size.
 LOGIT_BYTES: Final = 64 << 20
 MAX_REFERENCE_TOKENS: Final = 1 << 20
@@ -148,7 +150,7 @@ def measure_base_and_merge(
 
 def _brief(model: LlamaModel, segments: Sequence[Segment]) -> list[Segment]:
     rows = max(1, LOGIT_BYTES // (model.token_count * np.dtype(np.float32).itemsize))
-    return portion(segments, tokens=BRIEF_TOKENS, rows=rows)
+    return shortest_prompts(segments, tokens=BRIEF_TOKENS, rows=rows)
 
 
 def _figures(segments: Sequence[Segment], seen: Sequence["_Seen"]) -> Figures:
@@ -194,14 +196,14 @@ def read_back(path: Path, tensors: Mapping[str, MergedTensor]) -> dict[TensorTyp
             )
         for info in file.header.tensors:
             merged = tensors[info.name]
-            for row in gates.sampled_rows(info.row_count, sample_count=ROWS_READ_BACK):
-                stored = file.raw(info, first_row=row, row_count=1)
-                wanted = merged.rows(first=row, count=1)
-                gates.require_equal_rows(
-                    info.name, info.type, wanted=ggml.encode(wanted, info.type), stored=stored
-                )
-                decoded = ggml.decode(stored, info.type, column_count=info.column_count)
-                errors.setdefault(info.type, RowError()).add(wanted=wanted, stored=decoded)
+            rows = gates.sampled_rows(info.row_count, sample_count=ROWS_READ_BACK)
+            stored = np.concatenate([file.raw(info, first_row=at, row_count=1) for at in rows])
+            wanted = np.concatenate([merged.rows(first=at, count=1) for at in rows])
+            gates.require_equal_rows(
+                info.name, info.type, wanted=ggml.encode(wanted, info.type), stored=stored
+            )
+            decoded = ggml.decode(stored, info.type, column_count=info.column_count)
+            errors.setdefault(info.type, RowError()).add(wanted=wanted, stored=decoded)
     return {kind: error.relative for kind, error in errors.items()}
 
 
@@ -223,25 +225,24 @@ def require_change(tensors: Mapping[str, MergedTensor]) -> None:
 
 
 def prove(
+    model: LlamaModel,
     path: Path,
     segments: Sequence[Segment],
     mix: Quantization,
     *,
     base: Figures,
     merge: Figures | None,
-    thread_count: int,
 ) -> Behaviour:
     """Measures the finished file, and judges it with the base and the unquantised merge.
 
     Args:
+        model: the file at `path`, open in llama.cpp.
         merge: None when the merge is the file itself.
     Raises:
         Fault: EXPORT_WRONG_BASE, EXPORT_NOOP_MERGE, EXPORT_MERGE_MISMATCH,
             EXPORT_QUANTIZATION_BROKEN, EXPORT_VERIFY_MISMATCH.
     """
-    segments = _fitting(segments, path)
-    with LlamaModel(path, thread_count=thread_count) as model:
-        file = measure(model, portion(segments, tokens=FILE_TOKENS))
+    file = measure(model, portion(_fitting(segments, path), tokens=FILE_TOKENS))
     behaviour = Behaviour(file=file, merge=merge or file, base_kl_of_base=base.base.mean_kl)
     gates.judge(behaviour, mix)
     return behaviour
@@ -289,30 +290,46 @@ def _look_up(segment: Segment, rows: Iterable[tuple[int, NDArray[np.float32]]]) 
     return seen
 
 
-def portion(
-    segments: Sequence[Segment], *, tokens: int, rows: int = MAX_REFERENCE_TOKENS
-) -> list[Segment]:
-    """Beginnings of conversations, so many tokens together; of the shortest one row at least.
+def portion(segments: Sequence[Segment], *, tokens: int) -> list[Segment]:
+    """Beginnings of as many conversations as possible, so many tokens together.
 
     Each gets an equal share of what is left, the shortest first, so that what one does not need
-    goes to the longer ones.
-
-    Args:
-        rows: scored positions at the most.
+    goes to the longer ones. Where the prompts leave less than `SCORED_LEAST` answer tokens, see
+    `shortest_prompts`.
     """
     chosen: list[Segment] = []
+    left = tokens
     waiting = sorted(segments, key=lambda segment: len(segment.tokens))
     for index, segment in enumerate(waiting):
-        share = tokens // (len(waiting) - index)
+        share = left // (len(waiting) - index)
         count = sum(place < share - 1 for place in segment.scored)
-        count = min(count, max(1, rows // (len(waiting) - index)))
-        if count == 0 and not chosen and index == len(waiting) - 1:
-            # Every prompt is longer than its share: the shortest is asked all the same.
-            return [waiting[0].beginning(1)]
-        if count > 0 and rows > 0:
+        if count > 0:
             chosen.append(segment.beginning(count))
-            tokens -= len(chosen[-1].tokens)
-            rows -= count
+            left -= len(chosen[-1].tokens)
+    if sum(len(segment.scored) for segment in chosen) < SCORED_LEAST:
+        return shortest_prompts(segments, tokens=tokens, rows=SCORED_LEAST)
+    return chosen
+
+
+def shortest_prompts(segments: Sequence[Segment], *, tokens: int, rows: int) -> list[Segment]:
+    """Beginnings of the conversations with the shortest prompts: most answer for so many tokens.
+
+    The first one brings up to `SCORED_LEAST` answer tokens even where its prompt is too long.
+
+    Args:
+        rows: answer tokens at the most.
+    """
+    chosen: list[Segment] = []
+    for segment in sorted(segments, key=lambda one: (len(one.prompt), -len(one.scored))):
+        count = sum(place < tokens - 1 for place in segment.scored)
+        if not chosen:
+            count = max(count, min(SCORED_LEAST, len(segment.scored)))
+        count = min(count, rows)
+        if count <= 0:
+            break
+        chosen.append(segment.beginning(count))
+        tokens -= len(chosen[-1].tokens)
+        rows -= count
     return chosen
 
 
