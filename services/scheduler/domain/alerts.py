@@ -15,10 +15,12 @@ from scheduler.domain.tasks import RunFault
 RETRY_REST: Final = timedelta(seconds=5)
 RETRY_DOUBLINGS: Final = 8
 MAX_TRIES: Final = 14
-# An export's failures that are a machine's own: a full disk, or one that computes or keeps wrongly.
-_OF_A_MACHINE: Final = frozenset(
+# An export's failures that no user can mend: a full disk, a machine that computes or keeps wrongly,
+# a merge that is not the adapter's.
+_OF_THE_PLATFORM: Final = frozenset(
     {
         FaultCode.EXPORT_DISK_FULL,
+        FaultCode.EXPORT_MERGE_MISMATCH,
         FaultCode.EXPORT_QUANTIZATION_BROKEN,
         FaultCode.EXPORT_VERIFY_MISMATCH,
     }
@@ -65,7 +67,7 @@ def reason_for(fault: RunFault, *, same_oom_count: int) -> Reason | None:
     Args:
         same_oom_count: earlier runs of the same configuration that ran out of memory.
     """
-    if TABLE[fault.code].category is Category.INTERNAL or fault.code in _OF_A_MACHINE:
+    if TABLE[fault.code].category is Category.INTERNAL or fault.code in _OF_THE_PLATFORM:
         return Reason.INTERNAL_FAULT
     if is_oom_repeated(fault, same_oom_count=same_oom_count):
         return Reason.OOM_REPEATED
