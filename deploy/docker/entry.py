@@ -1,6 +1,6 @@
 """Entry of every image: adds the private settings of this service and becomes the service.
 
-The settings lie in a file that only this service's account can read, so that no secret stands in
+The settings lie in a file that only this service's account can read, so that no secret is in
 the compose file, in the image, or in the output of an inspecting command.
 """
 

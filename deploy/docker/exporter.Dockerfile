@@ -10,7 +10,7 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends build-essential cmake ninja-build \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --system --uid 10001 --home-dir /var/lib/tunesmith --create-home tunesmith
-# The account that runs it cannot keep bytecode: each start and health check would compile anew.
+# The account that runs it cannot keep bytecode: each start and health check would compile again.
 ENV UV_COMPILE_BYTECODE=1
 WORKDIR /opt/tunesmith
 COPY requirements/uv.txt requirements/exporter.txt requirements/torch.txt requirements/llama.txt \

@@ -6,7 +6,7 @@ ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS packages
 ARG TORCH_BACKEND=cpu
 ARG UNSLOTH=
-# The account that runs it cannot keep bytecode: each start and health check would compile anew.
+# The account that runs it cannot keep bytecode: each start and health check would compile again.
 ENV UV_COMPILE_BYTECODE=1
 WORKDIR /opt/tunesmith
 COPY requirements/uv.txt requirements/trainer.txt requirements/torch.txt requirements/

@@ -47,12 +47,12 @@ def up(
             raise typer.Exit(stack.serve(folder))
         with Status("Starting", console=err) as line:
 
-            def tell(now: stack.StackState) -> None:
+            def report(now: stack.StackState) -> None:
                 ready = sum(entry.state == "ready" for entry in now.processes)
                 waiting = [entry.name for entry in now.processes if entry.state != "ready"]
                 line.update(f"Starting: {ready} ready, waiting for {', '.join(waiting) or '…'}")
 
-            now = stack.up(folder, tell=tell)
+            now = stack.up(folder, report=report)
     except SetupRefused as refused:
         _refuse(refused, as_json=as_json)
     _show(now, as_json=as_json)

@@ -40,7 +40,7 @@ def fetch(
     """Download and unpack a package below a scratch folder.
 
     Returns:
-        the folder that stands for the root of a file system, and what was taken, in words.
+        the folder that is the root of a file system, and what was taken, in words.
     Raises:
         SetupRefused: this is no Debian, the package cannot be had, or its hash differs.
     """

@@ -188,10 +188,10 @@ def _accelerator() -> str:
         said = subprocess.run(
             command, capture_output=True, text=True, check=True, timeout=IMPORT_SECONDS
         )
-        told = json.loads(said.stdout.splitlines()[-1])
+        found = json.loads(said.stdout.splitlines()[-1])
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
         raise SetupRefused(f"The trainer cannot look: {error}.", next_step=SETUP) from error
-    return accelerator_sentence(told["facts"], told["findings"])
+    return accelerator_sentence(found["facts"], found["findings"])
 
 
 def accelerator_sentence(facts: Mapping[str, Any], findings: Sequence[Mapping[str, str]]) -> str:

@@ -110,7 +110,7 @@ def default_state() -> Path:
 def open_layout(state: Path) -> Layout:
     """Make the state folder unless it is there, and read or choose its ports and secrets.
 
-    Ports that another program has taken since are chosen anew.
+    Ports that another program has taken since are chosen again.
 
     Raises:
         SetupRefused: the folder is someone else's, cannot be made, or is damaged.
@@ -219,13 +219,13 @@ def _read_private(path: Path) -> dict[str, str]:
     except (ValueError, TypeError, AttributeError) as error:
         raise SetupRefused(
             f"{path} is damaged.",
-            next_step=f"Restore it, or remove the whole folder {path.parent} to begin anew.",
+            next_step=f"Restore it, or remove the whole folder {path.parent} to start over.",
         ) from error
     return dict(record)
 
 
 def _settled_ports(state: Path, stack_id: str) -> dict[str, int]:
-    """The ports on file; those that are missing or taken are chosen anew while nothing runs."""
+    """The ports on file; missing or taken ones are chosen again while nothing runs."""
     path = state / "ports.json"
     try:
         filed = {str(k): int(v) for k, v in json.loads(path.read_text(encoding="utf-8")).items()}

@@ -20,7 +20,7 @@ LAUNCHER = Path(__file__).with_name("launch.py")
 # In every process's environment, so that what outlived its supervisor can be found.
 MARK = "TUNESMITH_STACK_ID"
 POLL_SECONDS = 0.05
-# Linux tells the start of a process in ticks since boot, which no clock change moves.
+# Linux reports the start of a process in ticks since boot, which no clock change moves.
 OWN_STAT = Path("/proc/self/stat")
 
 
@@ -56,7 +56,7 @@ class ProcessSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """A process that was started: its id, and what tells it from a later one of the same id."""
+    """A process that was started: its id, and what distinguishes it from a later one of that id."""
 
     name: str
     pid: int
@@ -71,7 +71,7 @@ def launch_argv(spec: ProcessSpec, *, parent: int) -> list[str]:
 
 
 def birth_of(pid: int) -> str | None:
-    """What tells this process from an earlier or later one of the same id; None when none runs."""
+    """What distinguishes this process from others of the same id; None when none runs."""
     if not OWN_STAT.exists():
         return _birth_by_psutil(pid)
     try:
@@ -109,13 +109,13 @@ def read_records(folder: Path) -> list[Record]:
 
 
 def signal_group(pid: int, number: signal.Signals) -> None:
-    """Signal everything in the group that a started process leads; gone is fine."""
+    """Signal the process group of a started process; a group that has ended is no error."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
 
 
 def signal_one(pid: int, number: signal.Signals) -> None:
-    """Signal a process alone; gone is fine."""
+    """Signal one process; a process that has ended is no error."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)
 
@@ -133,7 +133,7 @@ def marked(stack_id: str) -> list[psutil.Process]:
 
 
 def sweep(stack_id: str, folder: Path, *, wait_seconds: float) -> list[str]:
-    """End what is left of a stack whose supervisor is gone; return the names of what was killed.
+    """End what is left of a stack whose supervisor has ended; return the names of what was killed.
 
     First asks, then kills: the filed processes with their groups, and whatever carries the mark.
     """

@@ -51,7 +51,7 @@ HANDED_TO_WORKERS = frozenset(
         "LD_LIBRARY_PATH",
     }
 )
-# Where operators are told; only who tells them needs it, and whoever has it can write there.
+# The address of operators' alerts: a secret of the one service that sends them.
 HANDED_TO_SCHEDULER = frozenset({"TUNESMITH_ALERT_WEBHOOK_URL"})
 # These decide who may do what; the stack makes its own and takes none from outside.
 NEVER_HANDED_ON = frozenset(

@@ -26,7 +26,7 @@ from deploy.local.supervisor import Supervisor
 from tunesmith import credentials
 from tunesmith.api.billing.v1 import billing_service_pb2, billing_service_pb2_grpc
 
-# Everything imports and connects anew on two slow cores.
+# Each process imports its modules and connects again, on two slow cores.
 UP_SECONDS = 240.0
 DOWN_SECONDS = 75.0
 SWEEP_SECONDS = 10.0
@@ -68,7 +68,7 @@ class StackState:
 
 
 def serve(state: Path) -> int:
-    """Be the supervisor of this state folder until told to stop; the exit code.
+    """Supervise this state folder until a stop is requested; return the exit code.
 
     Raises:
         SetupRefused: something is missing, or another supervisor is there.
@@ -121,18 +121,18 @@ def require_parts() -> Parts:
     return parts
 
 
-def up(state: Path, *, tell: Callable[[StackState], None]) -> StackState:
+def up(state: Path, *, report: Callable[[StackState], None]) -> StackState:
     """Start a supervisor of its own and wait until the stack is ready.
 
     Args:
-        tell: called with the state now and then, for a progress line.
+        report: called with the state now and then, for a progress line.
     Raises:
         SetupRefused: it did not become ready; everything that was started has ended again.
     """
     require_parts()
     layout = layouts.open_layout(state)
     if layouts.stack_is_running(layout.state):
-        return _wait_until_ready(layout, None, tell)
+        return _wait_until_ready(layout, None, report)
     log = layout.logs / "supervisor.log"
     supervisor.rotate(log)
     layout.status.unlink(missing_ok=True)
@@ -145,7 +145,7 @@ def up(state: Path, *, tell: Callable[[StackState], None]) -> StackState:
             start_new_session=True,
             cwd=layout.state,
         )
-    return _wait_until_ready(layout, child, tell)
+    return _wait_until_ready(layout, child, report)
 
 
 def down(state: Path) -> list[str]:
@@ -213,12 +213,12 @@ def write_credentials(layout: Layout) -> None:
 
 
 def _wait_until_ready(
-    layout: Layout, child: subprocess.Popen[bytes] | None, tell: Callable[[StackState], None]
+    layout: Layout, child: subprocess.Popen[bytes] | None, report: Callable[[StackState], None]
 ) -> StackState:
     deadline = time.monotonic() + UP_SECONDS
     while True:
         now = status(layout.state)
-        tell(now)
+        report(now)
         if now.ready:
             return now
         ended = child is not None and child.poll() is not None

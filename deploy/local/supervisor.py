@@ -57,7 +57,7 @@ class Condition:
 
 
 class Supervisor:
-    """Runs a list of processes until it is told to stop."""
+    """Runs a list of processes until a stop is requested."""
 
     def __init__(
         self,

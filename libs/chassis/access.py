@@ -1,6 +1,6 @@
 """Who may call what: one table of all methods; what is not in it is denied.
 
-A test walks the descriptors of all contracts, so that a new method fails until it stands here.
+A test walks the descriptors of all contracts, so that a new method fails until it is listed here.
 """
 
 from collections.abc import Mapping

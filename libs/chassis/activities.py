@@ -1,4 +1,4 @@
-"""What a worker says that it does while it has no metrics to tell."""
+"""What a worker reports that it does while it has no metrics."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,7 +25,7 @@ def report(text: str, percent: float | None = None) -> work_service_pb2.TaskRepo
 async def downloading(
     session: LeaseSession, *, folder: Path, needed_bytes: int
 ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-    """Tells every second how far the download of a base is, by what has come into its folder.
+    """Reports every second how far the download of a base is, by what has come into its folder.
 
     Gives the look that it takes, for those who cannot wait for the next one.
 

@@ -68,7 +68,7 @@ class Bases:
         Args:
             renewed: gives URLs of its files once those of the lease have ended.
             commit: which one, when that is known; else the one that the base's revision names.
-            is_doubted: what lies there is compared with its digests again, or fetched anew.
+            is_doubted: what lies there is compared with its digests again, or fetched again.
         Raises:
             Fault: as `transfer.download`, as `ModelHub.fetch`.
         """

@@ -98,7 +98,7 @@ class _Unary(grpc.aio.UnaryUnaryClientInterceptor):
                 )
                 return await call
             except grpc.aio.AioRpcError as error:
-                raise _told(error, span) from error
+                raise _fault_of(error, span) from error
 
 
 class _Stream(grpc.aio.UnaryStreamClientInterceptor):
@@ -157,7 +157,7 @@ def _span(details: Any) -> Any:
     )
 
 
-def _told(error: grpc.aio.AioRpcError, span: trace.Span) -> Fault:
+def _fault_of(error: grpc.aio.AioRpcError, span: trace.Span) -> Fault:
     fault = fault_from_rpc(error)
     span.set_status(trace.StatusCode.ERROR, fault.code.value)
     return fault

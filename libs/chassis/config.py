@@ -100,7 +100,7 @@ def describe(config: object) -> dict[str, str]:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Host and port of `host:port`; an IPv6 host stands in brackets.
+    """Host and port of `host:port`; an IPv6 host is in brackets.
 
     Raises:
         ValueError: there is no port, or it is not one.

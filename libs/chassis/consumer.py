@@ -2,7 +2,7 @@
 
 The live side is fast and may lose, repeat or reorder; the log is complete and in order. So the log
 is read at the start, after every break, when a gap shows within a run, and from time to time; what
-came both ways is told apart by its number within the run. The handler keeps an inbox of its own,
+came both ways is recognised by its number within the run. The handler keeps an inbox of its own,
 in the transaction of what it does, because the same event may come again after a crash.
 """
 
@@ -115,7 +115,7 @@ class EventConsumer:
         self._behind = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Consume until told to stop; outages of server, scheduler and database are waited out."""
+        """Consume until a stop is requested; wait out outages of server, scheduler and database."""
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(self._follow_log(stop)),
@@ -132,7 +132,7 @@ class EventConsumer:
                 async with self._lock:
                     await self._read_log()
             except Exception as error:  # noqa: BLE001 - a room's handler or port; tried again.
-                self._tell("catch-up failed", error)
+                self._warn("catch-up failed", error)
             seconds = CATCH_UP_SECONDS if self._live else CATCH_UP_SECONDS_ALONE
             try:
                 async with asyncio.timeout(seconds):
@@ -182,7 +182,7 @@ class EventConsumer:
                 await self._session(stop)
                 wait_seconds = 0.1
             except jetstream.TROUBLE as error:
-                self._tell("live events interrupted", error)
+                self._warn("live events interrupted", error)
                 wait_seconds = min(2 * wait_seconds, RETRY_SECONDS_MAX)
             finally:
                 self._live = False
@@ -244,7 +244,7 @@ class EventConsumer:
             # handled after it, and a published event was stored.
             return FAILED_SECONDS if event.run in await self._read_log() else 0
         except Exception as error:  # noqa: BLE001 - a room's handler or port; tried again.
-            self._tell("event put back", error)
+            self._warn("event put back", error)
             return OUTAGE_SECONDS
 
     def _consumer_config(self) -> ConsumerConfig:
@@ -262,7 +262,7 @@ class EventConsumer:
             max_deliver=-1,
         )
 
-    def _tell(self, what: str, error: BaseException) -> None:
+    def _warn(self, what: str, error: BaseException) -> None:
         if _is_outage(error) or isinstance(error, jetstream.TROUBLE):
             reason = f"{type(error).__name__}: {error}"
             log.warning(what, durable=self._durable, reason=reason)

@@ -29,8 +29,8 @@ class _Room:
 
 # In a message: a failed tool's last output must fit.
 _IN_MESSAGE = _Room(text_bytes=4096, value_bytes=8192, key_bytes=63, key_count=32)
-# In trailing metadata, where peers take 8 KiB: all stands twice and in base64, and the message
-# once more with three bytes for each.
+# In trailing metadata, where peers take 8 KiB: it holds everything twice in base64, and the message
+# once more with three bytes for each character.
 _IN_METADATA = _Room(text_bytes=500, value_bytes=96, key_bytes=63, key_count=8)
 
 # What an answer without our details means: the transport spoke, or something between us.

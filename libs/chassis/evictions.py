@@ -14,10 +14,10 @@ log = telemetry.logger(__name__)
 async def make_room(cache: FolderCache, needed_bytes: int) -> None:
     """Deletes what was not used for longest, until so many bytes fit or nothing else can go."""
     for evicted in await asyncio.to_thread(cache.make_room, needed_bytes):
-        tell(evicted)
+        report(evicted)
 
 
-def tell(evicted: Evicted) -> None:
+def report(evicted: Evicted) -> None:
     """Logs and counts an entry that went."""
     log.info("cache_evicted", entry=evicted.name, size_bytes=evicted.size_bytes)
     _counter().add(evicted.size_bytes)

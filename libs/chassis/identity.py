@@ -186,7 +186,7 @@ def token_of(header: str | bytes | None) -> str:
 def service_token(
     key: str, service: str, *, clock: Callable[[], float] = time.time
 ) -> Callable[[], str]:
-    """A function that gives a valid token of this service, made anew before it grows old.
+    """A function that gives a valid token of this service, renewed before it expires.
 
     Args:
         clock: seconds since 1970.

@@ -97,7 +97,7 @@ class LeaseSession:
         kind = report.WhichOneof("report")
         assert kind is not None
         if kind == "warning":
-            log.info("warning told", code=report.warning.code, reason=report.warning.message)
+            log.info("warning reported", code=report.warning.code, reason=report.warning.message)
             report.warning.message = hide_paths(redact(report.warning.message))
         if kind == "stage":
             self._stage = errors.stage_from_proto(report.stage)
@@ -171,7 +171,7 @@ class LeaseSession:
             return
         fault.stage = fault.stage or self._stage
         fault.node = fault.node or self._node
-        # The user is told a part of it; by its id an operator finds the whole.
+        # The user sees a part of it; by its id an operator finds the whole.
         fault_id = secrets.token_hex(6)
         log.error(
             "task failed",
@@ -302,7 +302,7 @@ class LeaseSession:
             self._acknowledge(self._last_number)
 
     async def _close(self, method: Callable[..., Any], request: Any, seconds: float) -> None:
-        # Shielded: a process that is told to stop now still wants to know whether it counted.
+        # Shielded: a process that is stopped now still has to know whether it counted.
         self._closing = asyncio.ensure_future(self._insist(method, request, seconds))
         await asyncio.shield(self._closing)
         self._end()

@@ -1,10 +1,10 @@
-"""Events leave through Postgres: appended with the change they tell of, published afterwards.
+"""Events leave through Postgres: appended with the change that they report, published afterwards.
 
-`append` stands in the transaction of the change. One relay of a schema at a time publishes what is
+`append` runs in the transaction of the change. One relay of a schema at a time publishes what is
 not published yet: in order within a run, each with its event id as `Nats-Msg-Id`, marked once the
 server has acknowledged it. What was acknowledged but not yet marked is published again and taken
 for a duplicate by the server. Published rows stay: the table is the event log, and JetStream its
-projection, which is published anew when it was lost.
+projection, which is published again when it was lost.
 """
 
 import asyncio
@@ -220,7 +220,7 @@ class OutboxRelay:
         )
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Publish until told to stop; outages of server and database are waited out."""
+        """Publish until a stop is requested; wait out outages of server and database."""
         wait_seconds = 0.1
         async with asyncio.TaskGroup() as group:
             waker = group.create_task(self._wake_at(stop))
@@ -251,7 +251,7 @@ class OutboxRelay:
             if not await connection.fetchval(
                 "SELECT pg_try_advisory_lock($1, $2)", RELAY_LOCK, _key_of(schema)
             ):
-                # Another replica relays; this one stands by.
+                # Another replica relays; this one waits to take over.
                 await _sleep(stop, POLL_SECONDS)
                 return
             await connection.add_listener(f"outbox_{schema}", self._notified)
@@ -359,7 +359,7 @@ class OutboxRelay:
             log.warning("stream is a new one", stream=self._stream, events=highest)
         for start in range(0, highest, RESET_ROWS):
             await connection.execute(_RESET, start, start + RESET_ROWS)
-        # Only now: a crash before this line begins anew.
+        # Only now: a crash before this line starts over.
         await connection.execute(_REMEMBER, self._stream, created, info.state.last_seq)
 
     async def _until_woken(self) -> None:
@@ -374,7 +374,7 @@ class OutboxRelay:
 
 
 class _StreamReplacedError(OSError):
-    """The stream counts from the beginning again: it was deleted and made anew meanwhile."""
+    """The stream counts from the beginning again: it was deleted and created again meanwhile."""
 
 
 async def _settled(connection: Connection) -> bool:

@@ -114,7 +114,7 @@ def is_outage(error: BaseException) -> bool:
     its COMMIT; who repeats it must be idempotent.
     """
     if isinstance(error, asyncpg.InterfaceError):
-        # The same class tells of misuse, which is a mistake of ours and no outage.
+        # The same class reports misuse, which is an error of ours and no outage.
         return "clos" in str(error)
     if type(error) is OSError:
         # asyncio's summary of several addresses has no number; a full disk has one of its own.

@@ -1,7 +1,7 @@
 """What must never be read in a log, an event or an answer: the shapes of secrets, taken out.
 
 A path of the machine is no secret, and operators need it in their logs; but no user has a use for
-it, and it tells how the machine is made. `hide_paths` leaves the file's name.
+it, and it shows how the machine is set up. `hide_paths` leaves the file's name.
 """
 
 import re

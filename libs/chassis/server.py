@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
-from chassis import access, answering, redaction, telemetry
+from chassis import access, interceptor, redaction, telemetry
 from chassis.config import split_address
 from chassis.tls import Tls, refuse_open_door
 from lexicon.faults import Fault, FaultCode
@@ -35,7 +35,7 @@ CONCURRENT_STREAMS_MAX = 1024
 OPTIONS: tuple[tuple[str, int], ...] = (
     # Twice the interceptor's limit, so that its own answer is the one that is seen; what is larger
     # still is refused by the transport, which knows no codes.
-    ("grpc.max_receive_message_length", 2 * answering.REQUEST_BYTES_MAX),
+    ("grpc.max_receive_message_length", 2 * interceptor.REQUEST_BYTES_MAX),
     ("grpc.max_send_message_length", RESPONSE_BYTES_MAX),
     ("grpc.max_metadata_size", METADATA_BYTES_MAX),
     ("grpc.absolute_max_metadata_size", METADATA_BYTES_MAX),
@@ -70,7 +70,7 @@ async def run_server(
         signing_key: key of the tokens; None for a process that only answers health probes.
         register: adds the servicers and returns the full names of their services.
         background: long tasks; each gets the stop event and returns soon after it is set. One that
-            ends earlier or raises ends the process with an error, so that it is started anew.
+            ends earlier or raises ends the process with an error, so that it is started again.
         stop: set to end; default a fresh event that only signals set.
         on_ready: called with the port once calls are answered.
     Raises:
@@ -79,7 +79,7 @@ async def run_server(
     """
     refuse_open_door(listen, tls, signing_key=signing_key)
     stopping = stop or asyncio.Event()
-    door = answering.Answering(signing_key)
+    door = interceptor.ServerInterceptor(signing_key)
     server = _make_server(door)
     health = health_aio.HealthServicer()
     try:
@@ -122,7 +122,7 @@ def main(coroutine_factory: Callable[[], Coroutine[Any, Any, None]]) -> None:
         telemetry.stop()
 
 
-def _make_server(door: answering.Answering) -> grpc.aio.Server:
+def _make_server(door: interceptor.ServerInterceptor) -> grpc.aio.Server:
     return grpc.aio.server(
         # Handlers are coroutines; the pool is for the few that gRPC runs synchronously.
         migration_thread_pool=ThreadPoolExecutor(max_workers=1),
@@ -184,7 +184,7 @@ async def _probe(port: int, listen: str, tls: Tls | None, names: Sequence[str]) 
         options.append(("grpc.ssl_target_name_override", _own_name(tls)))
         channel = grpc.aio.secure_channel(address, tls.channel_credentials(), options=options)
     async with channel:
-        for method in answering.methods_of(names, sorted(access.ALLOWED)):
+        for method in interceptor.methods_of(names, sorted(access.ALLOWED)):
             status = await _status_without_token(channel, method)
             if status is not grpc.StatusCode.UNAUTHENTICATED:
                 raise Fault(
@@ -205,7 +205,7 @@ async def _status_without_token(channel: grpc.aio.Channel, method: str) -> grpc.
 
 
 def _own_name(tls: Tls) -> str:
-    """A name that our certificate stands for."""
+    """A name that our certificate is valid for."""
     from cryptography import x509
 
     certificate = x509.load_pem_x509_certificate(tls.certificate)

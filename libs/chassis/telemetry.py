@@ -33,7 +33,7 @@ from lexicon.faults import Fault, FaultCode
 INSTRUMENTATION = "tunesmith"
 STOP_SECONDS = 3.0
 LEVELS = ("debug", "info", "warning", "error")
-# Libraries that tell of every frame; their warnings are enough.
+# Libraries that log every frame; their warnings are enough.
 _QUIET = ("asyncio", "httpx", "httpcore", "nats", "grpc", "urllib3", "opentelemetry")
 _PROVIDERS: list[TracerProvider | MeterProvider] = []
 

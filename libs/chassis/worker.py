@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import grpc.aio
 
 from chassis import telemetry
-from chassis.answering import unexpected
+from chassis.interceptor import unexpected
 from chassis.leasing import CALL_SECONDS, PASSING, LeaseSession, backoff_seconds
 from lexicon.faults import Fault, FaultCode
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2, work_service_pb2_grpc
@@ -49,7 +49,7 @@ class Worker:
             free_memory_bytes: read before each wait for work; 0 for what `node` says.
             warm_models: read before each wait for work.
             unfit_reason: read before each wait for work. While it is not empty no work is asked
-                for, and the scheduler is told the reason every `unfit_seconds`.
+                for, and the scheduler gets the reason every `unfit_seconds`.
             unfit_seconds: see `unfit_reason`.
             incarnation: id of this process; default a random one.
         """
@@ -64,7 +64,7 @@ class Worker:
         self._incarnation = incarnation or secrets.token_hex(16)
 
     async def run(self, stop: asyncio.Event | None = None) -> None:
-        """Work until told to stop; a lease that is held then is given back.
+        """Work until a stop is requested; a lease that is held then is released.
 
         Raises:
             Fault: the scheduler refuses this node: ACCESS_DENIED, ACCESS_TOKEN_INVALID, INPUT_….

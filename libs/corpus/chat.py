@@ -1,7 +1,8 @@
 """Chat templates: loading, rendering, and which characters of a rendering are whose.
 
-The text of every message is found in the rendering, so that a special token inside it can be told
-from one that the template wrote, and so that labels sit exactly on what the assistant says.
+The text of every message is found in the rendering, so that a special token inside it is
+distinguished from one that the template wrote, and so that labels sit exactly on what the assistant
+says.
 """
 
 import itertools

@@ -1,6 +1,6 @@
 """Samples as token ids with labels; -100 marks what is read but not learnt.
 
-A token is trained on when it carries text of a trained segment. A special token that stands in the
+A token is trained on when it carries text of a trained segment. A special token that is in the
 words of a message is encoded as text: nobody can speak in another role by writing its mark.
 """
 
@@ -227,7 +227,7 @@ def _tokens(segments: Sequence[Segment], tokenizer: Tokenizer) -> Iterator[tuple
     """(id, first character, end character) of the joined text.
 
     The text is encoded as a whole, as it is when the model is used, and cut only around a special
-    token that stands in the words of a message.
+    token that is in the text of a message.
     """
     position = 0
     for text, is_literal in _chunks(segments, _specials(tokenizer)):

@@ -394,7 +394,7 @@ def _settled(value: Any) -> Any:
 def _printed(value: Any) -> Any:
     """The value after charging for its text, shared parts as often as they would be printed."""
     budget = _budget.get(None)
-    # Without a budget the compiler folds a constant that stands in the source.
+    # Without a budget the compiler folds a constant that is in the source.
     if budget is not None:
         _walk(value, budget, characters_per_unit=1)
     return value

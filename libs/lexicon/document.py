@@ -9,11 +9,11 @@ HEAD = """\
 # Faults
 
 Every failure has a stable code. This page is made from the table in `libs/lexicon`: first what you
-see, then every code. `python -m lexicon.document > docs/faults.md` writes it anew; a test fails
+see, then every code. `python -m lexicon.document > docs/faults.md` regenerates it; a test fails
 when it is stale.
 
 On the wire a fault is a `google.rpc.Status` with an `ErrorInfo` whose reason is the code and whose
-domain is `tunesmith`; on a failed run it stands in `Run.fault`. `tunesmith fault explain CODE`
+domain is `tunesmith`; on a failed run it is in `Run.fault`. `tunesmith fault explain CODE`
 prints one row.
 
 - **Retry**: `never` changes nothing, `same` may succeed when it is repeated, `smaller` when it is

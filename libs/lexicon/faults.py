@@ -54,7 +54,7 @@ class Fault(Exception):
             stage: where in a run it happened, one of the values of Stage.
             node: `nodes/{node}` on which it happened.
             remedy: replaces the row's remedy.
-            variant: name of one of the row's other remedies; what stands in braces in it is
+            variant: name of one of the row's other remedies; what is in braces in it is
                 filled in from the metadata.
             metadata: numbers and names of the message.
         """

@@ -25,7 +25,7 @@ _DEFAULT_ALPHA: Final = 8.0
 
 
 class Kind(StrEnum):
-    """What JSON value a field takes; null stands for the default of each."""
+    """What JSON value a field takes; null means the default of each."""
 
     BOOL = "true or false"
     NAMES = "a list of names"
@@ -37,7 +37,7 @@ class Kind(StrEnum):
     ANY = "anything"
 
 
-# Fields that `read_config` honours; factors and modules trained whole are told by the tensors.
+# Fields that `read_config` honours; factors and modules trained whole are known from the tensors.
 HONOURED: Mapping[str, Kind] = MappingProxyType(
     {
         "peft_type": Kind.TEXT,
@@ -66,9 +66,9 @@ IRRELEVANT: Mapping[str, str] = MappingProxyType(
         "inference_mode": "freezes the factors",
         "runtime_config": "is ignored by PEFT when it loads",
         "lora_dropout": "is off outside training",
-        "exclude_modules": "chose the modules; the tensors tell which have factors",
-        "layers_to_transform": "chose the modules; the tensors tell which have factors",
-        "layers_pattern": "chose the modules; the tensors tell which have factors",
+        "exclude_modules": "chose the modules; the tensors show which have factors",
+        "layers_to_transform": "chose the modules; the tensors show which have factors",
+        "layers_pattern": "chose the modules; the tensors show which have factors",
         "megatron_core": "names a Python module that only megatron_config uses",
         "qalora_group_size": "is read under use_qalora only",
         "loftq_config": "is read under init_lora_weights loftq only",
@@ -143,7 +143,7 @@ class AdapterConfig:
     target_parameters: frozenset[str]
 
     def is_parameter(self, name: str) -> bool:
-        """Tells whether PEFT adapts the tensor as a bare parameter."""
+        """Whether PEFT adapts the tensor as a bare parameter."""
         parts = name.split(".")
         return any(".".join(parts[start:]) in self.target_parameters for start in range(len(parts)))
 

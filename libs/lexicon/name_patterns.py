@@ -26,7 +26,7 @@ MAX_STEPS: Final = 10_000_000
 
 _V = TypeVar("_V")
 
-# Module names as they are written out, in which a dot stands for any character.
+# Module names as they are written out, in which a dot matches any character.
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_.]+")
 _WORD: Final = re.compile(r"\w")
 _TOKEN: Final = re.compile(
@@ -104,7 +104,7 @@ class NamePatterns(Generic[_V]):
         return self._values.get(name, default)
 
     def _matches(self, machine: Sequence[_State], name: str) -> bool:
-        """Tells whether the machine accepts some beginning of the name, as `re.match` does."""
+        """Whether the machine accepts some beginning of the name, as `re.match` does."""
         current = _reached(machine, [0], name, 0)
         for place, character in enumerate(name):
             if len(machine) - 1 in current:
@@ -183,7 +183,7 @@ def _machine(field: str, key: str) -> list[_State]:
 def _require_settled_sets(key: str) -> None:
     """Refuses sets whose meaning Python announces to change: nested ones and doubled signs."""
     for match in _SET_OR_ESCAPE.finditer(key):
-        # A sign that is escaped stands for itself.
+        # An escaped character matches itself.
         if _UNSETTLED.search(_ESCAPE.sub("x", match["rest"] or "")):
             raise _Unsupported("which has a set within a set or a doubled sign in one")
 
@@ -251,7 +251,7 @@ def _bounds(text: str) -> tuple[int, int | None]:
 
 
 def _write(node: _Node, states: list[_State]) -> None:
-    """Appends the states of a node; what follows it stands right behind them."""
+    """Appends the states of a node; what follows it comes right behind them."""
     if len(states) > MAX_STATES:
         raise _Unsupported("which is too large when its repetitions are written out")
     match node.kind:

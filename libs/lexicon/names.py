@@ -17,7 +17,7 @@ ECHO_LENGTH_MAX = 80
 # Longest name of a model that Ollama takes.
 # Source: types/model/name.go of Ollama.
 OLLAMA_NAME_LENGTH_MAX = 80
-# So much of a run's id tells models of one base apart.
+# So much of a run's id distinguishes models of one base.
 _OLLAMA_RUN_LENGTH = 8
 
 _ID = re.compile(ID_PATTERN)

@@ -97,7 +97,7 @@ ROWS: Mapping[FaultCode, FaultRow] = {
         category=Category.INTERNAL,
         grpc_status="INTERNAL",
         meaning="Something unexpected happened inside the platform.",
-        remedy="The operators have been told and look into it. Try again; if it persists, contact "
+        remedy="The operators have been notified. Try again; if it persists, contact "
         "support with the run id.",
     ),
     FaultCode.QUOTA_ARTIFACTS_EXCEEDED: _money(

@@ -67,7 +67,7 @@ ROWS: Mapping[FaultCode, FaultRow] = {
     FaultCode.EXPORT_EXISTS: _life(
         grpc_status="ALREADY_EXISTS",
         meaning="The hub entry has a GGUF of this type already.",
-        remedy="Download it with `tunesmith pull`, or ask for it anew with `--replace`.",
+        remedy="Download it with `tunesmith pull`, or request it again with `--replace`.",
     ),
     FaultCode.EXPORT_MERGE_MISMATCH: _export(
         meaning="The merged model does not behave as the adapter did in training, before any "
@@ -157,7 +157,7 @@ ROWS: Mapping[FaultCode, FaultRow] = {
         variants={
             "repeated": "The same configuration ran out of memory several times. This looks like "
             "a temporary fault of the platform, usually solved within a few hours; its operators "
-            "have been told. Wait and retry.",
+            "have been notified. Wait and retry.",
             "not_vouched": "The platform did not vouch for this model: take a verified catalog "
             "model of similar size and family, or move up to A10G (which needs a paid plan).",
         },

@@ -177,7 +177,7 @@ def _model(row: "_Table", folder: Path) -> CatalogModel:
 
 
 class _Table:
-    """A TOML table that knows where it stands and which of its fields were read."""
+    """A TOML table that knows its place in the file and which of its fields were read."""
 
     def __init__(self, values: Mapping[str, Any], *, file: str, place: str = "") -> None:
         self.place = place

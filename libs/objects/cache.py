@@ -95,7 +95,7 @@ class FolderCache:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 folder.rename(grave)
             except OSError:
-                # In use, gone already, or not ours to move.
+                # In use, deleted already, or not ours to move.
                 return False
         shutil.rmtree(grave, ignore_errors=True)
         return True

@@ -101,7 +101,7 @@ class UrlSigner:
         grant, signature = self._parse(url_path, query)
         path = self._path_prefix + grant.key
         canonical = _canonical_query(grant)
-        # All keys are tried, so that the time taken does not tell which of them signed.
+        # All keys are tried, so that the time taken does not reveal which of them signed.
         matches = [
             hmac.compare_digest(_signature(key, path=path, query=canonical), signature)
             for key in self._keys

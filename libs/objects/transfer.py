@@ -28,7 +28,7 @@ PARALLEL_FILES: Final = 4
 
 # Patience of one file: about three minutes of a store that is away, then the worker reports it.
 MAX_ATTEMPTS: Final = 12
-# Attempts that brought so much have shown that the store is there: patience begins anew.
+# An attempt that brought so much shows that the store is there: retries are counted from 0 again.
 PROGRESS_BYTES: Final = CHUNK_BYTES
 # A URL may have been renewed for another file long ago, and be refused as well; the next is new.
 MAX_RENEWALS: Final = 3
@@ -155,7 +155,7 @@ async def upload(
 
     Args:
         on_bytes: called with the number of bytes as they go; a repeated attempt counts again from 0
-            with the negative of what had gone.
+            with the negative of what was sent.
         refresh: gives a fresh URL when the store says that the old one has ended.
     Raises:
         Fault: STORAGE_URL_INVALID, STORAGE_URL_EXPIRED, STORAGE_OBJECT_EXISTS,
@@ -263,7 +263,7 @@ class _Download:
             await self._renew(fault)
             raise _Again from fault
         except _Again:
-            # Farther than ever: a store without ranges could begin anew for ever.
+            # Farther than ever: a store without ranges could start over for ever.
             arrived_bytes = await asyncio.to_thread(self._arrived_bytes)
             if arrived_bytes - self._furthest_bytes < PROGRESS_BYTES:
                 raise

@@ -18,7 +18,7 @@ def new_request_id() -> str:
 def full_name(project: str, collection: str, text: str) -> str:
     """Resource name for what a user typed; a full name stays as it is.
 
-    `habit` stands for `projects/{project}/datasets/habit`, `habit@2` for its version 2.
+    `habit` means `projects/{project}/datasets/habit`, `habit@2` for its version 2.
     """
     if text.startswith("projects/"):
         return text

@@ -65,8 +65,8 @@ def _write(whole: Path, merges: Path, target: Path, number: int) -> None:
     """Write the archive `whole` again with the weights of one run in it."""
     partial = target.with_name(target.name + ".partial")
     with zipfile.ZipFile(whole) as lora, zipfile.ZipFile(merges) as history:
-        told = _told(history)
-        sha256 = _sha256_of(told, number, where=merges.name)
+        records = _records(history)
+        sha256 = _sha256_of(records, number, where=merges.name)
         try:
             with zipfile.ZipFile(partial, "w") as archive:
                 for entry in lora.infolist():
@@ -79,14 +79,16 @@ def _write(whole: Path, merges: Path, target: Path, number: int) -> None:
                         with lora.open(entry) as source:
                             shutil.copyfileobj(source, sink, CHUNK_BYTES)
                         if entry.filename == CARD_NAME:
-                            text = f"\nThese are the weights after run {number} of {len(told)}.\n"
+                            text = (
+                                f"\nThese are the weights after run {number} of {len(records)}.\n"
+                            )
                             sink.write(text.encode())
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
 
 
-def _told(history: zipfile.ZipFile) -> list[Any]:
+def _records(history: zipfile.ZipFile) -> list[Any]:
     """The runs in a merge history."""
     with history.open(HISTORY_NAME) as file:
         document = json.loads(file.read(HISTORY_BYTES_MAX))

@@ -19,7 +19,7 @@ CONNECT_SECONDS = 10.0
 IDLE_SECONDS = 120.0
 TRIES = 5
 CHUNK_BYTES = 1 << 20
-# Where the gateway says which code an HTTP refusal stands for.
+# Where the gateway says which code an HTTP refusal has.
 CODE_HEADER = "x-tunesmith-code"
 
 OnBytes: TypeAlias = Callable[[int], None]
@@ -168,7 +168,7 @@ def holds(path: Path, *, size_bytes: int, sha256: str) -> bool:
 
 
 def unwritable(path: Path, error: OSError) -> LimitError:
-    """What a caller is told when a file here cannot be written."""
+    """The fault of a local file that cannot be written."""
     return LimitError(
         "STORAGE_FULL",
         f"{path} cannot be written: {error.strerror}.",

@@ -24,7 +24,7 @@ from tunesmith.api.billing.v1 import billing_service_pb2, billing_service_pb2_gr
 
 
 async def run() -> None:
-    """Serves billing until it is told to stop."""
+    """Serves billing until a stop is requested."""
     telemetry.start("billing")
     settings = config.load(Config, os.environ)
     telemetry.logger(__name__).info("starting", **config.describe(settings))

@@ -56,7 +56,7 @@ class RunEvents:
             return await unit.cursor(READER)
 
     async def save_cursor(self, page_token: str) -> None:
-        """Notes how far the scheduler's event log was read."""
+        """Records how far the scheduler's event log was read."""
         async with self._store.unit() as unit:
             await unit.save_cursor(READER, page_token)
 

@@ -110,7 +110,7 @@ class BillingService(billing_service_pb2_grpc.BillingServiceServicer):
         end = outcome_of(facts)
         if end is not None:
             recomputed += settle(row.hold, line, end[0], event_time=end[1])
-        told = differences(recorded, recomputed)
+        found = differences(recorded, recomputed)
         receipt = wire.receipt_to_proto(
             run=run,
             bill=bill_of(recomputed),
@@ -119,7 +119,7 @@ class BillingService(billing_service_pb2_grpc.BillingServiceServicer):
             settled=end is not None,
         )
         return billing_service_pb2.VerifyRunResponse(
-            consistent=not told, recomputed=receipt, differences=told
+            consistent=not found, recomputed=receipt, differences=found
         )
 
     async def GrantCredits(
@@ -251,7 +251,7 @@ def _before_the_end(row: BillRow, recorded: tuple[Transfer, ...]) -> tuple[Trans
 
 
 async def _first_hold(unit: Unit, run: str, *, amount_micros: int) -> Entry:
-    """Answers a hold that was asked for before: the first entry, if it still stands."""
+    """Answers a hold that was asked for before: the first entry, if it is still held."""
     row = await unit.bill(run, lock=True)
     assert row is not None
     if row.state is BillState.RELEASED:

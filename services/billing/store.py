@@ -188,7 +188,7 @@ class Unit:
         return row is not None
 
     async def bar_bill(self, *, run: str, project: str) -> bool:
-        """Notes that a run must not be held for any more; False when it has a bill already."""
+        """Records that a run must not be held for any more; False when it has a bill already."""
         row = await self.connection.fetchrow(_SQL["insert_released_bill"], run, project)
         return row is not None
 
@@ -258,7 +258,7 @@ class Unit:
         return token or ""
 
     async def save_cursor(self, reader: str, page_token: str) -> None:
-        """Notes how far a reader has come."""
+        """Records how far a reader has come."""
         await self.connection.execute(_SQL["save_cursor"], reader, page_token)
 
 

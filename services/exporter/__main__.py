@@ -16,7 +16,7 @@ log = telemetry.logger(__name__)
 
 
 async def main() -> None:
-    """Lease and export until told to stop."""
+    """Lease and export until a stop is requested."""
     telemetry.start("exporter")
     config = load(Config, os.environ)
     log.info("starting", config=describe(config))

@@ -124,8 +124,8 @@ class Child:
             match await self._receive(self._silence_seconds):
                 case Progress() as progress:
                     on_progress(progress)
-                case Evicted() as gone:
-                    on_evicted(cache.Evicted(name=gone.name, size_bytes=gone.size_bytes))
+                case Evicted() as evicted:
+                    on_evicted(cache.Evicted(name=evicted.name, size_bytes=evicted.size_bytes))
                 case Exported() as exported:
                     return exported
                 case BaseNeeded():

@@ -13,7 +13,7 @@ class BaseNeededError(Exception):
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """A message; msgspec tells the kinds apart by the name of the class."""
+    """A message; msgspec distinguishes the kinds by the name of the class."""
 
 
 class Export(_Message, frozen=True, kw_only=True):

@@ -74,7 +74,7 @@ class Exporter:
         await self._end_child()
 
     async def handle(self, session: LeaseSession) -> None:
-        """Export what is leased, or stop at once when told to."""
+        """Export what is leased, or stop at once on request."""
         work = asyncio.create_task(self._work(session))
         aborted = asyncio.create_task(session.aborted.wait())
         try:
@@ -95,7 +95,7 @@ class Exporter:
             await asyncio.to_thread(shutil.rmtree, self._folder(session), ignore_errors=True)
 
     async def _prepare(self) -> None:
-        # A child that does not start is told to the lease that needs it, not to nobody.
+        # Startup errors surface on the lease that needs the process.
         with suppress(Fault):
             await self._ready_child()
 
@@ -142,7 +142,7 @@ class Exporter:
         """Runs a job; no verdict falls over a base whose files were not just checked.
 
         Files and their conversion stay for months, and disks rot. When a verdict may be their fault
-        they are compared with their digests and converted anew, once.
+        they are compared with their digests and converted again, once.
         """
         try:
             return await self._run_with_base(session, job, base)
@@ -158,8 +158,8 @@ class Exporter:
             except Fault as unchecked:
                 log.warning("base_not_checked", code=unchecked.code)
                 raise fault from unchecked
-        anew = msgspec.structs.replace(job, checkpoint=str(folder), is_converted_anew=True)
-        return await self._run(session, anew)
+        again = msgspec.structs.replace(job, checkpoint=str(folder), is_converted_anew=True)
+        return await self._run(session, again)
 
     async def _run_with_base(self, session: LeaseSession, job: Export, base: "_Base") -> Exported:
         """Runs a job, with the base's files only where there is no conversion of them."""
@@ -184,7 +184,7 @@ class Exporter:
                 last_step = progress.step
                 log.info("export_step", step=progress.step, quantization=job.quantization)
 
-        exported = await child.export(job, show, evictions.tell)
+        exported = await child.export(job, show, evictions.report)
         log.info("exported", quantization=job.quantization, seconds=exported.seconds)
         return exported
 
@@ -280,7 +280,7 @@ class _Base:
 
 
 def unforeseen(error: Exception) -> Fault:
-    """What a run is told of an error that nothing else caught; a full disk can strike anywhere."""
+    """The fault of an error that nothing else caught; a full disk can strike anywhere."""
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return Fault(FaultCode.EXPORT_DISK_FULL, stage=Stage.EXPORTING)
     kind = type(error).__name__

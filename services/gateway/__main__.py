@@ -40,7 +40,7 @@ log = telemetry.logger(__name__)
 
 
 async def main() -> None:
-    """Serve until told to stop."""
+    """Serve until a stop is requested."""
     telemetry.start("gateway")
     config = load(Config, os.environ)
     log.info("starting", config=describe(config))

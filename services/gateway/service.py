@@ -127,7 +127,7 @@ async def _refuse(
     """Hand on what the service answered, its `google.rpc.Status` untouched.
 
     An answer without one comes from the transport; its text names addresses that are nobody's
-    business, so a fault of our own stands in for it, with the status that the call has.
+    business, so a fault of our own replaces it, with the status that the call has.
     """
     trailing = error.trailing_metadata() or ()
     details = [(key, value) for key, value in trailing if key == DETAILS_KEY]

@@ -40,7 +40,7 @@ from tunesmith.api.model.v1 import model_service_pb2, model_service_pb2_grpc
 
 
 async def run() -> None:
-    """Serves the hub until it is told to stop."""
+    """Serves the hub until a stop is requested."""
     telemetry.start("hub")
     settings = config.load(Config, os.environ)
     telemetry.logger(__name__).info("starting", **config.describe(settings))

@@ -16,7 +16,7 @@ QuotaOf = Callable[[str], Awaitable[Quota]]
 
 
 def for_service() -> bool:
-    """Whether another service asks; only those are told where objects lie."""
+    """Whether another service asks; only those get the places of objects."""
     return current_caller().role is Role.SERVICE
 
 

@@ -221,9 +221,9 @@ class ObjectService(object_service_pb2_grpc.ObjectServiceServicer):
             files = artifact.files if artifact else ()
             old = next((each for each in files if each.is_same_place(file)), None)
             if old is None or old.sha256 != file.sha256:
-                # What was given up since we looked is on the list of garbage until it is gone.
-                gone = await unit.is_garbage(file.object_key)
-                if gone or await self._objects.head(file.object_key) is None:
+                # What was given up since we looked is on the list of garbage until it is deleted.
+                is_garbage = await unit.is_garbage(file.object_key)
+                if is_garbage or await self._objects.head(file.object_key) is None:
                     raise Fault(FaultCode.STORAGE_OBJECT_NOT_FOUND, file=file.file_name)
                 growth = file.size_bytes - (old.size_bytes if old else 0)
                 check_artifact_room(usage, quota, new_bytes=growth)

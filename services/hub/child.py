@@ -89,7 +89,7 @@ def run(job: Job) -> Answer:
         return _refusal(fault)
     except MemoryError:
         return _out_of_room(job)
-    except Exception as error:  # noqa: BLE001 (the edge of this process; told without its text)
+    except Exception as error:  # noqa: BLE001 (the edge of this process; reported without its text)
         return Answer(unexpected=_place_of(error), is_last=True)
 
 
@@ -130,7 +130,7 @@ def main() -> None:
 
 
 def address_space_bytes() -> int:
-    """Address space of this process; 0 where the system does not tell."""
+    """Address space of this process; 0 where the system does not report it."""
     try:
         pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
     except OSError:
@@ -158,7 +158,7 @@ def _bound(job: Job | None, bare_bytes: int) -> None:
             room = bare_bytes + job.memory_bytes
     limit(resource.RLIMIT_AS, room)
     limit(resource.RLIMIT_CPU, cpu_seconds)
-    # By itself, too: whoever waits for the answer may be gone.
+    # By itself, too: whoever waits for the answer may have ended.
     signal.setitimer(signal.ITIMER_REAL, job.wall_seconds if job else 0.0)
 
 
@@ -193,7 +193,7 @@ def _is_from_memory(error: BaseException | None) -> bool:
 
 
 def _place_of(error: Exception) -> str:
-    """Kind of an error and the line that raised it; its text may hold what stands in the file."""
+    """Kind of an error and the line that raised it; its text may hold content of the file."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

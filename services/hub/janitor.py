@@ -28,7 +28,7 @@ class Janitor:
         self._objects = objects
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Works in rounds until told to stop; trouble ends a round, not the janitor."""
+        """Works in rounds until a stop is requested; trouble ends a round, not the janitor."""
         rounds = 0
         while not stop.is_set():
             try:

@@ -1,4 +1,4 @@
-"""Reads strangers' dataset files in processes of their own, and tells their end from their answer.
+"""Reads strangers' dataset files in processes of their own; a crash is distinct from an answer.
 
 A reader that is killed, hangs or runs out of memory takes nothing with it: the next file gets a
 fresh one, and the hub goes on answering. Readers are used again, because starting one takes longer
@@ -65,7 +65,7 @@ class Limits:
     wall_factor: float = 4.0
 
     def job(self, path: Path, *, file_name: str = "", row_count: int = 0) -> Job:
-        """What a reader is told of a file."""
+        """What a reader gets to know of a file."""
         size_bytes = path.stat().st_size
         room = self.memory_bytes + self.bytes_a_byte * size_bytes
         cpu_seconds = self.cpu_seconds + self.cpu_seconds_a_mib * (size_bytes >> 20)

@@ -237,7 +237,7 @@ async def _alive(unit: Unit, name: DatasetName) -> Dataset:
 
 
 async def living_version(unit: Unit, name: DatasetVersionName) -> Version:
-    """A version that was not deleted, with the dataset's own answer when that is gone."""
+    """A version that was not deleted, with the dataset's own answer when that was deleted."""
     found = await unit.version(name)
     if found is None:
         await _alive(unit, name.dataset_name)

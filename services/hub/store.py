@@ -136,11 +136,11 @@ class Unit:
         await self.connection.execute(_SQL["prolong_upload"], upload_id, expire_time)
 
     async def commit_upload(self, upload_id: str, *, version: int) -> None:
-        """Notes which version a pending upload became."""
+        """Records which version a pending upload became."""
         await self.connection.execute(_SQL["commit_upload"], upload_id, version)
 
     async def refuse_upload(self, upload_id: str, refusal: Refusal) -> None:
-        """Notes why a pending upload became nothing."""
+        """Records why a pending upload became nothing."""
         document = msgspec.json.encode(refusal).decode()
         await self.connection.execute(_SQL["refuse_upload"], upload_id, document)
 
@@ -365,8 +365,10 @@ class Unit:
     async def delete_artifact(self, artifact: Artifact) -> None:
         """Deletes a hub entry, frees its bytes and gives up its objects."""
         name = artifact.name
-        gone = await self.connection.fetchrow(_SQL["delete_artifact"], name.project, name.artifact)
-        if gone is not None:
+        deleted = await self.connection.fetchrow(
+            _SQL["delete_artifact"], name.project, name.artifact
+        )
+        if deleted is not None:
             await self.change_usage(name.project, artifact_bytes=-artifact.size_bytes)
             await self.add_garbage([file.object_key for file in artifact.files])
 
@@ -382,7 +384,7 @@ class Unit:
     # Garbage
 
     async def add_garbage(self, object_keys: Sequence[str]) -> None:
-        """Notes objects that no row refers to any more."""
+        """Records objects that no row refers to any more."""
         await self.connection.execute(_SQL["add_garbage"], list(object_keys))
 
     async def some_garbage(self) -> list[str]:
@@ -395,7 +397,7 @@ class Unit:
         return found
 
     async def forget_garbage(self, object_key: str) -> None:
-        """Notes that an object was removed from the store."""
+        """Records that an object was removed from the store."""
         await self.connection.execute(_SQL["forget_garbage"], object_key)
 
 

@@ -38,14 +38,14 @@ from tunesmith.api.work.v1 import work_service_pb2, work_service_pb2_grpc
 log = telemetry.logger(__name__)
 
 SERVICE: Final = "scheduler"
-# A waiting node asks anew every 20 s; one that was silent for three such waits is gone.
+# A waiting node asks again every 20 s; one that is silent for three such waits is lost.
 SILENT: Final = timedelta(seconds=60)
 # The relay and the listener hold a connection each.
 POOL_SIZE: Final = 12
 
 
 async def main() -> None:
-    """Serve until told to stop."""
+    """Serve until a stop is requested."""
     telemetry.start(SERVICE)
     settings = config.load(Config, os.environ)
     log.info("configuration", **config.describe(settings))

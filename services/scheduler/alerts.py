@@ -1,4 +1,4 @@
-"""Operators are told: noted with the failure, delivered to NATS and to a webhook, each by itself.
+"""Operators' alerts: recorded with the failure, delivered to NATS and a webhook independently.
 
 What is sent is a fault as users see it, so that secrets are out of it already. The address of the
 webhook is a secret of its own and is never logged.
@@ -31,7 +31,7 @@ MAX_DELIVERIES: Final = 10
 
 
 class Alerts:
-    """Notes alerts and delivers them."""
+    """Records alerts and delivers them."""
 
     def __init__(self, store: Store, *, nats_url: str, webhook_url: str | None) -> None:
         """Make it.
@@ -44,7 +44,7 @@ class Alerts:
         self._webhook_url = webhook_url
         self._channels = [Channel.NATS, *([Channel.WEBHOOK] if webhook_url else [])]
 
-    async def note(
+    async def record(
         self,
         transaction: Transaction,
         owner: str,
@@ -98,8 +98,8 @@ class Alerts:
             async with self._store.transaction() as transaction:
                 await transaction.settle_alert(delivery, delivered=not problem, gives_up=gives_up)
             if problem:
-                tell = log.error if gives_up else log.warning
-                tell(
+                write = log.error if gives_up else log.warning
+                write(
                     "operator alert not delivered",
                     alert=delivery.alert_id,
                     channel=delivery.channel,

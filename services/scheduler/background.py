@@ -68,7 +68,7 @@ class Reaper:
 
 
 class Ticker:
-    """Tells progress and holds runs to their limits."""
+    """Reports progress and holds runs to their limits."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -152,7 +152,7 @@ class Sweeper:
 async def every(
     seconds: float, run_once: Callable[[], Awaitable[object]], stop: asyncio.Event
 ) -> None:
-    """Runs something again and again until told to stop; what is away for a while is waited for."""
+    """Runs something in rounds until a stop is requested; waits out outages of what it needs."""
     while not stop.is_set():
         try:
             await run_once()

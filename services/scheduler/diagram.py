@@ -1,6 +1,6 @@
 """The state machine as a picture, made of nothing but the table of transitions.
 
-`python -m scheduler.diagram docs/run-lifecycle.md` draws it anew between its two marks.
+`python -m scheduler.diagram docs/run-lifecycle.md` draws it again between its two marks.
 """
 
 import sys

@@ -45,7 +45,7 @@ class ExportRows:
             export.create_time,
         )
         await self._tasks.put(export.name, export.task, tier=EXPORT_TIER)
-        await self._tell(export)
+        await self._publish(export)
 
     async def commit(self, before: Export, after: Export) -> None:
         """Writes what a decision made of an export, and its event when there is one."""
@@ -65,9 +65,9 @@ class ExportRows:
         if after.has_ended:
             await self._connection.execute(self._queries["note_end"], after.name, b"")
         if after.sequence != before.sequence:
-            await self._tell(after)
+            await self._publish(after)
 
-    async def _tell(self, export: Export) -> None:
+    async def _publish(self, export: Export) -> None:
         await outbox.append(self._connection, [wire_exports.outgoing(export)])
 
     async def read(self, name: str) -> tuple[Export, datetime]:

@@ -141,5 +141,5 @@ def _refusal(fault: Fault, export: Export) -> ExportSignal:
         return ArtifactGone()
     node = export.task.lease.node if export.task.lease else ""
     proto = errors.fault_to_proto(fault)
-    told = wire.fault_from_proto(proto, stage=Stage.EXPORTING, node=node)
-    return TaskFailed(fencing_epoch=export.task.fencing_epoch, fault=told)
+    failed = wire.fault_from_proto(proto, stage=Stage.EXPORTING, node=node)
+    return TaskFailed(fencing_epoch=export.task.fencing_epoch, fault=failed)

@@ -18,7 +18,7 @@ from scheduler.store import Transaction
 from scheduler.wire_work import NodeRecord
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2
 
-# What the machine tells an owner; a completion is told by its kind.
+# What the machine reports to an owner; a completion is reported by its kind.
 LeaseSignal: TypeAlias = TaskLeased | Heartbeat | TaskFailed | LeaseLost | TaskReleased
 
 
@@ -45,7 +45,7 @@ class About:
     """What the machine shows of an owner.
 
     Attributes:
-        run: run that a worker and operators are told.
+        run: run that workers and operators get to know.
         folder: URI under which outputs lie, each lease in a folder of its epoch.
         stage: stage of a fault that its node reports now.
         finish: why the node must end now and keep the work; empty while it goes on.

@@ -135,7 +135,7 @@ class Peers:
         """Makes a stored file an artifact after the hub has checked its size and sha256.
 
         Args:
-            existing_only: whether a hub entry that is gone stays gone.
+            existing_only: whether a deleted hub entry stays deleted.
         Returns:
             Name of the hub entry.
         Raises:

@@ -184,8 +184,8 @@ SELECT run, abandoned, create_time FROM submissions WHERE project = $1 AND reque
 DELETE FROM submissions WHERE run = $1;
 
 -- name: give_up_submission
-WITH gone AS (DELETE FROM submissions WHERE run = $1 RETURNING run)
-INSERT INTO leftovers (run, ended, due_time) SELECT run, true, clock_timestamp() FROM gone
+WITH deleted AS (DELETE FROM submissions WHERE run = $1 RETURNING run)
+INSERT INTO leftovers (run, ended, due_time) SELECT run, true, clock_timestamp() FROM deleted
 ON CONFLICT (run) DO NOTHING;
 
 -- name: abandon_stale_submissions
@@ -212,14 +212,14 @@ INSERT INTO hub_tokens (owner, sealed) VALUES ($1, $2);
 SELECT sealed FROM hub_tokens WHERE owner = $1;
 
 -- name: note_end
-WITH gone AS (DELETE FROM superseded_checkpoints WHERE run = $1),
+WITH deleted AS (DELETE FROM superseded_checkpoints WHERE run = $1),
     spent AS (DELETE FROM hub_tokens WHERE owner = $1)
 INSERT INTO leftovers (run, ended, adapter, due_time) VALUES ($1, true, $2, clock_timestamp())
 ON CONFLICT (run) DO UPDATE
 SET ended = true, adapter = excluded.adapter, due_time = excluded.due_time, try_count = 0;
 
 -- name: note_superseded
-WITH noted AS (INSERT INTO superseded_checkpoints (run, files) VALUES ($1, $2))
+WITH recorded AS (INSERT INTO superseded_checkpoints (run, files) VALUES ($1, $2))
 INSERT INTO leftovers (run, ended, due_time) VALUES ($1, false, clock_timestamp())
 ON CONFLICT (run) DO UPDATE SET due_time = excluded.due_time;
 

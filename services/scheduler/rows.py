@@ -297,7 +297,7 @@ def _checkpoint(row: Row) -> Checkpoint | None:
 
 
 def encoded(value: object | None) -> str | None:
-    """A value as it stands in a column of type jsonb."""
+    """A value as it is in a column of type jsonb."""
     return None if value is None else msgspec.json.encode(value).decode()
 
 

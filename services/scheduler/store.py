@@ -18,7 +18,7 @@ from chassis.postgres import Connection, Pool, Queries
 from lexicon.faults import Fault, FaultCode
 from scheduler import events, rows
 from scheduler.domain import alerts, leftovers
-from scheduler.domain import events as told
+from scheduler.domain import events as domain_events
 from scheduler.domain.alerts import Channel, Delivery
 from scheduler.domain.effects import Decision
 from scheduler.domain.leftovers import Superseded, Sweep
@@ -100,7 +100,7 @@ class Transaction:
         return await self.read_run(name)
 
     async def lock_run_if_free(self, name: str) -> tuple[Record, datetime] | None:
-        """The same, or None when it is gone or in other hands."""
+        """The same, or None when it has ended or is in other hands."""
         if await self._connection.fetchval(self._queries["lock_run_if_free"], name) is None:
             return None
         return await self.read_run(name)
@@ -161,7 +161,7 @@ class Transaction:
             if _is_plotted(metrics.step, metrics.total_steps):
                 await self._execute("put_loss", run.name, metrics.step, metrics.loss)
         for event in decision.events:
-            if isinstance(event.body, told.Warned):
+            if isinstance(event.body, domain_events.Warned):
                 body = event.body
                 await self._execute(
                     "put_warning", run.name, event.sequence, body.code, body.message, event.time
@@ -188,7 +188,7 @@ class Transaction:
     async def training_runs(
         self, age: timedelta, *, age_of_young: timedelta, young: timedelta
     ) -> list[str]:
-        """Runs that train and whose progress was told so long ago; for young ones less counts."""
+        """Training runs whose progress was reported so long ago; a shorter age for young runs."""
         query = self._queries["training_runs"]
         found = await self._connection.fetch(query, age, age_of_young, young)
         return [row["run"] for row in found]
@@ -265,10 +265,10 @@ class Transaction:
         return [rows.node_of(row) for row in found], [row["position"] for row in found], now
 
     async def begin_submission(self, project: str, request_id: str, run: str) -> Hold | None:
-        """Notes a submission before money is held; the first note of a request stays.
+        """Records a pending submission before money is held; the first of a request stays.
 
         Returns:
-            The note; None when the first one has ended this moment.
+            The pending submission; None when the first one has ended this moment.
         """
         await self._execute("begin_submission", project, request_id, run)
         return await self.lock_submission(project, request_id)
@@ -282,7 +282,7 @@ class Transaction:
         await self._execute("end_submission", run)
 
     async def give_up_submission(self, run: str) -> None:
-        """Ends a note that became no run; what it may hold at the hub is let go of by a sweep."""
+        """Ends a pending submission that became no run; a sweep releases its holds at the hub."""
         await self._execute("give_up_submission", run)
 
     async def abandon_stale_submissions(self, age: timedelta) -> list[str]:
@@ -298,7 +298,7 @@ class Transaction:
         return None if row is None else Sweep(**row)
 
     async def settle_sweep(self, sweep: Sweep, *, again_after: timedelta | None) -> None:
-        """Notes an answered sweep; nothing when another has become due meanwhile."""
+        """Records an answered sweep; nothing when another has become due meanwhile."""
         await self._execute("settle_sweep", sweep.run, sweep.due_time, again_after)
 
     async def superseded(self, run: str) -> list[Superseded]:
@@ -312,7 +312,7 @@ class Transaction:
     async def note_alert(
         self, alert_id: str, channels: Sequence[Channel], *, code: str, payload: bytes
     ) -> None:
-        """Has operators told through these channels once this transaction is committed."""
+        """Records an alert for these channels with this transaction."""
         await self._execute("note_alert", alert_id, list(channels), code, payload)
 
     async def claim_alert(self, channels: Sequence[Channel]) -> Delivery | None:
@@ -323,7 +323,7 @@ class Transaction:
         return None if row is None else Delivery(**{**row, "channel": Channel(row["channel"])})
 
     async def settle_alert(self, delivery: Delivery, *, delivered: bool, gives_up: bool) -> None:
-        """Notes how a try went; a failed one that is not the last is made again when it is due."""
+        """Records how a try went; one that failed, except the last, is repeated when it is due."""
         await self._execute(
             "settle_alert", delivery.alert_id, delivery.channel, delivered, gives_up
         )

@@ -1,8 +1,8 @@
-"""How a run comes to be: check, note, hold, commit; a crash between any two is healed.
+"""How a run comes to be: check, record, hold, commit; a crash between any two is healed.
 
-The note is a row written before datasets and money are held. It becomes a run in one transaction
-that also deletes it. A note that nobody follows up is marked first, so that no late caller can make
-a run of it, then its holds are given back.
+A pending submission is a row written before datasets and money are held. It becomes a run in one
+transaction that also deletes it. One that nobody follows up is marked first, so that no late
+caller can make a run of it; then its holds are released.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from tunesmith.api.validation.v1 import validation_service_pb2
 
 log = telemetry.logger(__name__)
 
-# A spec stands in the first event of its run, and an event must fit into a message of NATS.
+# A spec is in the first event of its run, and an event must fit into a message of NATS.
 MAX_SPEC_BYTES: Final = 256 * 1024
 
 # Findings that the refusal names one by one; the message names all.
@@ -118,11 +118,11 @@ class Submitter:
         if answer is not None:
             return answer
         report = await self.check(order.project, order.spec, hub_token=order.hub_token)
-        note = await self._note(order)
-        if isinstance(note, bytes):
-            return note
-        await self._reserve(note, report)
-        return await self._create(order, report, note.run)
+        pending = await self._record(order)
+        if isinstance(pending, bytes):
+            return pending
+        await self._reserve(pending, report)
+        return await self._create(order, report, pending.run)
 
     async def heal(self) -> int:
         """Gives back what crashed submissions hold; returns how many were healed."""
@@ -160,51 +160,51 @@ class Submitter:
         async with self._store.transaction() as transaction:
             return await transaction.peek(order.project, order.method, order.request)
 
-    async def _note(self, order: Order) -> Hold | bytes:
-        """Writes the note or finds that of an earlier try; the answer when there is one by now."""
+    async def _record(self, order: Order) -> Hold | bytes:
+        """Records the pending submission, or finds that of an earlier try, or its answer."""
         async with self._store.transaction() as transaction:
             now = await transaction.now()
             run_id = new_id("run", now=now, random_bytes=secrets.token_bytes)
             name = f"projects/{order.project}/runs/{run_id}"
-            note = await transaction.begin_submission(order.project, _key(order), name)
-            # A twin of this call may have come to its end since we looked; its note is gone then.
+            pending = await transaction.begin_submission(order.project, _key(order), name)
+            # A twin of this call may have ended since the last look; its pending row too.
             answer = await transaction.peek(order.project, order.method, order.request)
             if answer is not None:
                 await transaction.end_submission(name)
                 return answer
-        if note is None or note.abandoned:
+        if pending is None or pending.abandoned:
             raise _refused(Fault(FaultCode.DEP_SERVICE_UNAVAILABLE))
-        return note
+        return pending
 
     async def _reserve(
-        self, note: Hold, report: validation_service_pb2.ValidateRunResponse
+        self, pending: Hold, report: validation_service_pb2.ValidateRunResponse
     ) -> None:
         """Holds the bytes of the datasets, then the price.
 
-        A refusal ends the note; no answer leaves it to the healer.
+        A refusal ends the pending submission; no answer leaves it to the healer.
         """
         versions = [version.name for version in report.datasets]
         try:
-            await self._peers.hold_versions(note.run, versions)
-            await self._peers.hold(note.run, report.quote, event_time=note.create_time)
+            await self._peers.hold_versions(pending.run, versions)
+            await self._peers.hold(pending.run, report.quote, event_time=pending.create_time)
         except Fault as fault:
             if fault.code is not FaultCode.DEP_SERVICE_UNAVAILABLE:
                 async with self._store.transaction() as transaction:
-                    await transaction.give_up_submission(note.run)
+                    await transaction.give_up_submission(pending.run)
             raise _refused(fault) from fault
 
     async def _create(
         self, order: Order, report: validation_service_pb2.ValidateRunResponse, run_name: str
     ) -> bytes:
-        """Writes run, task, event and answer, and ends the note, in one transaction."""
+        """Writes run, task, event and answer, and deletes the pending submission, at once."""
         async with self._store.transaction() as transaction:
-            # First the note, then the memory: everywhere in this order, so that twins do not
-            # wait for each other in a circle.
-            note = await transaction.lock_submission(order.project, _key(order))
+            # First the pending submission, then the answer: everywhere in this order, so that twins
+            # do not wait for each other in a circle.
+            pending = await transaction.lock_submission(order.project, _key(order))
             answer = await transaction.recall(order.project, order.method, order.request)
             if answer is not None:
                 return answer
-            if note is None or note.abandoned or note.run != run_name:
+            if pending is None or pending.abandoned or pending.run != run_name:
                 raise _refused(Fault(FaultCode.DEP_SERVICE_UNAVAILABLE))
             now = await transaction.now()
             record = new_record(order, report, name=run_name, now=now)
@@ -349,9 +349,9 @@ def _key(order: Order) -> str:
 
 def _refused(fault: Fault) -> Fault:
     """The same fault with the words that users match; a refusal of the config has its own."""
-    told = Fault(fault.code, f"{_REFUSED}: {fault.message}", remedy=fault.remedy)
-    told.metadata = dict(fault.metadata)
-    return told
+    refused = Fault(fault.code, f"{_REFUSED}: {fault.message}", remedy=fault.remedy)
+    refused.metadata = dict(fault.metadata)
+    return refused
 
 
 def _fingerprint(spec: spec_pb2.RunSpec) -> str:

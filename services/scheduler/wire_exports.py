@@ -45,7 +45,7 @@ def export_to_proto(export: Export) -> export_pb2.Export:
 
 
 def outgoing(export: Export) -> OutboxRow:
-    """The event that tells of an export as it is now."""
+    """The event that reports an export as it is now."""
     project, export_id = export.name.split("/")[1::2]
     event = event_pb2.Event(
         event_id=f"{export_id}-{export.sequence}",

@@ -44,7 +44,7 @@ FLAG_CHARACTERS_MAX: Final = 200
 
 _PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*", re.ASCII)
 _PATH_CHARACTERS_MAX: Final = 300
-# Enough of a digest to tell apart what one attempt stores under one path.
+# Enough of a digest to distinguish what one attempt stores under one path.
 _DIGEST_CHARACTERS: Final = 16
 _QUANTIZATION = re.compile(r"[A-Za-z0-9_]{0,32}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -179,10 +179,10 @@ def _report_body(proto: work_service_pb2.TaskReport, *, prefix: str) -> ReportBo
             paused = proto.clock_paused
             return PauseReported(paused=paused.paused, reason=clean(paused.reason))
         case "samples":
-            told = work_service_pb2.TrainResult(
+            reported = work_service_pb2.TrainResult(
                 samples=proto.samples.samples, merges=proto.samples.merges
             )
-            return SamplesReported(samples=pack_samples(told))
+            return SamplesReported(samples=pack_samples(reported))
         case "activity":
             return ActivityReported(activity=activity_from_proto(proto.activity))
     return None
@@ -191,7 +191,7 @@ def _report_body(proto: work_service_pb2.TaskReport, *, prefix: str) -> ReportBo
 def output_uri(file: work_pb2.OutputFile, *, prefix: str) -> str:
     """Where an output lies.
 
-    Objects are written once; the digest in the key lets a worker that makes a file anew, with
+    Objects are written once; the digest in the key lets a worker that makes a file again, with
     other bytes, store it beside the first.
 
     Raises:
@@ -398,7 +398,7 @@ def base_input(
 
 
 def _earlier(record: Record) -> Sequence[Document]:
-    """The superseded checkpoints that an attempt may fall back to; older ones may be gone."""
+    """The superseded checkpoints that an attempt may fall back to; older ones may be deleted."""
     training = parse(run_pb2.RunSnapshot, record.submission.snapshot).training
     return record.earlier[: min(training.checkpoint_keep_count, EARLIER_CHECKPOINTS_MAX)]
 

@@ -191,7 +191,7 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
                     fencing_epoch=lease.fencing_epoch, fault=fault, same_oom_count=count
                 )
                 await owners.commit(transaction, owner, signal, held.now)
-                await self._alerts.note(
+                await self._alerts.record(
                     transaction, owner.name, about, lease, fault, same_oom_count=count
                 )
                 log.warning("attempt failed", owner=owner.name, kind=lease.kind, code=fault.code)
@@ -322,7 +322,7 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
         return await held.kind.owners.commit(transaction, held.owner, signal, held.now)
 
     async def _lock(self, transaction: Transaction, request: Any) -> _Held:
-        """A call's lease as it stands now, with its owner locked.
+        """A call's lease as it is now, with its owner locked.
 
         Raises:
             Fault: ACCESS_DENIED for the lease of another node; RUN_LEASE_LOST when it does not
@@ -347,7 +347,7 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
 
 
 async def lose(store: Store, kinds: Kinds, name: str, lease: Lease, loss: Loss) -> bool:
-    """Takes a lease from a node that is gone; False when that was no longer true."""
+    """Takes a lease from a node that is lost; False when that was no longer true."""
     owners = kinds[lease.kind].owners
     is_expiry = loss is Loss.EXPIRED
     async with store.transaction() as transaction:

@@ -21,7 +21,7 @@ from validator.service import ValidationService
 
 
 async def run() -> None:
-    """Serves the validator until it is told to stop."""
+    """Serves the validator until a stop is requested."""
     telemetry.start("validator")
     settings = config.load(Config, os.environ)
     telemetry.logger(__name__).info("starting", **config.describe(settings))

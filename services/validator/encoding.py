@@ -1,4 +1,4 @@
-"""Runs the encoding of rows in a process of its own, and tells its end from its answer."""
+"""Runs the encoding of rows in a process of its own, and distinguishes its end from its answer."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ MAX_ANSWER_BYTES: Final = 256 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TooBusy:
-    """The machine was too busy to tell; it speaks neither for the rows nor against them."""
+    """The machine was too busy to decide; nothing is known of the rows."""
 
     reason: str
 

@@ -156,7 +156,7 @@ def train(
             break
         for group in optimizer.param_groups:
             group["lr"] = LR_PEAK * schedule(done)
-        # Padding stands at the end, where causal attention never looks back at it.
+        # Padding is at the end, where causal attention never looks back at it.
         logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
         loss = functional.cross_entropy(
             logits_BTV[:, :-1].flatten(0, 1),

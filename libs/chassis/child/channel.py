@@ -1,7 +1,7 @@
 """The child's side: messages in and out by two pipes, and an end with the parent's.
 
 Standard output belongs to libraries that print what they like, so that messages have pipes of their
-own; a child is told their descriptors in its first argument. A message is one line of JSON, which
+own; a child gets their descriptors in its first argument. A message is one line of JSON, which
 holds no line break of its own; an empty line is a pulse, and says only that the process works.
 """
 
@@ -25,7 +25,7 @@ PULSE_SECONDS: Final = 10.0
 class Channel(Generic[M]):
     """Sends messages at once; a thread of its own receives, so that work never waits for it.
 
-    When the parent is gone the process ends with all that it started: nobody would collect the
+    When the parent has ended the process ends with all that it started: nobody would collect the
     work, and what it holds must be free for the parent's successor.
     """
 

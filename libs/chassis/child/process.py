@@ -247,12 +247,12 @@ class Process(Generic[M]):
         return self._is_closed or self._decided is not None
 
     def log_to(self, path: Path) -> None:
-        """Take the output that an end tells from here, and from now on."""
+        """Report from now on the output that follows."""
         self._log_path = path
         self._log_start_bytes = path.stat().st_size if path.exists() else 0
 
     async def send(self, message: object, *, seconds: float = SILENCE_SECONDS_MAX) -> None:
-        """Send one message; that a child is gone, or takes none, is noticed by `receive`."""
+        """Send one message; `receive` notices a child that has ended or reads nothing."""
         rest = memoryview(msgspec.json.encode(message) + b"\n")
         try:
             async with self._sending, asyncio.timeout(seconds):

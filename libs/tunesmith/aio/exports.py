@@ -43,7 +43,7 @@ class Exports:
         Args:
             artifact: a hub entry, or the run that made it.
             quantization: for example `Q8_0`; default `Q4_K_M`.
-            replace: make a type anew that is there already.
+            replace: make a type again that exists already.
             hub_token: for a base model that the model hub shows only to some.
         Raises:
             TunesmithError: EXPORT_EXISTS, EXPORT_ADAPTER_MISSING, QUOTA_ARTIFACTS_EXCEEDED.
@@ -91,10 +91,10 @@ class Exports:
         seconds, seen = FIRST_POLL_SECONDS, None
         while True:
             found = await self.get(export)
-            stands = (found.state, found.attempt, found.activity.text, found.activity.percent)
-            if on_change and stands != seen:
+            status = (found.state, found.attempt, found.activity.text, found.activity.percent)
+            if on_change and status != seen:
                 on_change(found)
-            seen = stands
+            seen = status
             if found.state == export_pb2.EXPORT_STATE_FAILED:
                 raise from_fault(found.fault)
             if found.state in ENDED:

@@ -84,7 +84,7 @@ def export(
     quantization: Annotated[
         str, typer.Option("--quantization", "-q", help="Type of the GGUF, for example Q5_K_M.")
     ] = "Q4_K_M",
-    replace: Annotated[bool, typer.Option(help="Make a type anew that is there.")] = False,
+    replace: Annotated[bool, typer.Option(help="Make a type again that exists.")] = False,
     hf_token: HfToken = "",
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Wait for its end.")] = False,
     request_id: Annotated[str, typer.Option(help="Key that makes the call repeatable.")] = "",
@@ -184,7 +184,7 @@ def _wait(client: Client, name: str) -> export_pb2.Export:
 
 
 def _doing(found: export_pb2.Export) -> Text:
-    """Where an export stands that has not ended, in one line."""
+    """The state of an export that has not ended, in one line."""
     parts = [found.quantization]
     if found.attempt > 1:
         parts.append(f"try {found.attempt}")

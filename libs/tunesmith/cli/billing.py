@@ -80,7 +80,7 @@ def receipt(
 @app.command()
 @takes_spec
 def quote(*, flags: SpecFlags, hf_token: HfToken = "", json_: Json = False) -> None:
-    """Tell the price of a run; nothing is created."""
+    """Show the price of a run; nothing is created."""
     spec = to_spec(flags)
     with connected() as client:
         price, _ = with_login(

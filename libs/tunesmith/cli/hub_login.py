@@ -75,8 +75,8 @@ def found_login(environ: Mapping[str, str]) -> tuple[str, str]:
 
 def _needs_login(refused: TunesmithError) -> bool:
     """Whether the hub refused to show the model to somebody without a name."""
-    told = [f"{refused.code}: {refused.message}", *refused.metadata.values()]
-    return any(LOAD_FAILED in text and _has_refusal(text) for text in told)
+    texts = [f"{refused.code}: {refused.message}", *refused.metadata.values()]
+    return any(LOAD_FAILED in text and _has_refusal(text) for text in texts)
 
 
 def _has_refusal(text: str) -> bool:

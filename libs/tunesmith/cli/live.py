@@ -1,4 +1,4 @@
-"""A run as it happens: what its events have told so far, drawn live or as plain lines."""
+"""A run as it happens: what its events have reported so far, drawn live or as plain lines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MERGES_SHOWN_MAX = 5
 
 @dataclass(slots=True, kw_only=True)
 class RunView:
-    """What the events of a run have told so far."""
+    """What the events of a run have reported so far."""
 
     name: str
     state: run_pb2.RunState = run_pb2.RUN_STATE_QUEUED
@@ -117,7 +117,7 @@ def follow(
 
 
 class _Picture:
-    """The live picture; drawn anew for every frame, so that spinner and text keep moving."""
+    """The live picture; drawn again for every frame, so that spinner and text keep moving."""
 
     def __init__(self, view: RunView) -> None:
         self._view = view
@@ -182,6 +182,6 @@ def _figures(view: RunView) -> str:
         parts.append(preference)
     if metrics.HasField("remaining") and view.stage == fault_pb2.STAGE_TRAINING:
         parts.append(f"{output.span_text(metrics.remaining)} left")
-    parts.append(f"{output.span_text(view.clocks.wall)} gone")
+    parts.append(f"{output.span_text(view.clocks.wall)} elapsed")
     parts.append(f"{view.cost} credits")
     return " · ".join(parts)

@@ -32,7 +32,7 @@ class PlainConsole(Console):
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        # Steering characters are zero cells wide, so the layout stands without them.
+        # Steering characters are zero cells wide, so the layout is the same without them.
         for segment in super().render(renderable, options):
             if segment.control:
                 yield segment

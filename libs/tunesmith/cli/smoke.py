@@ -186,7 +186,7 @@ class Smoke:
                 self._quietly(lambda: self.client.runs.cancel(name))
                 raise UnavailableError(
                     "RUN_TIMEOUT",
-                    f"The run was not done in time; it stood at the stage {words!r}.",
+                    f"The run was not done in time; it was at the stage {words!r}.",
                     remedy="Look at `tunesmith node list` and at the log of that stage's service.",
                 )
             time.sleep(POLL_SECONDS)

@@ -194,7 +194,7 @@ def _settings(archive: zipfile.ZipFile) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of a key that stands there twice, readers would take different values."""
+    """A JSON object; of a key that is there twice, readers would take different values."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise _refused(f"{CONFIG} names a setting twice")

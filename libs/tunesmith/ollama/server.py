@@ -66,7 +66,7 @@ def server_url(text: str = "", *, environ: Mapping[str, str] = os.environ) -> st
     """Base URL of the server: `text`, otherwise $OLLAMA_HOST, otherwise the default.
 
     Both are read as Ollama reads its variable: scheme and port may be missing, and an address that
-    only a server can listen at stands for this machine.
+    only a server can listen at means this machine.
 
     Raises:
         InputError: INPUT_FIELD_INVALID.
@@ -311,7 +311,7 @@ def _is_unspecified(host: str) -> bool:
 
 
 class _Counted:
-    """Tells how many bytes are sent, and takes it back when they have to be sent again."""
+    """Reports how many bytes are sent, and takes it back when they have to be sent again."""
 
     def __init__(self, on_bytes: OnBytes | None) -> None:
         self._on_bytes = on_bytes

@@ -85,7 +85,7 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A transfer as it stands in the ledger."""
+    """A transfer as recorded in the ledger."""
 
     entry_id: str
     position: int

@@ -1,6 +1,6 @@
 """The bill of a run: what is reserved, and what is charged, given back and refunded at its end.
 
-The charge is whole billable minutes times the rate told at submission (A1), never more than was
+The charge is whole billable minutes times the rate quoted at submission (A1), never more than was
 reserved. What was not charged is released. A failure that the platform answers for is then refunded
 in full as an entry of its own, so that charge and refund can both be seen (A2); a cancellation
 never is.
@@ -77,7 +77,7 @@ def charged_minutes(hold: Hold, timeline: Timeline) -> int:
 def settle(
     hold: Hold, timeline: Timeline, outcome: Outcome, *, event_time: datetime
 ) -> tuple[Transfer, ...]:
-    """The entries that end a run: a charge, maybe of nothing; the rest; a refund if owed."""
+    """The entries that end a run: a charge, maybe of nothing; the rest; a refund if one is due."""
     minutes = charged_minutes(hold, timeline)
     charge_micros = minutes * hold.rate_micros_per_minute
 

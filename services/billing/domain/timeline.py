@@ -6,9 +6,9 @@ did after its last checkpoint is void (A6). Where events contradict each other, 
 charges less is taken.
 
 After a clock has stepped back, the times of events contradict their order. The order counts: a
-running span begins at the latest time told up to its first event, and ends at the earliest time
-told from its last event on. Running spans therefore follow each other without overlap, and a void
-takes back all of them since a moment.
+running span begins at the latest time reported up to its first event, and ends at the earliest
+time reported from its last event on. Running spans therefore follow each other without overlap,
+and a void takes back all of them since a moment.
 
 All arithmetic is in whole microseconds since 1970, the resolution of the database's clock.
 """
@@ -63,7 +63,7 @@ class Ending(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The end of a run, as its last event tells it."""
+    """The end of a run, as its last event reports it."""
 
     ending: Ending
     refundable: bool
@@ -135,8 +135,8 @@ class _Bounds:
     """When an event of the clock happened, as far as the order of the events allows to say.
 
     Attributes:
-        latest: the latest time that was told up to it; a span that it begins starts here.
-        earliest: the earliest time that is told from it on; a span that it ends stops here.
+        latest: the latest time that was reported up to it; a span that it begins starts here.
+        earliest: the earliest time that is reported from it on; a span that it ends stops here.
     """
 
     latest: int
@@ -260,10 +260,10 @@ def outcome_of(facts: Iterable[Fact]) -> tuple[Outcome, datetime] | None:
 
 
 def _bounds(facts: Sequence[Fact]) -> list[_Bounds]:
-    """What each fact's time is at the latest and at the earliest, given all that were told."""
-    told = [_micros(fact.event_time) for fact in facts]
-    earliest = [*accumulate(reversed(told), min)][::-1]
-    pairs = zip(accumulate(told, max), earliest, strict=True)
+    """What each fact's time is at the latest and at the earliest, given all that were reported."""
+    reported = [_micros(fact.event_time) for fact in facts]
+    earliest = [*accumulate(reversed(reported), min)][::-1]
+    pairs = zip(accumulate(reported, max), earliest, strict=True)
     return [_Bounds(latest=late, earliest=early) for late, early in pairs]
 
 

@@ -24,7 +24,7 @@ _LORA_KEY: Final = re.compile(
     r"|(?P<embedding>lora_embedding_A|lora_embedding_B)"
     r"|(?P<magnitude>lora_magnitude_vector)(?:\.weight)?)"
 )
-# What PEFT puts between a module's name and a tensor's; the factors have been told apart before.
+# What PEFT puts between a module's name and a tensor's; the factors are distinguished before.
 _UNKNOWN_MARKS: Final = (".lora_", ".base_layer", ".token_adapter.", ".modules_to_save.")
 # State of VeLoRA's backward pass.
 _TRAINING_ONLY: Final = ".lora_velora_embed"
@@ -38,7 +38,7 @@ class MatrixDelta:
     `a`, `b` and `magnitude` are tensor names of the adapter file; `magnitude` is set for DoRA.
     An embedding's factors are stored transposed. `is_parameter` says that a bare parameter was
     adapted rather than a linear layer. `scale` is NaN for stacked experts, whose factors hold the
-    ranks of all side by side: `scale_of` tells it when the base has told how many they are.
+    ranks of all side by side: `scale_of` gives it once the base has given their number.
     """
 
     module: str

@@ -37,7 +37,7 @@ _SAMPLING: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleFacts:
-    """What the texts tell about a model.
+    """What the texts say about a model.
 
     `ollama_name` is the name that the install scripts give the model. `template` is None when no
     TEMPLATE prints what the chat template prints. `outcomes` says what was compared, by key of a
@@ -56,7 +56,7 @@ class BundleFacts:
     figures: Figures | None
 
     def __post_init__(self) -> None:
-        # It stands unquoted in scripts.
+        # It is unquoted in scripts.
         assert _OLLAMA_NAME.fullmatch(self.ollama_name)
         assert len(self.ollama_name) <= OLLAMA_NAME_LENGTH_MAX
 

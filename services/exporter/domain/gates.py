@@ -37,7 +37,7 @@ SAME_BASE_KL: Final = 0.01
 # How often the noise of the reference counts. The adapter's reference was made in the precision of
 # the training, as was the base's, whose divergence from the base at hand is that noise alone.
 NOISE_TIMES: Final = 2.0
-# Adapters that differ less from their base than this cannot be told apart by behaviour.
+# Adapters that differ less from their base than this cannot be distinguished by behaviour.
 DISTINCT_KL: Final = 0.02
 BLUR_TIMES: Final = 2.0
 
@@ -121,7 +121,7 @@ def row_divergences(
 
 
 def separation(adapter: Distributions, base: Distributions) -> float:
-    """Mean KL(adapter || base) as far as the two lists tell; a lower bound.
+    """Mean KL(adapter || base) as far as the two lists go; a lower bound.
 
     A token that is not among the base's most likely is taken to be as likely as the last of them.
     """

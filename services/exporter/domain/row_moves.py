@@ -2,7 +2,7 @@
 
 A conversion that only moves whole rows does to a tensor of row numbers what it does to the weights.
 So a narrow stand-in of every tensor, whose rows say which they are, goes through the conversion
-instead, and what comes out tells the source of every row without a weight being read.
+instead, and what comes out gives the source of every row without a weight being read.
 
 Letters: W columns of a stand-in, R rows.
 """

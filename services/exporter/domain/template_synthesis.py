@@ -34,8 +34,8 @@ _FIRST: Final = "Umber question"
 _ANSWER: Final = "Amber reply"
 _SECOND: Final = "Violet question"
 
-# Where the system text goes: nowhere; before the first turn; where the message stands; inside the
-# first or the last message of the user.
+# Where the system text goes: nowhere; before the first turn; at the place of the message; inside
+# the first or the last message of the user.
 SystemPlace = Literal["none", "block", "in-place", "first-user", "last-user"]
 
 # The TEMPLATE with names of marks between at-signs. Like the templates of Ollama's own models it
@@ -92,7 +92,7 @@ class Marks:
     opens the conversation in place of `head`.
 
     Attributes:
-        late: what stands around a system message that is not the first, in place; None when the
+        late: the text around a system message that is not the first, in place; None when the
             template drops such messages.
         marks_empty_system: whether the marks of the system text are printed around an empty one.
     """
@@ -325,7 +325,7 @@ def _with_system(render: Render, marks: Marks) -> Marks:
 
 
 def _late(render: Render, marks: Marks) -> tuple[str, str] | None:
-    """What stands around a system message after others; None when the template leaves it out."""
+    """The text around a system message after others; None when the template leaves it out."""
     messages = ("user", _FIRST), ("assistant", _ANSWER), ("system", _SYSTEM), ("user", _SECOND)
     text = _try(render, said(*messages), True)
     if text is None:
@@ -356,7 +356,7 @@ def _cut(text: str | None, *words: str) -> list[str] | None:
 
 
 def _literal(text: str) -> str:
-    """Text as it stands in a Go template; braces would begin an action."""
+    """Text as it is written in a Go template; braces would begin an action."""
     return "".join(
         f'{{{{ "{piece}" }}}}' if is_brace else piece
         for is_brace, piece in (

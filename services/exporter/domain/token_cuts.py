@@ -67,7 +67,7 @@ def _is_about_spaces(left: "_Cut", right: "_Cut", place: int) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Cut:
-    """A text without its spaces, the places where it is cut, and how many spaces stood where."""
+    """A text without its spaces, the places where it is cut, and how many spaces were where."""
 
     text: str
     places: frozenset[int]

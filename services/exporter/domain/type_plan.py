@@ -104,7 +104,7 @@ def plan_types(
 
 
 def may_quantize(tensor: TensorShape) -> bool:
-    """Tells whether a tensor may change its type: matrices of weights that are not norms."""
+    """Whether a tensor may change its type: matrices of weights that are not norms."""
     name = tensor.name
     # ggml ignores trailing dimensions of size 1 when it counts them.
     real_dimensions = max(

@@ -208,14 +208,14 @@ def require_expressible(
             tokens=_named(texts),
         )
     if conflicts := differences.conflicts:
-        told = [
+        texts = [
             f"{_quoted(conflict.text)} ({conflict.number}): {conflict.reason}"
             for conflict in conflicts[:NAMED_TOKENS]
         ]
         raise Fault(
             FaultCode.EXPORT_VOCABULARY_MISMATCH,
             f"The training's tokenizer and the base's differ in {len(conflicts)} tokens: "
-            f"{'; '.join(told)}.",
+            f"{'; '.join(texts)}.",
             token_count=len(conflicts),
             tokens=_named([conflict.text for conflict in conflicts]),
             first_token=conflicts[0].number,

@@ -56,7 +56,7 @@ def entry_of(name: str, content: bytes, *, offset: int, is_executable: bool = Fa
 
 
 def local_header(entry: Entry, *, total_bytes: int = 0) -> bytes:
-    """What stands before a file's data, filled up to `total_bytes` when that is given."""
+    """What precedes a file's data, filled up to `total_bytes` when that is given."""
     name = entry.name.encode()
     extra = b""
     size = entry.size_bytes

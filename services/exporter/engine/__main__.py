@@ -50,20 +50,20 @@ class Channel:
         self.keep_pulse = self._channel.keep_pulse
 
     def progress(self, step: str, percent: float) -> None:
-        """Tells how far the job is, a few times a second at the most."""
+        """Reports how far the job is, a few times a second at the most."""
         self.step = step
         now = time.monotonic()
         if percent == 0.0 or now - self._progress_time >= PROGRESS_SECONDS:
             self._progress_time = now
             self.send(Progress(step=step, percent=percent))
 
-    def evicted(self, gone: cache.Evicted) -> None:
-        """Tells what went from the cache; the agent logs and counts it."""
-        self.send(Evicted(name=gone.name, size_bytes=gone.size_bytes))
+    def evicted(self, evicted: cache.Evicted) -> None:
+        """Reports what was evicted from the cache; the agent logs and counts it."""
+        self.send(Evicted(name=evicted.name, size_bytes=evicted.size_bytes))
 
 
 def main() -> int:
-    """Check the parts, then work until the agent is gone."""
+    """Check the parts, then work until the agent has ended."""
     parser = argparse.ArgumentParser()
     parser.add_argument("channel")
     parser.add_argument("--cache", type=Path, required=True)

@@ -31,7 +31,7 @@ CONVERSION_SECONDS: Final = 4 * 3600.0
 # Of a failed tool's output, the end says why.
 OUTPUT_CHARACTERS: Final = 4000
 
-# How Python, which the converter is written in, tells of a full disk; numpy's writer does not say.
+# How Python, which the converter is written in, reports a full disk; numpy's writer does not say.
 _NO_SPACE: Final = f"[Errno {errno.ENOSPC}]"
 
 # Numbers that are looked at at once.

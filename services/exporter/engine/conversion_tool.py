@@ -142,7 +142,7 @@ def exact_powers() -> Iterator[None]:
 
 
 class _Recorder:
-    """Stands in for `modify_tensors` and notes names: sources wait until a call yields targets."""
+    """Replaces `modify_tensors` and notes names: sources wait until a call yields targets."""
 
     def __init__(
         self, modify: Callable[..., Iterable[tuple[str, Any]]], shadow: Shadow | None

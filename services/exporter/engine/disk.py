@@ -1,4 +1,4 @@
-"""The disk: room checked before work, a full one told by its code, renames that last."""
+"""The disk: room checked before work, a full one reported by its code, renames that last."""
 
 import errno
 import os
@@ -41,7 +41,7 @@ def conversion_bytes(checkpoint: Path) -> int:
 
 
 def is_full(folder: Path) -> bool:
-    """Tells whether a disk is as good as full, after a tool has failed there without saying why."""
+    """Whether a disk is as good as full, after a tool has failed there without saying why."""
     return shutil.disk_usage(folder).free < _FULL_BYTES
 
 

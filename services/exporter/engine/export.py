@@ -125,7 +125,7 @@ class _Work:
     clock: _Clock = field(default_factory=_Clock)
 
     def make_room(self, needed_bytes: int, *, at: Path | None = None) -> None:
-        """Deletes from the cache what was not used for longest; what is missing then is told later.
+        """Evicts from the cache what was not used for longest; a later check reports a shortage.
 
         Args:
             at: folder to write into when it is not the cache.

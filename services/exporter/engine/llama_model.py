@@ -97,7 +97,7 @@ class LlamaModel:
         return list(tokens[:count])
 
     def ends_generation(self, token: int) -> bool:
-        """Tells whether runtimes stop at this token."""
+        """Whether runtimes stop at this token."""
         return bool(llama_cpp.llama_vocab_is_eog(self._vocabulary, token))
 
     def logits(

@@ -108,7 +108,7 @@ class MergedTensor:
         return values
 
     def differs(self, *, first: int, count: int) -> bool:
-        """Tells whether the changes move any number of these rows."""
+        """Whether the changes move any number of these rows."""
         stored = self.base.raw(self.info, first_row=first, row_count=count)
         base = ggml.decode(stored, self.info.type, column_count=self.info.column_count)
         return self.is_touched and not np.array_equal(base, self.rows(first=first, count=count))

@@ -84,7 +84,7 @@ def _tied_head(base: GgufFile, placements: Mapping[str, Placement]) -> dict[str,
 def _is_untied(
     base: GgufFile, changes: dict[str, dict[int | None, Change]], *, ties_weights: bool
 ) -> bool:
-    """Tells whether one tensor becomes two, and joins the changes of both ends where it does not.
+    """Whether one tensor becomes two, and joins the changes of both ends where it does not.
 
     PEFT changes the module that was targeted and no other, so that the other end keeps the rows of
     the base. With `ensure_weight_tying` both ends share their change.

@@ -31,7 +31,7 @@ ELEMENTS_COMPARED: Final = 1 << 18
 # prompts, since a model of 7 B parameters takes some tenths of a second of a core for each.
 FILE_TOKENS: Final = 96
 # Tokens over which the base and the unquantised merge are measured, which read every weight
-# unquantised: enough to tell another base or a wrong merge by its divergence.
+# unquantised: enough to recognise another base or a wrong merge by its divergence.
 BRIEF_TOKENS: Final = 24
 # Answer tokens that are measured however long the prompts are: a mean over fewer says little.
 SCORED_LEAST: Final = 8

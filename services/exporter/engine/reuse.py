@@ -33,7 +33,7 @@ class EncodedStore:
     def find(self, info: TensorInfo) -> NDArray[np.uint8] | None:
         """The tensor's rows as they were encoded before, (rows, bytes of a row).
 
-        None also for those that are not what was kept: a rotten file is encoded anew.
+        None also for those that are not what was kept: a damaged file is encoded again.
         """
         path = self._path(info)
         if not path.is_file():

@@ -106,7 +106,7 @@ class Shadow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowStream:
-    """Stands for an array in the GGUF writer, which asks for its size and to be written.
+    """Takes the place of an array in the GGUF writer, which asks for its size and to be written.
 
     `first_rows` are the numbers of each source's first row, ascending; `stored` holds the sources
     that are used, by their place in `first_rows`.

@@ -190,7 +190,7 @@ def prove_template(
 
 
 def prove_end(model: LlamaModel, segments: Sequence[Segment]) -> bool | None:
-    """Tells whether an answer of the model ends by itself; None when no reference answer did.
+    """Whether an answer of the model ends by itself; None when no reference answer did.
 
     Raises:
         Fault: EXPORT_TEMPLATE_MISMATCH when runtimes would not stop where the adapter stopped.

@@ -15,7 +15,7 @@ _whole = msgspec.json.Decoder().decode
 
 
 class TokenizerReader:
-    """Stands for the module `json` where a converter reads tokenizers."""
+    """Takes the place of the module `json` where a converter reads tokenizers."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(json, name)

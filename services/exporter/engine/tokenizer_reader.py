@@ -2,8 +2,8 @@
 
 Reading a tokenizer with 150,000 tokens takes 250 MB for a moment, and llama.cpp's converter needs
 as much for torch; beside torch, transformers alone takes seconds to load. So a process without
-torch reads both, writes down what converters ask of them and, where they are large, is gone before
-torch is loaded.
+torch reads both, writes down what converters ask of them and, where they are large, has ended
+before torch is loaded.
 Whatever else is asked, the tokenizer itself answers.
 """
 
@@ -87,7 +87,7 @@ class Ahead(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReadTokenizer:
-    """Stands for the tokenizer that was read; anything unforeseen is asked of the tokenizer."""
+    """Takes the place of a tokenizer that was read; passes on to it what was not foreseen."""
 
     is_fast = True
 
@@ -168,7 +168,7 @@ def read_ahead(folder: Path, vendor: Path) -> Iterator[None]:
 
 
 class _StandIn(ModuleType):
-    """Stands for transformers, which takes a second to load, until more of it is asked for."""
+    """Takes the place of transformers, which loads in a second, until more of it is asked for."""
 
     def __init__(self, **replaced: type) -> None:
         super().__init__(_LIBRARY)
@@ -223,7 +223,7 @@ class _Reading:
     @classmethod
     @contextmanager
     def start(cls, folder: Path, vendor: Path) -> Iterator[Self]:
-        """Starts the process; it is gone when the context ends."""
+        """Starts the process; it ends with the context."""
         with tempfile.TemporaryDirectory() as scratch:
             answers = Path(scratch) / "answers"
             command = [
@@ -250,7 +250,7 @@ class _Reading:
 
 
 def _config_reader(folder: Path, reading: _Reading) -> type:
-    """Stands for `AutoConfig`, of which converters want a dictionary."""
+    """Takes the place of `AutoConfig`, of which converters want a dictionary."""
 
     class Config:
         def __init__(self, settings: dict[Any, Any]) -> None:
@@ -274,7 +274,7 @@ def _config_reader(folder: Path, reading: _Reading) -> type:
 
 
 def _tokenizer_reader(folder: Path, reading: _Reading) -> type:
-    """Stands for `AutoTokenizer`."""
+    """Takes the place of `AutoTokenizer`."""
 
     class Reader:
         @staticmethod

@@ -138,7 +138,7 @@ def read_vocabulary(
     """Compares the training's tokens with the base's, and writes what it added into the header.
 
     Args:
-        scratch: a folder for files that are gone afterwards.
+        scratch: a folder for files that are deleted afterwards.
     Raises:
         Fault: EXPORT_ADAPTER_MISSING when the adapter came without a tokenizer,
             EXPORT_VOCABULARY_MISMATCH when a GGUF of the base cannot hold its tokens, or when the
@@ -215,7 +215,7 @@ def prove_texts(
 ) -> TextEvidence:
     """Tokenises the reference's conversations as texts, and texts with the changed tokens.
 
-    What an adapter generated need not be the usual cut of its text. So the text is cut anew, by
+    What an adapter generated need not be the usual cut of its text. So the text is cut again, by
     the training's tokenizer and by llama.cpp; for a prompt that the former cuts as it was fed, this
     says that llama.cpp feeds the same.
 

@@ -4,7 +4,7 @@ The unquantised merge of a model is as large as the model. To run it without wri
 evaluates the base; before each operation that reads a matrix, the matrix is computed and put in the
 place of the base's, and after the operation the base's own is put back.
 Source: `ggml_backend_sched_set_eval_callback` of llama.cpp, which asks before a node is computed
-and tells after it; `ggml_tensor` in ggml.h.
+and reports after it; `ggml_tensor` in ggml.h.
 """
 
 import ctypes

@@ -66,7 +66,7 @@ class MappedFile:
         return self._map[start:end]
 
     def forget(self, start: int, end: int) -> None:
-        """Tells the system that these pages are not needed again soon."""
+        """Advises the system that these pages are not needed again soon."""
         if hasattr(mmap, "MADV_DONTNEED"):
             page = mmap.PAGESIZE
             first = start // page * page

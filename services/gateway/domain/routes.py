@@ -1,7 +1,7 @@
 """Which method goes to which service, and which methods stay inside.
 
-Every method of every contract stands here by name, so that a new one is refused until somebody has
-decided where it belongs: `table` compares these lists with the contracts themselves.
+Every method of every contract is listed here by name, so that a new one is refused until somebody
+has decided where it belongs: `table` compares these lists with the contracts themselves.
 """
 
 from collections.abc import Iterable, Mapping
@@ -132,7 +132,7 @@ def table(contracts: Iterable[Method]) -> dict[str, Route]:
     Args:
         contracts: every method of every contract.
     Raises:
-        ValueError: a method stands in none of the lists, in two, or in one but in no contract.
+        ValueError: a method is in none of the lists, in two, or in one but in no contract.
     """
     placed: dict[str, Upstream | None] = {}
     for service, (owner, names) in FORWARDED.items():
@@ -152,8 +152,8 @@ def table(contracts: Iterable[Method]) -> dict[str, Route]:
         if method.streams_requests:
             raise ValueError(f"{method.path} streams requests, which the gateway does not forward")
         routes[method.path] = Route(upstream=upstream, streams=method.streams_responses)
-    if gone := sorted(placed.keys() - known):
-        raise ValueError(f"{', '.join(gone)}: in no contract")
+    if unknown := sorted(placed.keys() - known):
+        raise ValueError(f"{', '.join(unknown)}: in no contract")
     return routes
 
 
@@ -166,5 +166,5 @@ def _place(
     for name in names:
         path = f"/{service}/{name}"
         if path in placed:
-            raise ValueError(f"{path} stands in two lists")
+            raise ValueError(f"{path} is in two lists")
         placed[path] = upstream

@@ -1,4 +1,4 @@
-"""What a node does while it has no metrics to tell, and when that is worth an event."""
+"""What a node does while it has no metrics, and when that is worth an event."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -20,13 +20,13 @@ class Activity:
     percent: float | None = None
 
 
-def is_news(told: Activity | None, reported: Activity) -> bool:
-    """Whether a report differs enough from what was told last."""
-    if told is None or told.text != reported.text:
+def is_news(last: Activity | None, reported: Activity) -> bool:
+    """Whether a report differs enough from what was reported last."""
+    if last is None or last.text != reported.text:
         return True
-    if told.percent is None or reported.percent is None:
-        return told.percent is not reported.percent
-    if reported.percent < told.percent:
+    if last.percent is None or reported.percent is None:
+        return last.percent is not reported.percent
+    if reported.percent < last.percent:
         return True
-    is_whole = reported.percent == 100.0 > told.percent
-    return is_whole or reported.percent - told.percent >= NEWS_PERCENT
+    is_whole = reported.percent == 100.0 > last.percent
+    return is_whole or reported.percent - last.percent >= NEWS_PERCENT

@@ -1,4 +1,4 @@
-"""What operators must know, and how often they are told before it is given up."""
+"""What operators must know, and how often an alert is sent before it is given up."""
 
 import enum
 from dataclasses import dataclass
@@ -28,14 +28,14 @@ _OF_THE_PLATFORM: Final = frozenset(
 
 
 class Reason(enum.StrEnum):
-    """Why operators are told."""
+    """Why operators are notified."""
 
     INTERNAL_FAULT = "INTERNAL_FAULT"
     OOM_REPEATED = "OOM_REPEATED"
 
 
 class Channel(enum.StrEnum):
-    """How operators are told."""
+    """How operators are notified."""
 
     NATS = "nats"
     WEBHOOK = "webhook"
@@ -62,7 +62,7 @@ class Delivery:
 
 
 def reason_for(fault: RunFault, *, same_oom_count: int) -> Reason | None:
-    """Why operators are told of a failure (000-12, 004-07); None when users can mend it.
+    """Why operators are notified of a failure (000-12, 004-07); None when users can mend it.
 
     Args:
         same_oom_count: earlier runs of the same configuration that ran out of memory.

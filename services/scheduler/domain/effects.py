@@ -1,4 +1,4 @@
-"""The effects of transitions: each does one thing to a run and tells of it.
+"""The effects of transitions: each does one thing to a run and reports it.
 
 A draft is a decision in the making; the effects of a transition work on it in the order of the
 table.
@@ -211,7 +211,7 @@ def _drop_checkpoint(draft: Draft, step: Step, row: Transition) -> None:
         return
     draft.superseded.append(run.checkpoint)
     draft.run = replace(run, checkpoint=None, clock=run.clock.forget(step.at))
-    reason = "The checkpoint could not be used; training begins anew."
+    reason = "The checkpoint could not be used; training starts over."
     body = ClockChanged(change=ClockChange.VOIDED, reason=reason, void_from=run.start_time)
     draft.emit(body, at=step.at)
 
@@ -230,28 +230,28 @@ def _start_clock(draft: Draft, step: Step, row: Transition) -> None:
     )
     from_step = max(step.signal.from_step, 0)
     draft.put_task(tasks.begun(run.task, at=step.at, from_step=from_step))
-    _tell_clock(draft, ClockChange.STARTED, step.at, reason=row.reason)
+    _report_clock(draft, ClockChange.STARTED, step.at, reason=row.reason)
 
 
 def _pause_clock(draft: Draft, step: Step, row: Transition) -> None:
     assert isinstance(step.signal, PauseReported)
     draft.run = replace(draft.run, clock=draft.run.clock.pause(step.at))
-    _tell_clock(draft, ClockChange.PAUSED, step.at, reason=step.signal.reason)
+    _report_clock(draft, ClockChange.PAUSED, step.at, reason=step.signal.reason)
 
 
 def _resume_clock(draft: Draft, step: Step, row: Transition) -> None:
     assert isinstance(step.signal, PauseReported)
     draft.run = replace(draft.run, clock=draft.run.clock.resume(step.at))
-    _tell_clock(draft, ClockChange.RESUMED, step.at, reason=step.signal.reason)
+    _report_clock(draft, ClockChange.RESUMED, step.at, reason=step.signal.reason)
 
 
 def _stop_clock(draft: Draft, step: Step, row: Transition) -> None:
-    """Stops a clock that runs or is paused; one that stands stays as it is."""
+    """Stops a clock that runs or is paused; one that is stopped stays as it is."""
     if not draft.run.clock.ticks:
         return
     draft.run = replace(draft.run, clock=draft.run.clock.stop(step.at))
     reason = row.reason or "The budget is spent; the rest is free."
-    _tell_clock(draft, ClockChange.STOPPED, step.at, reason=reason)
+    _report_clock(draft, ClockChange.STOPPED, step.at, reason=reason)
 
 
 def _void_clock(draft: Draft, step: Step, row: Transition) -> None:
@@ -266,28 +266,28 @@ def _void_clock(draft: Draft, step: Step, row: Transition) -> None:
     draft.emit(body, at=step.at)
 
 
-def _tell_clock(draft: Draft, change: ClockChange, at: datetime, *, reason: str) -> None:
+def _report_clock(draft: Draft, change: ClockChange, at: datetime, *, reason: str) -> None:
     draft.emit(ClockChanged(change=change, reason=reason), at=at)
 
 
 def _record_metrics(draft: Draft, step: Step, row: Transition) -> None:
-    """Keeps the figures, and tells them unless that was done a moment ago."""
+    """Keeps the figures, and reports them unless that was done a moment ago."""
     assert isinstance(step.signal, MetricsReported)
     is_first = draft.run.metrics is None
     draft.run = replace(draft.run, metrics=step.signal.metrics, activity=None)
     draft.metrics.append(step.signal.metrics)
     if is_first or limits.is_progress_due(draft.run, draft.now):
-        _tell_progress(draft, step, row)
+        _report_progress(draft, step, row)
 
 
 def _record_samples(draft: Draft, step: Step, row: Transition) -> None:
-    """Keeps the samples in the place of earlier ones, and tells them."""
+    """Keeps the samples in the place of earlier ones, and reports them."""
     assert isinstance(step.signal, SamplesReported)
     draft.run = replace(draft.run, samples=step.signal.samples)
     draft.emit(SamplesRecorded(samples=step.signal.samples), at=step.at)
 
 
-def _tell_activity(draft: Draft, step: Step, row: Transition) -> None:
+def _report_activity(draft: Draft, step: Step, row: Transition) -> None:
     assert isinstance(step.signal, ActivityReported)
     draft.run = replace(draft.run, activity=step.signal.activity)
     draft.emit(ActivityChanged(activity=step.signal.activity), at=step.at)
@@ -315,7 +315,7 @@ def _store_artifacts(draft: Draft, step: Step, row: Transition) -> None:
         draft.emit(ArtifactStored(file=file), at=step.at)
 
 
-def _tell_progress(draft: Draft, step: Step, row: Transition) -> None:
+def _report_progress(draft: Draft, step: Step, row: Transition) -> None:
     run = replace(draft.run, progress_time=draft.now)
     draft.run = run
     body = Progressed(
@@ -342,26 +342,26 @@ def _commit_checkpoint(draft: Draft, step: Step, row: Transition) -> None:
 
 def _warn(draft: Draft, step: Step, row: Transition) -> None:
     assert isinstance(step.signal, WarningReported)
-    _tell_warning(draft, step.at, code=step.signal.code, message=step.signal.message)
+    _report_warning(draft, step.at, code=step.signal.code, message=step.signal.message)
 
 
 def _warn_node_lost(draft: Draft, step: Step, row: Transition) -> None:
     code = FaultCode.RUNTIME_WORKER_LOST
-    _tell_warning(draft, step.at, code=code, message=failures.NODE_LOST)
+    _report_warning(draft, step.at, code=code, message=failures.NODE_LOST)
 
 
 def _warn_retrying(draft: Draft, step: Step, row: Transition) -> None:
     code = step.fault.code if step.fault else FaultCode.RUNTIME_WORKER_LOST
-    _tell_warning(draft, step.at, code=code, message=failures.RETRYING)
+    _report_warning(draft, step.at, code=code, message=failures.RETRYING)
 
 
 def _warn_limit(draft: Draft, step: Step, row: Transition) -> None:
     limit = "timeout" if step.cause is FinishCause.TIMEOUT else "budget"
     text = f"The {limit} of the run is reached; training ends now and the work is kept."
-    _tell_warning(draft, step.at, code=FaultCode.RUN_TIMEOUT, message=text)
+    _report_warning(draft, step.at, code=FaultCode.RUN_TIMEOUT, message=text)
 
 
-def _tell_warning(draft: Draft, at: datetime, *, code: str, message: str) -> None:
+def _report_warning(draft: Draft, at: datetime, *, code: str, message: str) -> None:
     draft.run = replace(draft.run, warning_count=draft.run.warning_count + 1)
     draft.emit(Warned(code=code, message=message), at=at)
 
@@ -404,8 +404,8 @@ _EFFECTS: Final[Mapping[Effect, Callable[[Draft, Step, Transition], None]]] = {
     Effect.RECORD_SAMPLES: _record_samples,
     Effect.RECORD_RESULT: _record_result,
     Effect.STORE_ARTIFACTS: _store_artifacts,
-    Effect.TELL_PROGRESS: _tell_progress,
-    Effect.TELL_ACTIVITY: _tell_activity,
+    Effect.REPORT_PROGRESS: _report_progress,
+    Effect.REPORT_ACTIVITY: _report_activity,
     Effect.COMMIT_CHECKPOINT: _commit_checkpoint,
     Effect.WARN: _warn,
     Effect.WARN_NODE_LOST: _warn_node_lost,

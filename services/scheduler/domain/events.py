@@ -1,4 +1,4 @@
-"""What a decision tells the world: the events of a run, numbered without a gap."""
+"""What a decision publishes: the events of a run, numbered without a gap."""
 
 from dataclasses import dataclass
 from datetime import datetime

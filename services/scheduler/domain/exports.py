@@ -31,7 +31,7 @@ _EXPORTER_LOST: Final = "Connection to the exporter lost"
 
 
 class ExportState(StrEnum):
-    """Where an export stands."""
+    """The state of an export."""
 
     QUEUED = "QUEUED"
     EXPORTING = "EXPORTING"
@@ -71,7 +71,7 @@ class Export:
         sequence: number of its newest event.
         fault: why it ended badly, or why it is tried again.
         file: the bundle in the hub entry.
-        activity: what its node does, as last told.
+        activity: what its node does, as last reported.
     """
 
     name: str
@@ -92,7 +92,7 @@ class Export:
 
     @property
     def state(self) -> ExportState:
-        """Where it stands: an export is what its one task is."""
+        """Its state: an export is what its one task is."""
         return _STATES[self.task.state]
 
     @property
@@ -133,7 +133,7 @@ ExportSignal = (
 
 
 def decide(export: Export, signal: ExportSignal, now: datetime) -> Export:
-    """What a signal does to an export; its sequence rises when there is something to tell.
+    """What a signal does to an export; its sequence rises when there is something to report.
 
     Args:
         now: time of the database; it is taken as not before the newest decision.
@@ -157,8 +157,8 @@ def decide(export: Export, signal: ExportSignal, now: datetime) -> Export:
         case _:
             assert_never(signal)
     # A sign of life alone is no news.
-    is_told = not isinstance(signal, Heartbeat) or after.activity != export.activity
-    after = replace(after, sequence=export.sequence + is_told, update_time=now)
+    is_reported = not isinstance(signal, Heartbeat) or after.activity != export.activity
+    after = replace(after, sequence=export.sequence + is_reported, update_time=now)
     _check(after)
     return after
 

@@ -56,8 +56,8 @@ def changed(
     Raises:
         Fault: INPUT_FIELD_INVALID.
     """
-    gone = set(remove_tags)
-    kept = [tag for tag in labels.tags if tag not in gone]
+    removed = set(remove_tags)
+    kept = [tag for tag in labels.tags if tag not in removed]
     tags = tuple(dict.fromkeys([*kept, *add_tags]))
     return checked(
         Labels(

@@ -1,6 +1,6 @@
 """Limits of money and time: a run is ended before it costs more, and its work is kept.
 
-At a limit the node is told to finish: it ends at the next step and saves. What the saving takes
+At a limit the node is asked to finish: it ends at the next step and saves. What the saving takes
 beyond the budget is free, because the clock is stopped at the moment at which the budget is
 spent.
 """
@@ -15,16 +15,16 @@ from scheduler.domain.transitions import Trigger
 
 _MINUTE: Final = timedelta(minutes=1)
 
-# The node is told so long before another whole minute would be charged, to have time to save.
+# The node is asked so long before another whole minute would be charged, to have time to save.
 FINISH_MARGIN: Final = timedelta(seconds=30)
 
 # The clock stops so long before another whole minute would be charged.
 CLOCK_MARGIN: Final = timedelta(seconds=1)
 
-# A node that was told to finish by the timeout and does not is given up after this.
+# A node that was asked to finish at the timeout and goes on is given up after this.
 FINISH_GRACE: Final = timedelta(minutes=10)
 
-# Time and credits are told anew after this while training: within every five seconds (001-16),
+# Time and credits are reported again after this while training: within every five seconds (001-16),
 # with room for the tick that finds it due.
 PROGRESS_INTERVAL: Final = timedelta(seconds=4)
 
@@ -78,7 +78,7 @@ def due(run: Run, now: datetime) -> list[Trigger]:
 
 
 def is_progress_due(run: Run, now: datetime) -> bool:
-    """Whether progress should be told again."""
+    """Whether progress should be reported again."""
     if run.progress_time is None:
         return True
     begun = run.clock.started_time

@@ -88,7 +88,7 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finish:
-    """Training was told to end and to keep the work."""
+    """Training was asked to end and to keep the work."""
 
     cause: FinishCause
     time: datetime
@@ -111,9 +111,9 @@ class Run:
         version: rises with every commit; a commit on an old version is refused.
         sequence: number of its newest event.
         attempt: attempt of the training, 0 before the first.
-        activity: what the node of the lease does while it has no metrics to tell, as last told.
+        activity: what the node of the lease does while it has no metrics, as last reported.
         adapter: files of the adapter; empty before it is stored.
-        progress_time: when progress was last told.
+        progress_time: when progress was last reported.
         update_time: time of the newest decision; time does not go back behind it.
     """
 

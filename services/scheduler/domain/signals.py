@@ -113,7 +113,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
-    """The node lives and tells what happened; `lease` is how long it may be silent now."""
+    """The node lives and reports what happened; `lease` is how long it may be silent now."""
 
     fencing_epoch: int
     lease: timedelta
@@ -151,7 +151,7 @@ class TaskFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseLost:
-    """The node is gone."""
+    """The node is lost."""
 
     fencing_epoch: int
     loss: Loss
@@ -204,10 +204,10 @@ def happened(
 ) -> datetime:
     """When a report's event happened, by the database's clock.
 
-    A node tells only how long ago something was. Its word is bounded: not before its lease, not
+    A node reports only how long ago something was. Its word is bounded: not before its lease, not
     before what it reported earlier, not before the last change of the clock, and not in the
     future.
     """
-    told = now - max(report.age, timedelta())
+    reported = now - max(report.age, timedelta())
     earliest = max(lease.lease_time, lease.report_time, not_before or lease.lease_time)
-    return min(max(told, earliest), now)
+    return min(max(reported, earliest), now)

@@ -28,7 +28,7 @@ class TaskKind(StrEnum):
 
 
 class TaskState(StrEnum):
-    """Where a task stands."""
+    """The state of a task."""
 
     QUEUED = "QUEUED"
     LEASED = "LEASED"

@@ -63,14 +63,14 @@ class Effect(StrEnum):
     RECORD_SAMPLES = "record samples"
     RECORD_RESULT = "record result"
     STORE_ARTIFACTS = "store artifacts"
-    TELL_PROGRESS = "tell progress"
-    TELL_ACTIVITY = "tell activity"
+    REPORT_PROGRESS = "report progress"
+    REPORT_ACTIVITY = "report activity"
     COMMIT_CHECKPOINT = "commit checkpoint"
     WARN = "warn"
     WARN_NODE_LOST = "warn of the lost node"
     WARN_RETRYING = "warn of the retry"
     WARN_LIMIT = "warn of the limit"
-    REQUEST_FINISH = "tell the node to finish"
+    REQUEST_FINISH = "ask the node to finish"
     END = "end the run"
 
 
@@ -181,7 +181,7 @@ TABLE: Final[tuple[Transition, ...]] = (
         trigger=Trigger.ACTIVITY_REPORTED,
         sources=_WORKING,
         stages=_ON_NODE | _EXPORTING,
-        effects=(Effect.TELL_ACTIVITY,),
+        effects=(Effect.REPORT_ACTIVITY,),
     ),
     Transition(
         trigger=Trigger.PAUSED,
@@ -203,7 +203,7 @@ TABLE: Final[tuple[Transition, ...]] = (
         stage=Stage.EXPORTING,
         effects=(
             Effect.RECORD_RESULT,
-            Effect.TELL_PROGRESS,
+            Effect.REPORT_PROGRESS,
             Effect.STORE_ARTIFACTS,
             Effect.STOP_CLOCK,
             Effect.CLOSE_LEASE,
@@ -221,7 +221,7 @@ TABLE: Final[tuple[Transition, ...]] = (
         stage=Stage.DONE,
         effects=(
             Effect.RECORD_RESULT,
-            Effect.TELL_PROGRESS,
+            Effect.REPORT_PROGRESS,
             Effect.STORE_ARTIFACTS,
             Effect.STOP_CLOCK,
             Effect.CLOSE_LEASE,
@@ -407,7 +407,7 @@ TABLE: Final[tuple[Transition, ...]] = (
         trigger=Trigger.PROGRESS_DUE,
         sources=_TRAINING,
         stages=_ON_NODE,
-        effects=(Effect.TELL_PROGRESS,),
+        effects=(Effect.REPORT_PROGRESS,),
     ),
 )
 

@@ -72,7 +72,7 @@ class Facts:
         model: None when no base model was named.
         datasets: in the order of the spec.
         validation_dataset: None when none was named.
-        labels: None when there was nothing to encode or no fast tokenizer; why stands in
+        labels: None when there was nothing to encode or no fast tokenizer; the reason is in
             `labels_note`.
         artifact_bytes: size of what the project has stored.
     """

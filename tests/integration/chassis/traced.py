@@ -22,7 +22,7 @@ async def run() -> None:
                 await stub.ListEvents(asking())
                 telemetry.logger(__name__).info("called")
     for size_bytes in (300, 40):
-        evictions.tell(Evicted(name="gguf/old", size_bytes=size_bytes))
+        evictions.report(Evicted(name="gguf/old", size_bytes=size_bytes))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from chassis import answering, client, identity, server
+from chassis import client, identity, interceptor, server
 from chassis.identity import Role
 from chassis.tls import Tls, is_loopback, refuse_open_door
 from lexicon.faults import Fault, FaultCode
@@ -54,7 +54,7 @@ async def test_a_server_whose_door_does_not_check_refuses_to_start(
 ) -> None:
     """Attack list 8, 002-33: authentication configured, but not enforced, found over the socket."""
     caller = identity.Caller(subject="anybody", role=Role.OPERATOR)
-    monkeypatch.setattr(answering.Answering, "admit", lambda *_: caller)
+    monkeypatch.setattr(interceptor.ServerInterceptor, "admit", lambda *_: caller)
     with pytest.raises(Fault) as refused:
         await serve("127.0.0.1:0")
     assert refused.value.code is FaultCode.RUNTIME_AUTH_NOT_ENFORCED

@@ -27,7 +27,7 @@ COMPILERS: Final = ("c++", "g++", "clang++")
 COMPILE_SECONDS: Final = 300.0
 OUTPUT_CHARACTERS: Final = 2000
 CPU_INFO: Final = Path("/proc/cpuinfo")
-# Instruction sets of x86-64 by level, as the psABI defines them; the flags that tell them apart.
+# Instruction sets of x86-64 by level, as the psABI defines them; the flags that distinguish them.
 _LEVELS: Final = (
     ("x86-64-v4", {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
     ("x86-64-v3", {"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"}),

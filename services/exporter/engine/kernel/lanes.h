@@ -2,7 +2,7 @@
 //
 // A `Lanes` holds one number of each of LANE_COUNT sub-blocks. Its operators do to every lane exactly
 // what the scalar operator does, in the same order and with the same rounding, so that code over lanes
-// gives the bits of the scalar code it was written after. Two things keep it so: the compiler is told
+// gives the bits of the scalar code it was written after. Two things keep it so: the compiler is instructed
 // -ffp-contract=off and never -ffast-math, and no operation here ever mixes lanes.
 //
 // Several native vectors a `Lanes` keep the adders busy while a sum waits for its last addition; and no

@@ -39,7 +39,7 @@ REQUEST_BYTES_MAX = 4 * 1024 * 1024
 _TRACE_KEYS = frozenset({"traceparent", "tracestate"})
 
 
-class Answering(grpc.aio.ServerInterceptor):
+class ServerInterceptor(grpc.aio.ServerInterceptor):
     """The interceptor of every server.
 
     Attributes:
@@ -145,12 +145,12 @@ class _Call:
 
     def __init__(
         self,
-        answering: Answering,
+        interceptor: ServerInterceptor,
         method: str,
         headers: dict[str, Any],
         deserialize: Callable[[bytes], Any] | None,
     ) -> None:
-        self._answering = answering
+        self._interceptor = interceptor
         self._method = method
         self._headers = headers
         self._deserialize = deserialize
@@ -185,7 +185,7 @@ class _Call:
         return answer
 
     def _enter(self, scope: "_Scope", request: Any, *, stream_in: bool) -> Any:
-        identity.enter(self._answering.admit(self._method, self._headers))
+        identity.enter(self._interceptor.admit(self._method, self._headers))
         if stream_in:
             return self._messages(request)
         message = self._decode(request)
@@ -211,7 +211,7 @@ class _Call:
             ) from error
 
     def _scope(self) -> "_Scope":
-        return _Scope(self._method, self._headers, self._answering)
+        return _Scope(self._method, self._headers, self._interceptor)
 
 
 class _Scope:
@@ -225,10 +225,10 @@ class _Scope:
         self,
         method: str,
         headers: Mapping[str, Any],
-        answering: Answering,
+        interceptor: ServerInterceptor,
     ) -> None:
         self._method = method
-        self._answering = answering
+        self._interceptor = interceptor
         self._status = grpc.StatusCode.OK
         self._run = ""
         self._started = time.perf_counter()
@@ -252,7 +252,7 @@ class _Scope:
                 return
 
     def failed(self, error: Exception) -> Fault:
-        """The fault that the caller is told; what is unexpected is logged here, once.
+        """The fault for the caller; an unexpected error is logged here, once.
 
         Raises:
             grpc.aio.AbortError: the handler has aborted the call itself.
@@ -268,12 +268,12 @@ class _Scope:
 
     def end(self) -> None:
         """Close the span and count the call."""
-        self._answering.measured(self._method, self._started, self._status)
+        self._interceptor.measured(self._method, self._started, self._status)
         self._span.end()
 
     def _fault_of(self, error: Exception) -> Fault:
         if isinstance(error, Fault):
-            if not self._answering.probing:
+            if not self._interceptor.probing:
                 code = error.code.value
                 log.info("call refused", method=self._method, code=code, reason=error.message)
             return error
@@ -293,7 +293,7 @@ class _Scope:
 
 
 def unexpected(*, run: str = "") -> Fault:
-    """What a caller is told about a mistake of ours: where its log can be found, and no more."""
+    """The fault of an internal error: it names the log entry and nothing else."""
     fault = Fault(FaultCode.INTERNAL_UNEXPECTED)
     context = trace.get_current_span().get_span_context()
     if context.is_valid:
