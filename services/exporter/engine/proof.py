@@ -32,7 +32,7 @@ ELEMENTS_COMPARED: Final = 1 << 18
 FILE_TOKENS: Final = 96
 # Tokens over which the base and the unquantised merge are measured, which read every weight
 # unquantised: enough to recognise another base or a wrong merge by its divergence.
-BRIEF_TOKENS: Final = 24
+BRIEF_TOKENS: Final = 40
 # Answer tokens that are measured however long the prompts are: a mean over fewer says little.
 SCORED_LEAST: Final = 8
 # Logits of one evaluation, whatever the vocabulary's size.
@@ -307,7 +307,7 @@ def portion(segments: Sequence[Segment], *, tokens: int) -> list[Segment]:
             chosen.append(segment.beginning(count))
             left -= len(chosen[-1].tokens)
     if sum(len(segment.scored) for segment in chosen) < SCORED_LEAST:
-        return shortest_prompts(segments, tokens=tokens, rows=SCORED_LEAST)
+        return shortest_prompts(segments, tokens=tokens, rows=tokens)
     return chosen
 
 

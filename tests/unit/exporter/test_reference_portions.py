@@ -52,9 +52,9 @@ def test_a_portion_of_long_prompts_has_answer_tokens_all_the_same() -> None:
 
 
 def test_prompts_that_leave_a_token_or_two_are_no_portion() -> None:
-    """Three conversations with one answer token each say less than one with eight."""
+    """Three conversations with one answer token each say less than one that goes on."""
     three = [a_conversation(prompt=length, answer=20) for length in (31, 30, 31)]
-    assert sizes(portion(three, tokens=96)) == [(30, SCORED_LEAST)]
+    assert sizes(portion(three, tokens=96)) == [(30, 20), (31, 15)]
 
 
 @pytest.mark.parametrize(
