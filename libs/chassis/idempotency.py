@@ -1,6 +1,6 @@
-"""The memory of mutations: the same request id gives the first answer, whatever happens between.
+"""Answers to mutations: the same request id gives the first answer, whatever happens between.
 
-`recall` and `remember` stand in the transaction of the effect. The first caller's row is locked
+`Answers` works in the transaction of the effect. The first caller's row is locked
 until that transaction ends, so that a second call with the same id waits and then gets the answer
 of the first, and a call whose transaction was rolled back leaves nothing behind. Rows are kept for
 good: an id is as old as its request.
@@ -13,18 +13,6 @@ from google.protobuf.message import Message
 from chassis.postgres import Connection
 from lexicon.faults import Fault, FaultCode
 
-# Goes into the migration of a service that has mutations.
-DDL = """
-CREATE TABLE requests (
-    project text NOT NULL,
-    method text NOT NULL,
-    request_id text NOT NULL,
-    fingerprint bytea NOT NULL,
-    response bytea,
-    create_time timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (project, method, request_id)
-);
-"""
 REQUEST_ID_CHARACTERS_MAX = 128
 
 _CLAIM = """
@@ -74,34 +62,53 @@ def check_request_id(request_id: str) -> str:
     return request_id
 
 
-async def recall(
-    connection: Connection,
-    *,
-    project: str,
-    method: str,
-    request_id: str,
-    fingerprint: bytes,
-) -> bytes | None:
-    """The answer that this request got before; None when it is the first, which now owns the id.
+class Answers:
+    """The answers to mutations, read and written in the transaction of their effect.
 
-    Raises:
-        Fault: INPUT_REQUEST_ID_REUSED when the id belongs to a different request.
+    A method is the name of a call, or of its request's type where none is given; project, method
+    and request id identify a mutation.
     """
-    assert connection.is_in_transaction()
-    check_request_id(request_id)
-    await connection.execute(_CLAIM, project, method, request_id, fingerprint)
-    row = await connection.fetchrow(_READ, project, method, request_id)
-    assert row is not None
-    if row["fingerprint"] != fingerprint:
-        raise Fault(FaultCode.INPUT_REQUEST_ID_REUSED, request_id=request_id)
-    answer: bytes | None = row["response"]
-    return answer
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def recall(self, project: str, request: Message, *, method: str = "") -> bytes | None:
+        """The answer that this request got before; None for the first, which owns the id now.
+
+        Raises:
+            Fault: INPUT_REQUEST_ID_REUSED when the id belongs to a different request, and what
+                `check_request_id` raises.
+        """
+        assert self._connection.is_in_transaction()
+        key = _key(project, request, method)
+        digest = fingerprint(request)
+        await self._connection.execute(_CLAIM, *key, digest)
+        row = await self._connection.fetchrow(_READ, *key)
+        assert row is not None
+        if row["fingerprint"] != digest:
+            raise Fault(FaultCode.INPUT_REQUEST_ID_REUSED, request_id=key[2])
+        answer: bytes | None = row["response"]
+        return answer
+
+    async def peek(self, project: str, request: Message, *, method: str = "") -> bytes | None:
+        """The answer that this request got before, without owning its id."""
+        savepoint = self._connection.transaction()
+        await savepoint.start()
+        try:
+            return await self.recall(project, request, method=method)
+        finally:
+            await savepoint.rollback()
+
+    async def remember(
+        self, project: str, request: Message, response: bytes | Message, *, method: str = ""
+    ) -> None:
+        """Keep the answer, in the transaction of the effect."""
+        assert self._connection.is_in_transaction()
+        answer = response.SerializeToString() if isinstance(response, Message) else response
+        done = await self._connection.execute(_WRITE, *_key(project, request, method), answer)
+        assert done == "UPDATE 1", "remember() without recall()"
 
 
-async def remember(
-    connection: Connection, *, project: str, method: str, request_id: str, response: bytes
-) -> None:
-    """Keep the answer, in the transaction of the effect."""
-    assert connection.is_in_transaction()
-    done = await connection.execute(_WRITE, project, method, request_id, response)
-    assert done == "UPDATE 1", "remember() without recall()"
+def _key(project: str, request: Message, method: str) -> tuple[str, str, str]:
+    request_id: str = request.request_id  # type: ignore[attr-defined]  # every mutation has one
+    return project, method or request.DESCRIPTOR.name, check_request_id(request_id)

@@ -28,29 +28,6 @@ from lexicon.faults import Fault, FaultCode
 
 log = telemetry.logger(__name__)
 
-# Goes into the migration of a service that has events.
-DDL = """
-CREATE TABLE outbox (
-    position bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    event_id text NOT NULL UNIQUE,
-    subject text NOT NULL,
-    payload bytea NOT NULL,
-    headers jsonb NOT NULL DEFAULT '{}',
-    run text NOT NULL,
-    sequence bigint NOT NULL CHECK (sequence > 0),
-    create_time timestamptz NOT NULL DEFAULT now(),
-    publish_time timestamptz,
-    stream_sequence bigint,
-    UNIQUE (run, sequence)
-);
-CREATE INDEX outbox_unpublished ON outbox (position) WHERE publish_time IS NULL;
-CREATE INDEX outbox_stream ON outbox (stream_sequence);
-CREATE TABLE outbox_streams (
-    stream text PRIMARY KEY,
-    created text NOT NULL,
-    last_sequence bigint NOT NULL DEFAULT 0
-);
-"""
 # The server takes a mebibyte with headers.
 PAYLOAD_BYTES_MAX = 900_000
 BATCH_ROWS = 256

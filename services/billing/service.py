@@ -129,7 +129,7 @@ class BillingService(billing_service_pb2_grpc.BillingServiceServicer):
         _check_amount(request.amount_micros)
         reason = _reason(request.reason, default=DEFAULT_REASON)
         async with self._store.unit() as unit:
-            answer = await unit.recall(project, request, request.request_id)
+            answer = await unit.answers.recall(project, request)
             if answer is not None:
                 return billing_service_pb2.GrantCreditsResponse.FromString(answer)
             await unit.wallet(project)
@@ -145,7 +145,7 @@ class BillingService(billing_service_pb2_grpc.BillingServiceServicer):
                 entry=wire.entry_to_proto(entry),
                 account=wire.wallet_to_proto(await unit.wallet(project)),
             )
-            await unit.remember(project, request, request.request_id, response)
+            await unit.answers.remember(project, request, response)
         return response
 
     async def SetPlan(
@@ -159,14 +159,14 @@ class BillingService(billing_service_pb2_grpc.BillingServiceServicer):
                 field="plan",
             )
         async with self._store.unit() as unit:
-            answer = await unit.recall(project, request, request.request_id)
+            answer = await unit.answers.recall(project, request)
             if answer is not None:
                 return billing_service_pb2.SetPlanResponse.FromString(answer)
             await unit.wallet(project)
             await unit.set_plan(project, request.plan)
             account = wire.wallet_to_proto(await unit.wallet(project))
             response = billing_service_pb2.SetPlanResponse(account=account)
-            await unit.remember(project, request, request.request_id, response)
+            await unit.answers.remember(project, request, response)
         return response
 
     async def HoldFunds(

@@ -12,7 +12,6 @@ from enum import StrEnum
 from typing import Final
 
 import asyncpg
-from google.protobuf.message import Message
 
 from billing.domain.ledger import (
     Entry,
@@ -83,6 +82,7 @@ class Unit:
         default_plan: str,
     ) -> None:
         self.connection = connection
+        self.answers = idempotency.Answers(connection)
         self._new_id = new_id
         self._default_plan = default_plan
 
@@ -90,28 +90,6 @@ class Unit:
         """The database's clock."""
         now: datetime = await self.connection.fetchval(_SQL["now"])
         return now
-
-    async def recall(self, project: str, request: Message, request_id: str) -> bytes | None:
-        """The answer that this request got before, or None; its id stays locked."""
-        return await idempotency.recall(
-            self.connection,
-            project=project,
-            method=request.DESCRIPTOR.name,
-            request_id=request_id,
-            fingerprint=idempotency.fingerprint(request),
-        )
-
-    async def remember(
-        self, project: str, request: Message, request_id: str, response: Message
-    ) -> None:
-        """Keeps the answer to a request."""
-        await idempotency.remember(
-            self.connection,
-            project=project,
-            method=request.DESCRIPTOR.name,
-            request_id=request_id,
-            response=response.SerializeToString(),
-        )
 
     async def wallet(self, project: str) -> Wallet:
         """The account of a project, opened empty when it is seen for the first time."""

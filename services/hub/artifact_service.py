@@ -98,7 +98,7 @@ class ArtifactService(artifact_service_pb2_grpc.ArtifactServiceServicer):
         current_caller().require_project(name)
         async with self._store.unit() as unit:
             await unit.lock_usage(name.project)
-            known = await unit.recall(name.project, request, request.request_id)
+            known = await unit.answers.recall(name.project, request)
             if known is not None:
                 return artifact_service_pb2.DeleteArtifactResponse()
             artifact = await unit.artifact(name)
@@ -107,7 +107,7 @@ class ArtifactService(artifact_service_pb2_grpc.ArtifactServiceServicer):
             await unit.delete_artifact(artifact)
             # The loose files of the adapter go with the entry; nothing else would remove them.
             await unit.add_garbage(await self._objects.keys(output_folder(artifact.run)))
-            await unit.remember(name.project, request, request.request_id, b"")
+            await unit.answers.remember(name.project, request, b"")
         await self._janitor.tidy()
         return artifact_service_pb2.DeleteArtifactResponse()
 
@@ -250,13 +250,13 @@ class ObjectService(object_service_pb2_grpc.ObjectServiceServicer):
         async with self._store.unit() as unit:
             # A dataset of the project is not deleted meanwhile: that takes the same lock.
             await unit.lock_usage(run.project)
-            known = await unit.recall(run.project, request, request.request_id)
+            known = await unit.answers.recall(run.project, request)
             if known is None:
                 for name in versions:
                     if not await unit.is_held(run, name):
                         await living_version(unit, name)
                         await unit.hold_version(run, name)
-                await unit.remember(run.project, request, request.request_id, b"")
+                await unit.answers.remember(run.project, request, b"")
         return object_service_pb2.HoldDatasetVersionsResponse()
 
     async def DeleteRunLeftovers(
@@ -272,7 +272,7 @@ class ObjectService(object_service_pb2_grpc.ObjectServiceServicer):
         async with self._store.unit() as unit:
             # Under the lock of registration: a file is an artifact by now, or will not be one.
             await unit.lock_usage(run.project)
-            known = await unit.recall(run.project, request, request.request_id)
+            known = await unit.answers.recall(run.project, request)
             if known is not None:
                 return object_service_pb2.DeleteRunLeftoversResponse.FromString(known)
             unneeded = leftovers(stored, await unit.artifact(artifact_name(run)), adapter=adapter)
@@ -282,7 +282,7 @@ class ObjectService(object_service_pb2_grpc.ObjectServiceServicer):
             response = object_service_pb2.DeleteRunLeftoversResponse(removed_count=len(unneeded))
             response.again_after.FromTimedelta(self._links.lifetime + UPLOAD_GRACE)
             answer = response.SerializeToString()
-            await unit.remember(run.project, request, request.request_id, answer)
+            await unit.answers.remember(run.project, request, answer)
         await self._janitor.tidy()
         return response
 
@@ -297,7 +297,7 @@ class ObjectService(object_service_pb2_grpc.ObjectServiceServicer):
         async with self._store.unit() as unit:
             # Under the lock of registration: a file is an artifact by now, or will not be one.
             await unit.lock_usage(export.project)
-            known = await unit.recall(export.project, request, request.request_id)
+            known = await unit.answers.recall(export.project, request)
             if known is not None:
                 return object_service_pb2.DeleteExportLeftoversResponse.FromString(known)
             registered = await unit.registered_keys(stored)
@@ -306,7 +306,7 @@ class ObjectService(object_service_pb2_grpc.ObjectServiceServicer):
             response = object_service_pb2.DeleteExportLeftoversResponse(removed_count=len(unneeded))
             response.again_after.FromTimedelta(self._links.lifetime + UPLOAD_GRACE)
             answer = response.SerializeToString()
-            await unit.remember(export.project, request, request.request_id, answer)
+            await unit.answers.remember(export.project, request, answer)
         await self._janitor.tidy()
         return response
 

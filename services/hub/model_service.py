@@ -94,7 +94,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         reference = parse_reference(request.base_model)
         revision = check_revision(request.revision or reference.revision)
         async with self._store.unit() as unit:
-            known = await unit.recall(parent.project, request, request.request_id)
+            known = await unit.answers.recall(parent.project, request)
             if known is not None:
                 return model_service_pb2.AddModelResponse.FromString(known)
             consent = consent_of(
@@ -109,7 +109,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
             )
             response = model_service_pb2.AddModelResponse(model=wire.model_to_proto(model))
             answer = response.SerializeToString()
-            await unit.remember(parent.project, request, request.request_id, answer)
+            await unit.answers.remember(parent.project, request, answer)
         return response
 
     async def DeleteModel(
@@ -123,10 +123,10 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
                 FaultCode.ACCESS_DENIED, "The catalog is edited by operators, in its files."
             )
         async with self._store.unit() as unit:
-            if await unit.recall(name.project, request, request.request_id) is None:
+            if await unit.answers.recall(name.project, request) is None:
                 if not await unit.delete_model(name):
                     raise Fault(FaultCode.MODEL_NOT_FOUND, model=str(name))
-                await unit.remember(name.project, request, request.request_id, b"")
+                await unit.answers.remember(name.project, request, b"")
         return model_service_pb2.DeleteModelResponse()
 
     async def _resolve(self, unit: Unit, project: str, text: str, near: tuple[str, ...]) -> Model:

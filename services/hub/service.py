@@ -58,7 +58,7 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
         quota = await self._quota_of(project)
         async with self._store.unit() as unit:
             usage = await unit.lock_usage(project)
-            known = await unit.recall(project, request, request.request_id)
+            known = await unit.answers.recall(project, request)
             upload_id = known.decode() if known else self._new_id()
             object_key = f"datasets/{upload_id}"
             link = self._links.put(object_key, size_bytes=announced.size_bytes)
@@ -77,7 +77,7 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
                 refusal=None,
             )
             await unit.insert_upload(upload)
-            await unit.remember(project, request, request.request_id, upload_id.encode())
+            await unit.answers.remember(project, request, upload_id.encode())
         return _upload_response(upload_id, link)
 
     async def CommitUpload(
@@ -158,7 +158,7 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
         current_caller().require_project(name)
         async with self._store.unit() as unit:
             await unit.lock_usage(name.project)
-            known = await unit.recall(name.project, request, request.request_id)
+            known = await unit.answers.recall(name.project, request)
             if known is not None:
                 return dataset_service_pb2.DeleteDatasetResponse.FromString(known)
             await _alive(unit, name)
@@ -168,7 +168,7 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
                 delete_time=wire.timestamp(delete_time)
             )
             answer = response.SerializeToString()
-            await unit.remember(name.project, request, request.request_id, answer)
+            await unit.answers.remember(name.project, request, answer)
         await self._janitor.tidy()
         return response
 

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import asyncpg
 import msgspec
-from google.protobuf.message import Message
 
 from chassis import idempotency
 from chassis.postgres import Connection, Pool, Queries
@@ -55,33 +54,12 @@ class Unit:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        self.answers = idempotency.Answers(connection)
 
     async def now(self) -> datetime:
         """The database's clock."""
         now: datetime = await self.connection.fetchval(_SQL["now"])
         return now
-
-    async def recall(self, project: str, request: Message, request_id: str) -> bytes | None:
-        """The answer that this request got before, or None; its id stays locked."""
-        return await idempotency.recall(
-            self.connection,
-            project=project,
-            method=request.DESCRIPTOR.name,
-            request_id=request_id,
-            fingerprint=idempotency.fingerprint(request),
-        )
-
-    async def remember(
-        self, project: str, request: Message, request_id: str, response: bytes
-    ) -> None:
-        """Keeps the answer to a request."""
-        await idempotency.remember(
-            self.connection,
-            project=project,
-            method=request.DESCRIPTOR.name,
-            request_id=request_id,
-            response=response,
-        )
 
     # Usage
 

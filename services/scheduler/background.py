@@ -11,7 +11,7 @@ from typing import Final
 
 from chassis import postgres, telemetry
 from lexicon.faults import Fault
-from scheduler import wire, wire_work
+from scheduler import events, wire, wire_work
 from scheduler.domain import leftovers, limits
 from scheduler.domain.decision import decide
 from scheduler.domain.leftovers import Sweep
@@ -89,7 +89,7 @@ class Ticker:
                     continue
                 record, now = locked
                 decision = decide(record.run, Tick(), now)
-                await transaction.commit(decision)
+                await transaction.commit(decision, outgoing=events.outgoing(decision))
                 count += decision.changes
         return count
 

@@ -47,7 +47,7 @@ class ExportService(export_service_pb2_grpc.ExportServiceServicer):
         idempotency.check_request_id(request.request_id)
         quantization = check_quantization(request.quantization or DEFAULT_QUANTIZATION)
         async with self._store.transaction() as transaction:
-            answer = await transaction.peek(name.project, "CreateExport", request)
+            answer = await transaction.answers.peek(name.project, request, method="CreateExport")
         if answer is not None:
             return wire.parse(export_service_pb2.CreateExportResponse, answer)
         artifact = await self._peers.artifact(request.artifact)
@@ -93,18 +93,19 @@ class ExportService(export_service_pb2_grpc.ExportServiceServicer):
     ) -> export_service_pb2.CancelExportResponse:
         project = _project(request.name)
         async with self._store.transaction() as transaction:
-            answer = await transaction.recall(project, "CancelExport", request)
+            answer = await transaction.answers.recall(project, request, method="CancelExport")
             if answer is not None:
                 return wire.parse(export_service_pb2.CancelExportResponse, answer)
             export, now = await transaction.exports.lock(request.name)
             if export.state is not ExportState.CANCELLED:
                 after = exports.decide(export, CancelRequested(), now)
-                await transaction.exports.commit(export, after)
+                changed = wire_exports.changed(export, after)
+                await transaction.exports.commit(after, outgoing=changed)
                 export = after
             response = export_service_pb2.CancelExportResponse(
                 export=wire_exports.export_to_proto(export)
             )
-            await transaction.remember(project, "CancelExport", request, response)
+            await transaction.answers.remember(project, request, response, method="CancelExport")
         return response
 
     async def _check_room(
@@ -140,7 +141,7 @@ class ExportService(export_service_pb2_grpc.ExportServiceServicer):
     ) -> export_service_pb2.CreateExportResponse:
         """Writes export, event and answer in one transaction, or finds the one under way."""
         async with self._store.transaction() as transaction:
-            answer = await transaction.recall(name.project, "CreateExport", request)
+            answer = await transaction.answers.recall(name.project, request, method="CreateExport")
             if answer is not None:
                 return wire.parse(export_service_pb2.CreateExportResponse, answer)
             # Two who ask at once come one after the other.
@@ -149,7 +150,7 @@ class ExportService(export_service_pb2_grpc.ExportServiceServicer):
             if export is None:
                 now = await transaction.now()
                 export = _new_export(name, source, quantization, now=now)
-                await transaction.exports.insert(export)
+                await transaction.exports.insert(export, outgoing=wire_exports.outgoing(export))
                 if request.hub_token and wire_exports.is_from_hub(source):
                     sealed = self._sealer.seal(request.hub_token, owner=export.name)
                     await transaction.put_hub_token(export.name, sealed)
@@ -157,7 +158,9 @@ class ExportService(export_service_pb2_grpc.ExportServiceServicer):
             response = export_service_pb2.CreateExportResponse(
                 export=wire_exports.export_to_proto(export)
             )
-            await transaction.remember(name.project, "CreateExport", request, response)
+            await transaction.answers.remember(
+                name.project, request, response, method="CreateExport"
+            )
         return response
 
 

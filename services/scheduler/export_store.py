@@ -3,12 +3,14 @@
 Whoever changes an export locks its row first. No transaction locks a run and an export.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from chassis import outbox
+from chassis.outbox import OutboxRow
 from chassis.postgres import Connection, Queries
 from lexicon.faults import Fault, FaultCode
-from scheduler import rows, wire_exports
+from scheduler import rows
 from scheduler.domain.activity import Activity
 from scheduler.domain.exports import Export, Source
 from scheduler.domain.tasks import RunFault
@@ -31,8 +33,8 @@ class ExportRows:
             return None
         return Source(**{**row, "losses": tuple(row["losses"])})
 
-    async def insert(self, export: Export) -> None:
-        """Writes a new export with its task and its first event."""
+    async def insert(self, export: Export, *, outgoing: OutboxRow) -> None:
+        """Writes a new export with its task and its first event, as it goes out."""
         await self._connection.execute(
             self._queries["insert_export"],
             export.name,
@@ -45,9 +47,9 @@ class ExportRows:
             export.create_time,
         )
         await self._tasks.put(export.name, export.task, tier=EXPORT_TIER)
-        await self._publish(export)
+        await outbox.append(self._connection, [outgoing])
 
-    async def commit(self, before: Export, after: Export) -> None:
+    async def commit(self, after: Export, *, outgoing: Sequence[OutboxRow]) -> None:
         """Writes what a decision made of an export, and its event when there is one."""
         await self._connection.execute(
             self._queries["update_export"],
@@ -64,11 +66,8 @@ class ExportRows:
         await self._tasks.put(after.name, after.task, tier=EXPORT_TIER)
         if after.has_ended:
             await self._connection.execute(self._queries["note_end"], after.name, b"")
-        if after.sequence != before.sequence:
-            await self._publish(after)
-
-    async def _publish(self, export: Export) -> None:
-        await outbox.append(self._connection, [wire_exports.outgoing(export)])
+        if outgoing:
+            await outbox.append(self._connection, outgoing)
 
     async def read(self, name: str) -> tuple[Export, datetime]:
         """An export and the time.

@@ -9,12 +9,12 @@ from lexicon.faults import Fault, FaultCode, Stage
 from scheduler import wire, wire_exports, wire_work
 from scheduler.domain import exports
 from scheduler.domain.exports import ArtifactGone, Export, ExportSignal, ExportStored, Source
+from scheduler.domain.node import NodeRecord
 from scheduler.domain.signals import TaskFailed
 from scheduler.domain.tasks import Lease, TaskKind
 from scheduler.kinds import About, Kind, Lock
 from scheduler.peers import Peers
 from scheduler.store import Transaction
-from scheduler.wire_work import NodeRecord
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2
 
 log = telemetry.logger(__name__)
@@ -43,7 +43,7 @@ class Exports:
         self, transaction: Transaction, owner: Export, signal: ExportSignal, now: datetime
     ) -> Export:
         after = exports.decide(owner, signal, now)
-        await transaction.exports.commit(owner, after)
+        await transaction.exports.commit(after, outgoing=wire_exports.changed(owner, after))
         if after.has_ended:
             log.info("export ended", export=after.name, state=after.state)
         return after

@@ -12,10 +12,10 @@ from enum import Enum
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from lexicon.faults import Fault, Stage
+from scheduler.domain.node import NodeRecord
 from scheduler.domain.signals import Heartbeat, LeaseLost, TaskFailed, TaskReleased
 from scheduler.domain.tasks import Lease, Task, TaskKind, TaskLeased
 from scheduler.store import Transaction
-from scheduler.wire_work import NodeRecord
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2
 
 # What the machine reports to an owner; a completion is reported by its kind.

@@ -10,6 +10,7 @@ from lexicon.faults import Stage
 from scheduler.domain.activity import Activity
 from scheduler.domain.clock import Clock
 from scheduler.domain.effects import reading
+from scheduler.domain.node import NodeRecord
 from scheduler.domain.run import (
     Checkpoint,
     Finish,
@@ -23,7 +24,6 @@ from scheduler.domain.run import (
     Terms,
 )
 from scheduler.domain.tasks import Lease, Outcome, RunFault, Task, TaskKind, TaskState
-from scheduler.wire_work import NodeRecord
 
 
 class Row(Protocol):

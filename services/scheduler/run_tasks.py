@@ -6,10 +6,11 @@ from datetime import datetime
 from functools import partial
 from typing import Final, TypeAlias
 
-from scheduler import wire, wire_exports, wire_work
+from scheduler import events, wire, wire_exports, wire_work
 from scheduler.domain import queueing
 from scheduler.domain.decision import decide
 from scheduler.domain.exports import Source
+from scheduler.domain.node import NodeRecord
 from scheduler.domain.run import Record, StoredFile
 from scheduler.domain.signals import ExportCompleted, Signal, TrainingCompleted
 from scheduler.domain.tasks import Lease, Outcome, TaskKind
@@ -17,7 +18,6 @@ from scheduler.kinds import About, Kind, Lock
 from scheduler.peers import Peers
 from scheduler.rows import project_of
 from scheduler.store import Transaction
-from scheduler.wire_work import NodeRecord
 from tunesmith.api.run.v1 import run_pb2, spec_pb2
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2
 
@@ -44,7 +44,7 @@ class Runs:
         self, transaction: Transaction, owner: Record, signal: Signal, now: datetime
     ) -> Record:
         decision = decide(owner.run, signal, now)
-        await transaction.commit(decision)
+        await transaction.commit(decision, outgoing=events.outgoing(decision))
         version = owner.run.version + decision.changes
         return replace(owner, run=replace(decision.after, version=version))
 
@@ -155,7 +155,8 @@ def run_export(peers: Peers) -> Kind[Record]:
 async def _candidates(
     limits: Mapping[str, int], transaction: Transaction, node: NodeRecord
 ) -> Sequence[str]:
-    found = await transaction.candidates(node, limits=limits)
+    capabilities = wire_work.capabilities_of(node)
+    found = await transaction.candidates(node, capabilities=capabilities, limits=limits)
     return [candidate.run for candidate in queueing.in_order(found)]
 
 

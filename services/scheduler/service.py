@@ -11,7 +11,7 @@ from chassis import paging
 from chassis.identity import current_caller
 from lexicon.faults import Fault, FaultCode
 from lexicon.names import ProjectName, RunName
-from scheduler import wire
+from scheduler import events, wire
 from scheduler.domain import labels, recipes
 from scheduler.domain.decision import decide
 from scheduler.domain.run import Labels, Record, State
@@ -108,7 +108,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
     ) -> run_service_pb2.UpdateRunResponse:
         project = _project(request.name)
         async with self._store.transaction() as transaction:
-            answer = await transaction.recall(project, "UpdateRun", request)
+            answer = await transaction.answers.recall(project, request, method="UpdateRun")
             if answer is not None:
                 return wire.parse(run_service_pb2.UpdateRunResponse, answer)
             record, _ = await transaction.lock_run(request.name)
@@ -123,7 +123,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             record, now = await transaction.read_run(request.name)
             run = wire.run_to_proto(record, now=now)
             response = run_service_pb2.UpdateRunResponse(run=run)
-            await transaction.remember(project, "UpdateRun", request, response)
+            await transaction.answers.remember(project, request, response, method="UpdateRun")
             return response
 
     async def DeleteRun(
@@ -132,7 +132,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         project = _project(request.name)
         response = run_service_pb2.DeleteRunResponse()
         async with self._store.transaction() as transaction:
-            if await transaction.recall(project, "DeleteRun", request) is not None:
+            if await transaction.answers.recall(project, request, method="DeleteRun") is not None:
                 return response
             record, _ = await transaction.lock_run(request.name)
             if not record.run.has_ended:
@@ -142,7 +142,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
                     state=record.run.state,
                 )
             await transaction.delete_run(request.name)
-            await transaction.remember(project, "DeleteRun", request, response)
+            await transaction.answers.remember(project, request, response, method="DeleteRun")
         return response
 
     async def DuplicateRun(
@@ -231,17 +231,18 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         """Answers a verb: once a request id, and again when the run is where it leads to."""
         project, method = _project(request.name), type(request).__name__.removesuffix("Request")
         async with self._store.transaction() as transaction:
-            answer = await transaction.recall(project, method, request)
+            answer = await transaction.answers.recall(project, request, method=method)
             if answer is not None:
                 response = respond()
                 response.ParseFromString(answer)
                 return response
             record, now = await transaction.lock_run(request.name)
             if record.run.state is not done:
-                await transaction.commit(decide(record.run, signal, now))
+                decision = decide(record.run, signal, now)
+                await transaction.commit(decision, outgoing=events.outgoing(decision))
                 record, now = await transaction.read_run(request.name)
             response = respond(run=wire.run_to_proto(record, now=now))
-            await transaction.remember(project, method, request, response)
+            await transaction.answers.remember(project, request, response, method=method)
             return response
 
 

@@ -5,29 +5,28 @@ for each other in a circle. Times are those of the database.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from google.protobuf.message import Message
-
 from chassis import idempotency, outbox
+from chassis.outbox import OutboxRow
 from chassis.postgres import Connection, Pool, Queries
 from lexicon.faults import Fault, FaultCode
-from scheduler import events, rows
+from scheduler import rows
 from scheduler.domain import alerts, leftovers
 from scheduler.domain import events as domain_events
 from scheduler.domain.alerts import Channel, Delivery
 from scheduler.domain.effects import Decision
 from scheduler.domain.leftovers import Superseded, Sweep
+from scheduler.domain.node import NodeRecord
 from scheduler.domain.queueing import Candidate
 from scheduler.domain.run import Labels, Record, State, Submission
 from scheduler.domain.tasks import TaskKind
 from scheduler.export_store import ExportRows
 from scheduler.task_store import MAX_CANDIDATES, MAX_SWEEP, TASKS_CHANNEL, TaskRows
-from scheduler.wire_work import NodeRecord
 
 # Channel of NOTIFY: runs with new events.
 RUNS_CHANNEL: Final = "scheduler_runs"
@@ -55,40 +54,11 @@ class Transaction:
         self._queries = queries
         self.tasks = TaskRows(connection, queries)
         self.exports = ExportRows(connection, queries, self.tasks)
+        self.answers = idempotency.Answers(connection)
 
     async def now(self) -> datetime:
         moment: datetime = await self._connection.fetchval(self._queries["now"])
         return moment
-
-    async def recall(self, project: str, method: str, request: Message) -> bytes | None:
-        """The answer that this request got before; from here on it is this transaction's own."""
-        return await idempotency.recall(
-            self._connection,
-            project=project,
-            method=method,
-            request_id=request.request_id,  # type: ignore[attr-defined] # every mutation has one
-            fingerprint=idempotency.fingerprint(request),
-        )
-
-    async def peek(self, project: str, method: str, request: Message) -> bytes | None:
-        """The answer that this request got before, without making it this transaction's own."""
-        savepoint = self._connection.transaction()
-        await savepoint.start()
-        try:
-            return await self.recall(project, method, request)
-        finally:
-            await savepoint.rollback()
-
-    async def remember(
-        self, project: str, method: str, request: Message, response: Message
-    ) -> None:
-        await idempotency.remember(
-            self._connection,
-            project=project,
-            method=method,
-            request_id=request.request_id,  # type: ignore[attr-defined] # every mutation has one
-            response=response.SerializeToString(),
-        )
 
     async def lock_run(self, name: str) -> tuple[Record, datetime]:
         """A run that nobody else changes until the end of the transaction, and the time.
@@ -129,11 +99,22 @@ class Transaction:
         now = found[0]["now"] if found else await self.now()
         return await self._records(found), [row["position"] for row in found], now
 
-    async def insert_run(self, decision: Decision, submission: Submission, labels: Labels) -> None:
-        """Writes a new run with its task and its first event."""
+    async def insert_run(
+        self,
+        decision: Decision,
+        submission: Submission,
+        labels: Labels,
+        *,
+        outgoing: Sequence[OutboxRow],
+    ) -> None:
+        """Writes a new run with its task and its first event.
+
+        Args:
+            outgoing: the decision's events as they go out.
+        """
         values = rows.new_run_values(decision.after, submission, labels)
         await self._execute("insert_run", *values)
-        await self._write_rest(decision)
+        await self._write_rest(decision, outgoing)
 
     async def put_hub_token(self, owner: str, sealed: bytes) -> None:
         """Keeps a user's token for the model hub; the end of the run or export deletes it."""
@@ -143,15 +124,19 @@ class Transaction:
         sealed: bytes | None = await self._connection.fetchval(self._queries["hub_token"], owner)
         return sealed
 
-    async def commit(self, decision: Decision) -> None:
-        """Writes a decision: the run guarded by its version, tasks, leases, events."""
+    async def commit(self, decision: Decision, *, outgoing: Sequence[OutboxRow]) -> None:
+        """Writes a decision: the run guarded by its version, tasks, leases, events.
+
+        Args:
+            outgoing: the decision's events as they go out.
+        """
         if not decision.changes:
             return
         done = await self._execute("update_run", *rows.run_values(decision.after))
         assert done == "UPDATE 1", f"{decision.after.name} changed under its lock"
-        await self._write_rest(decision)
+        await self._write_rest(decision, outgoing)
 
-    async def _write_rest(self, decision: Decision) -> None:
+    async def _write_rest(self, decision: Decision, outgoing: Sequence[OutboxRow]) -> None:
         run = decision.after
         for task in decision.tasks.values():
             # Exporters are one pool, whatever the tier of the training was.
@@ -172,8 +157,9 @@ class Transaction:
         else:
             for point in decision.superseded:
                 await self._execute("note_superseded", run.name, point.files)
-        if decision.events:
-            await outbox.append(self._connection, events.outgoing(decision))
+        assert len(outgoing) == len(decision.events)
+        if outgoing:
+            await outbox.append(self._connection, outgoing)
             await self._execute("wake", RUNS_CHANNEL, run.name)
 
     async def put_labels(self, name: str, labels: Labels) -> None:
@@ -193,7 +179,9 @@ class Transaction:
         found = await self._connection.fetch(query, age, age_of_young, young)
         return [row["run"] for row in found]
 
-    async def candidates(self, node: NodeRecord, *, limits: Mapping[str, int]) -> list[Candidate]:
+    async def candidates(
+        self, node: NodeRecord, *, capabilities: Collection[str], limits: Mapping[str, int]
+    ) -> list[Candidate]:
         """The first tasks of runs in the queue that a node can do.
 
         Args:
@@ -206,7 +194,7 @@ class Transaction:
             list(limits.keys()),
             list(limits.values()),
             MAX_CANDIDATES,
-            list(node.capabilities),
+            list(capabilities),
         )
         return [
             Candidate(
@@ -333,10 +321,10 @@ class Transaction:
         found = await self._connection.fetch(query, run, after, size)
         return [row["payload"] for row in found]
 
-    async def newest_event(self, run: str) -> tuple[int, bool] | None:
-        """Sequence of a run's newest event and whether it is the last; None without any."""
+    async def newest_event(self, run: str) -> tuple[int, str] | None:
+        """Sequence and subject of a run's newest event; None without any."""
         row = await self._connection.fetchrow(self._queries["newest_event"], run)
-        return None if row is None else (row["sequence"], events.is_last(row["subject"]))
+        return None if row is None else (row["sequence"], row["subject"])
 
     async def _records(self, found: Sequence[rows.Row]) -> list[Record]:
         names = [row["name"] for row in found]

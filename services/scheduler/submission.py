@@ -19,7 +19,7 @@ from chassis.sealing import Sealer
 from lexicon.faults import Fault, FaultCode, Stage
 from lexicon.ids import new_id
 from modelspec.capability import Capability
-from scheduler import wire
+from scheduler import events, wire
 from scheduler.domain import tasks
 from scheduler.domain.decision import submit
 from scheduler.domain.run import Labels, Record, Run, State, Submission, Terms
@@ -27,6 +27,7 @@ from scheduler.domain.signals import Submitted
 from scheduler.domain.tasks import TaskKind
 from scheduler.peers import Peers
 from scheduler.store import Hold, Store
+from scheduler.wire_work import capabilities_of
 from tunesmith.api.fault.v1 import fault_pb2
 from tunesmith.api.run.v1 import run_pb2, run_service_pb2, spec_pb2
 from tunesmith.api.validation.v1 import validation_service_pb2
@@ -144,7 +145,7 @@ class Submitter:
             return
         async with self._store.transaction() as transaction:
             nodes = await transaction.training_nodes(spec.gpu_tier)
-        if not any(needs <= set(node.capabilities) for node in nodes):
+        if not any(needs <= capabilities_of(node) for node in nodes):
             named = ", ".join(sorted(needs))
             fields, ways_out = zip(*(_WAYS_OUT[need] for need in sorted(needs)), strict=True)
             raise Fault(
@@ -158,7 +159,7 @@ class Submitter:
 
     async def _recall(self, order: Order) -> bytes | None:
         async with self._store.transaction() as transaction:
-            return await transaction.peek(order.project, order.method, order.request)
+            return await transaction.answers.peek(order.project, order.request, method=order.method)
 
     async def _record(self, order: Order) -> Hold | bytes:
         """Records the pending submission, or finds that of an earlier try, or its answer."""
@@ -168,7 +169,9 @@ class Submitter:
             name = f"projects/{order.project}/runs/{run_id}"
             pending = await transaction.begin_submission(order.project, _key(order), name)
             # A twin of this call may have ended since the last look; its pending row too.
-            answer = await transaction.peek(order.project, order.method, order.request)
+            answer = await transaction.answers.peek(
+                order.project, order.request, method=order.method
+            )
             if answer is not None:
                 await transaction.end_submission(name)
                 return answer
@@ -201,7 +204,9 @@ class Submitter:
             # First the pending submission, then the answer: everywhere in this order, so that twins
             # do not wait for each other in a circle.
             pending = await transaction.lock_submission(order.project, _key(order))
-            answer = await transaction.recall(order.project, order.method, order.request)
+            answer = await transaction.answers.recall(
+                order.project, order.request, method=order.method
+            )
             if answer is not None:
                 return answer
             if pending is None or pending.abandoned or pending.run != run_name:
@@ -216,14 +221,18 @@ class Submitter:
             first = Submitted(document=response.run.SerializeToString())
             decision = submit(record.run, first)
             response.run.last_sequence = decision.after.sequence
-            await transaction.insert_run(decision, record.submission, record.labels)
+            await transaction.insert_run(
+                decision, record.submission, record.labels, outgoing=events.outgoing(decision)
+            )
             # A model whose files lie in our own store is fetched without the hub.
             if order.hub_token and not report.model.files:
                 sealed = self._sealer.seal(order.hub_token, owner=run_name)
                 await transaction.put_hub_token(run_name, sealed)
             await transaction.end_submission(run_name)
             message = order.respond(response)
-            await transaction.remember(order.project, order.method, order.request, message)
+            await transaction.answers.remember(
+                order.project, order.request, message, method=order.method
+            )
         log.info("run_started", run=run_name, run_id=run_name.rpartition("/")[2])
         return message.SerializeToString()
 

@@ -9,7 +9,7 @@ from chassis import paging
 from chassis.identity import Role, current_caller
 from lexicon.faults import TABLE, Fault, FaultCode
 from lexicon.names import RunName
-from scheduler import wire, wire_work
+from scheduler import events, wire, wire_work
 from scheduler.store import RUNS_CHANNEL, Store
 from scheduler.wakeups import Wakeups, rest
 from tunesmith.api.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
@@ -72,18 +72,18 @@ class EventService(event_service_pb2_grpc.EventServiceServicer):
             if await transaction.newest_event(request.run) is None:
                 raise Fault(FaultCode.RUN_NOT_FOUND, run=request.run)
             payloads = await transaction.events_of_run(request.run, after=after, size=size)
-        events = [wire.parse(event_pb2.Event, payload) for payload in payloads]
-        last = events[-1].sequence if events else after
+        found = [wire.parse(event_pb2.Event, payload) for payload in payloads]
+        last = found[-1].sequence if found else after
         return event_service_pb2.ListEventsResponse(
-            events=events, next_page_token=paging.make_token(scope=scope, position=last)
+            events=found, next_page_token=paging.make_token(scope=scope, position=last)
         )
 
     async def _list_all(self, cursor: str, size: int) -> event_service_pb2.ListEventsResponse:
         if current_caller().role not in _EVERYBODY:
             raise Fault(FaultCode.ACCESS_DENIED, role=current_caller().role)
         payloads, after = await self._store.events_of_all(cursor, limit=size)
-        events = [wire.parse(event_pb2.Event, payload) for payload in payloads]
-        return event_service_pb2.ListEventsResponse(events=events, next_page_token=after)
+        found = [wire.parse(event_pb2.Event, payload) for payload in payloads]
+        return event_service_pb2.ListEventsResponse(events=found, next_page_token=after)
 
     async def _next(self, run: str, seen: int) -> tuple[list[event_pb2.Event], bool]:
         """The next events of a run, and whether nothing follows them."""
@@ -92,10 +92,10 @@ class EventService(event_service_pb2_grpc.EventServiceServicer):
             if newest is None:
                 raise Fault(FaultCode.RUN_NOT_FOUND, run=run)
             payloads = await transaction.events_of_run(run, after=seen, size=_BATCH_SIZE)
-        events = [wire.parse(event_pb2.Event, payload) for payload in payloads]
-        sequence, is_last = newest
-        reached = events[-1].sequence if events else seen
-        return events, is_last and reached >= sequence
+        found = [wire.parse(event_pb2.Event, payload) for payload in payloads]
+        sequence, subject = newest
+        reached = found[-1].sequence if found else seen
+        return found, events.is_last(subject) and reached >= sequence
 
 
 class NodeService(work_service_pb2_grpc.NodeServiceServicer):

@@ -68,6 +68,11 @@ def outgoing(export: Export) -> OutboxRow:
     )
 
 
+def changed(before: Export, after: Export) -> list[OutboxRow]:
+    """The event of a decision about an export; none when it reports nothing."""
+    return [outgoing(after)] if after.sequence != before.sequence else []
+
+
 def base_model_of(source: Source) -> str:
     """Id of the base model as the user gave it."""
     return wire.parse(spec_pb2.RunSpec, source.spec).base_model

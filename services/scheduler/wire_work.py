@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, cast
 
 from chassis import errors
 from lexicon.faults import Fault, FaultCode
 from modelspec.recipe import DEFAULT_PROMPTS
+from scheduler.domain.node import NodeRecord
 from scheduler.domain.run import Document, Metrics, Record
 from scheduler.domain.signals import (
     ActivityReported,
@@ -54,24 +54,9 @@ _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 EARLIER_CHECKPOINTS_MAX = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeRecord:
-    """A worker as the scheduler knows it; `description` is what it said of itself."""
-
-    name: str
-    incarnation: str
-    kind: TaskKind
-    tier: str
-    description: Document
-    register_time: datetime
-    heartbeat_time: datetime
-    temperature_celsius: float | None = None
-    run: str = ""
-
-    @property
-    def capabilities(self) -> tuple[str, ...]:
-        """What it can do, by its own word."""
-        return tuple(parse(work_pb2.Node, self.description).capabilities)
+def capabilities_of(node: NodeRecord) -> frozenset[str]:
+    """What a node can do, as it reported."""
+    return frozenset(parse(work_pb2.Node, node.description).capabilities)
 
 
 def kind_to_proto(kind: TaskKind) -> work_pb2.TaskKind:

@@ -21,6 +21,7 @@ from lexicon.ids import new_id
 from scheduler import wire, wire_work
 from scheduler.alerts import Alerts
 from scheduler.domain import tasks
+from scheduler.domain.node import NodeRecord
 from scheduler.domain.signals import Heartbeat, LeaseLost, Loss, TaskFailed, TaskReleased
 from scheduler.domain.tasks import Lease, Outcome, TaskKind, TaskLeased, TaskState
 from scheduler.kinds import Kind, Kinds, Lock, Owner
@@ -29,7 +30,6 @@ from scheduler.rows import EXPORT_TIER
 from scheduler.store import Store, Transaction
 from scheduler.task_store import TASKS_CHANNEL
 from scheduler.wakeups import Wakeups, rest
-from scheduler.wire_work import NodeRecord
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2, work_service_pb2_grpc
 
 log = telemetry.logger(__name__)

@@ -35,11 +35,10 @@ def row(run: str, sequence: int) -> OutboxRow:
 
 
 async def outbox_pool(url: str, schema: str = "scheduler") -> Pool:
-    """A pool on a fresh schema with the outbox's tables."""
-    admin: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(url)
-    await admin.execute(f"CREATE SCHEMA {schema}; SET search_path = {schema};{outbox.DDL}")
-    await admin.close()
-    return await postgres.open_pool(url, schema=schema)
+    """A pool on a fresh schema with the tables of a service that has an outbox."""
+    pool = await postgres.open_pool(url, schema=schema)
+    await postgres.migrate(pool, schema=schema, package="scheduler")
+    return pool
 
 
 async def append(pool: Pool, *rows: OutboxRow) -> None:

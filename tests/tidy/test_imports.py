@@ -180,6 +180,19 @@ def test_only_store_and_chassis_see_the_database_driver() -> None:
     assert not found, broken("the database driver outside of store.py", found)
 
 
+def test_stores_take_and_give_values() -> None:
+    """Rows go in and out as values; what goes over the wire is encoded by whoever calls a store."""
+    found = [
+        f"{tree.shown(path)}:{line} imports {module}"
+        for path in tree.written_files("services")
+        if path.name in ("store.py", "rows.py") or path.name.endswith("_store.py")
+        for module, line in tree.imports(path)
+        if module.startswith(("tunesmith.", "google.protobuf"))
+        or any(part == "events" or part.startswith("wire") for part in module.split(".")[1:2])
+    ]
+    assert not found, "\n".join(found)
+
+
 def test_the_sdk_sees_grpc_protobuf_and_lexicon_only() -> None:
     """architecture.md: the SDK sees grpc, protobuf and lexicon, never torch, numpy or chassis."""
     found = [

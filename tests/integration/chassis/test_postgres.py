@@ -10,10 +10,12 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from chassis import idempotency, postgres
+from chassis import postgres
+from chassis.idempotency import Answers
 from chassis.postgres import Pool
 from lexicon.faults import Fault, FaultCode
 from tests.support.postgres import PostgresServer
+from tunesmith.api.run.v1 import run_service_pb2
 
 pytestmark = pytest.mark.integration
 
@@ -38,27 +40,24 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return migrations
 
 
-async def claim(
-    pool: Pool, request_id: str, *, print_: bytes = b"f", answer: bytes = b"a"
-) -> bytes:
+def request_of(request_id: str, reason: str) -> run_service_pb2.StopRunRequest:
+    return run_service_pb2.StopRunRequest(request_id=request_id, name=reason)
+
+
+async def claim(pool: Pool, request_id: str, *, reason: str = "f", answer: bytes = b"a") -> bytes:
     """One mutation from its claim to its answer; the effect is the answer itself."""
     async with pool.acquire() as connection, connection.transaction():
-        known = await idempotency.recall(
-            connection, project="acme", method="M", request_id=request_id, fingerprint=print_
-        )
+        answers, request = Answers(connection), request_of(request_id, reason)
+        known = await answers.recall("acme", request)
         if known is not None:
             return known
         await asyncio.sleep(0.01)
-        await idempotency.remember(
-            connection, project="acme", method="M", request_id=request_id, response=answer
-        )
+        await answers.remember("acme", request, answer)
         return answer
 
 
 async def requests(pool: Pool) -> None:
-    async with pool.acquire() as connection:
-        await connection.execute("CREATE SCHEMA IF NOT EXISTS scheduler")
-        await connection.execute(idempotency.DDL)
+    await postgres.migrate(pool, schema="scheduler", package="scheduler")
 
 
 async def answer_of(pool: Pool) -> int | None:
@@ -161,9 +160,9 @@ async def test_the_same_request_at_once_has_one_effect_and_one_answer(pool: Pool
 
 async def test_a_used_id_with_another_request_is_refused(pool: Pool) -> None:
     await requests(pool)
-    await claim(pool, "r-1", print_=b"one")
+    await claim(pool, "r-1", reason="one")
     with pytest.raises(Fault) as refused:
-        await claim(pool, "r-1", print_=b"two")
+        await claim(pool, "r-1", reason="two")
     assert refused.value.code is FaultCode.INPUT_REQUEST_ID_REUSED
 
 
@@ -171,11 +170,9 @@ async def test_a_rolled_back_request_may_be_made_again(pool: Pool) -> None:
     await requests(pool)
     with contextlib.suppress(ZeroDivisionError):
         async with pool.acquire() as connection, connection.transaction():
-            await idempotency.recall(
-                connection, project="acme", method="M", request_id="r-1", fingerprint=b"x"
-            )
+            await Answers(connection).recall("acme", request_of("r-1", "x"))
             raise ZeroDivisionError
-    assert await claim(pool, "r-1", print_=b"other", answer=b"fresh") == b"fresh"
+    assert await claim(pool, "r-1", reason="other", answer=b"fresh") == b"fresh"
 
 
 @pytest.mark.parametrize("request_id", ["", "x" * 129, "a\nb"])

@@ -20,13 +20,13 @@ from scheduler import rows
 from scheduler.alerts import Alerts
 from scheduler.background import Reaper
 from scheduler.domain import failures, tasks
+from scheduler.domain.node import NodeRecord
 from scheduler.domain.signals import Heartbeat, LeaseLost, TaskFailed
 from scheduler.domain.tasks import Ending, Lease, Task, TaskKind, TaskLeased
 from scheduler.kinds import About, Kind, Kinds, LeaseSignal, Lock
 from scheduler.peers import Peers
 from scheduler.store import Store, Transaction
 from scheduler.wakeups import Wakeups
-from scheduler.wire_work import NodeRecord
 from scheduler.work import WorkService
 from tests.support.desk import SIGNING_KEY, serving
 from tests.support.scheduler_calls import an_output, complete, fail, heartbeat, leased, registered

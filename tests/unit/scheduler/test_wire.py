@@ -7,6 +7,7 @@ import pytest
 from lexicon.faults import TABLE, Fault, FaultCode, Stage
 from modelspec.recipe import DEFAULT_PROMPTS
 from scheduler import events, wire, wire_exports, wire_work
+from scheduler.domain.node import NodeRecord
 from scheduler.domain.run import Labels, Record, State, Submission
 from scheduler.domain.signals import CheckpointReported, SamplesReported
 from scheduler.domain.tasks import RunFault, TaskKind
@@ -111,7 +112,7 @@ def test_samples_while_training_are_bounded_as_those_at_the_end() -> None:
 )
 def test_a_node_that_takes_no_work_is_draining_and_says_why(reason: str, state: int) -> None:
     said = work_pb2.Node(unfit_reason=reason)
-    node = wire_work.NodeRecord(
+    node = NodeRecord(
         name="nodes/n1",
         incarnation="i",
         kind=TaskKind.TRAIN,
