@@ -35,7 +35,7 @@ from lexicon.faults import Fault
 from tests.bench import frame
 from tests.bench.packing import BATCH, PLAN, a_model, a_stock_model, alpaca_like
 from tests.support.peer_trainer import Figures, collate
-from tests.support.training import FP32, a_state
+from tests.support.training import a_state
 from trainer.training import checkpoint, loop
 from trainer.training.arithmetic import threads_for
 from trainer.training.attention import SEGMENTED
@@ -78,7 +78,7 @@ class Ours:
     def step(self, index: int) -> None:
         """Take step `index` of an epoch."""
         self._state.step = index
-        loop.take_step(self._state, self._rows, FP32, steps=STEPS, healed=lambda _: None)
+        loop.take_step(self._state, self._rows, steps=STEPS, healed=lambda _: None)
 
     def saving_step(self, index: int) -> None:
         """The same while the checkpoint of the step before it is written."""

@@ -31,7 +31,7 @@ import torch
 from deploy.models.anvil.grammar import exchanges
 from lexicon.faults import FaultCode
 from tests.bench import frame
-from tests.support.training import FP32, a_desk, a_plan, a_state, attached, changed
+from tests.support.training import FP32, a_desk, a_plan, a_state, attached, changed, torch_model
 from trainer.domain.continual import Outcome
 from trainer.domain.plan import Base, DatasetFile, MultiRunPlan, TrainPlan
 from trainer.training import loop, peft_rail
@@ -220,7 +220,7 @@ def a_nan_is_refused(plan: TrainPlan, slices: Sequence[Slice]) -> bool:
         if state.step == 2 * course.run_steps:
             before = {name: tensor.clone() for name, tensor in (course.merged or {}).items()}
             with torch.no_grad():
-                next(iter(state.trainable.values())).view(-1)[0] = float("nan")
+                next(iter(torch_model(state).trainable.values())).view(-1)[0] = float("nan")
         course.after_step(state, figures)
     merged = course.merged or {}
     return bool(before) and (
@@ -248,7 +248,7 @@ def a_course(
     return Course.of(
         plan.multi_run,
         tuple(row for each in slices for row in each.rows),
-        Validation(plan=None, rows=(), arithmetic=FP32, packing=True),
+        Validation(plan=None, rows=()),
         state,
         places=plan.places,
         warn=lambda code, _: told.append(code),
@@ -259,27 +259,24 @@ def a_course(
 def step_of(state: loop.TrainState, course: Course, plan: TrainPlan) -> loop.StepFigures:
     """One optimizer step on the rows of the run under way."""
     rows = course.rows_at(state.step)
-    return loop.take_step(state, rows, FP32, steps=course.run_steps, healed=lambda _: None)
+    return loop.take_step(state, rows, steps=course.run_steps, healed=lambda _: None)
 
 
 def held_out(state: loop.TrainState, slices: Sequence[Slice]) -> list[float]:
     """Mean loss on the held-out rows of each slice, by the weights that the model holds."""
-    return [
-        loop.mean_loss(state.model, each.held, FP32, ladder=state.ladder, packing=True)
-        for each in slices
-    ]
+    return [loop.mean_loss(state, each.held) for each in slices]
 
 
 def with_weights(
     state: loop.TrainState, weights: dict[str, torch.Tensor], slices: Sequence[Slice]
 ) -> list[float]:
     """The same by other weights; the model has its own again afterwards."""
-    own = {name: p.detach().clone() for name, p in state.trainable.items()}
+    own = {name: p.detach().clone() for name, p in torch_model(state).trainable.items()}
     with torch.no_grad():
-        for name, parameter in state.trainable.items():
+        for name, parameter in torch_model(state).trainable.items():
             parameter.copy_(weights[name])
         losses = held_out(state, slices)
-        for name, parameter in state.trainable.items():
+        for name, parameter in torch_model(state).trainable.items():
             parameter.copy_(own[name])
     return losses
 

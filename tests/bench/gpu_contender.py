@@ -80,12 +80,9 @@ def ours(adapted: Any, plan: Any, rows: Any, arithmetic: Any) -> dict[str, Any]:
     from tests.support.training import a_state
     from trainer.training import loop
 
-    state = a_state(adapted.train(), plan)
+    state = a_state(adapted.train(), plan, arithmetic=arithmetic)
     steps = -(-len(rows) // BATCH)
-    taken = [
-        loop.take_step(state, rows, arithmetic, steps=steps, healed=lambda _: None)
-        for _ in range(steps)
-    ]
+    taken = [loop.take_step(state, rows, steps=steps, healed=lambda _: None) for _ in range(steps)]
     return {
         "tokens": sum(step.token_count for step in taken),
         "losses": [step.loss for step in taken],

@@ -36,7 +36,7 @@ from transformers import (
 
 from tests.bench import frame
 from tests.support.peer_trainer import Figures, collate
-from tests.support.training import FP32, a_plan, a_state, attached
+from tests.support.training import a_plan, a_state, attached
 from trainer.training import loop
 from trainer.training.attention import SEGMENTED
 from trainer.training.batches import IGNORED_LABEL, Row, packed
@@ -179,7 +179,7 @@ def train_ours(rows: tuple[Row, ...], figures: Figures) -> None:
     state = a_state(a_model(SEGMENTED), PLAN)
     steps = -(-len(rows) // BATCH)
     for _ in range(steps):
-        taken = loop.take_step(state, rows, FP32, steps=steps, healed=lambda _: None)
+        taken = loop.take_step(state, rows, steps=steps, healed=lambda _: None)
         figures.add(
             loss=taken.loss,
             grad_norm=taken.grad_norm,

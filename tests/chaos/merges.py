@@ -22,15 +22,7 @@ from lexicon.faults import Fault, FaultCode
 from tests.support.forked import in_fork
 from tests.support.lending import AtTheLastMoment
 from tests.support.ptrace import kill_at_boundary
-from tests.support.training import (
-    FP32,
-    a_plan,
-    a_state,
-    a_tiny_model,
-    attached,
-    changed,
-    some_rows,
-)
+from tests.support.training import a_plan, a_state, a_tiny_model, attached, changed, some_rows
 from trainer.domain.plan import MultiRunPlan, ValidationPlan
 from trainer.training import checkpoint, history, loop
 from trainer.training.continual import Course
@@ -83,7 +75,7 @@ class Training:
         )
         model = attached(a_tiny_model(), self._plan).train()
         self.state = a_state(model, self._plan)
-        validation = Validation(plan=PLAN.data.validation, rows=HELD, arithmetic=FP32, packing=True)
+        validation = Validation(plan=PLAN.data.validation, rows=HELD)
         self._course = Course.of(
             self._plan.multi_run,
             POOL,
@@ -108,7 +100,6 @@ class Training:
         return loop.take_step(
             self.state,
             self._course.rows_at(self.state.step),
-            FP32,
             steps=self._course.run_steps,
             healed=lambda _: None,
         )

@@ -21,9 +21,18 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lexicon.faults import Fault, FaultCode
-from tests.support.training import FP32, a_desk, a_plan, a_state, a_tiny_model, attached, some_rows
+from tests.support.training import (
+    FP32,
+    a_desk,
+    a_plan,
+    a_state,
+    a_tiny_model,
+    a_torch_model,
+    attached,
+    some_rows,
+)
 from trainer.domain.plan import ValidationPlan
-from trainer.training import loop, peft_rail
+from trainer.training import loop, peft_rail, torch_model
 from trainer.training.probe import probe
 from trainer.training.speech import Speaker, ask_both
 from trainer.training.validation import Validation
@@ -110,14 +119,14 @@ def train(mode: OutOfMemoryAt) -> tuple[list[float], OutOfMemoryAt]:
     """Training and validation losses of a run in which memory runs out as `mode` says."""
     model = attached(a_tiny_model(), PLAN).train()
     state = a_state(model, PLAN)
-    validation = Validation(plan=VALIDATION, rows=HELD_OUT, arithmetic=FP32, packing=True)
+    validation = Validation(plan=VALIDATION, rows=HELD_OUT)
     losses = []
     with phases(mode, state), mode:
         mode.current = "probe"
-        probe(state, ROWS, FP32, steps=range(STEPS), healed=lambda _: None)
+        probe(state, ROWS, steps=range(STEPS), healed=lambda _: None)
         mode.current = ""
         for _ in range(STEPS):
-            figures = loop.take_step(state, ROWS, FP32, steps=STEPS, healed=lambda ladder: None)
+            figures = loop.take_step(state, ROWS, steps=STEPS, healed=lambda ladder: None)
             losses.append(figures.loss)
             validation.after_step(state, steps=STEPS, warn=lambda *_: None)
             assert model.training
@@ -130,7 +139,7 @@ def train(mode: OutOfMemoryAt) -> tuple[list[float], OutOfMemoryAt]:
 @contextmanager
 def phases(mode: OutOfMemoryAt, state: loop.TrainState) -> Iterator[None]:
     """Tell `mode` which part of a step runs, by the calls that begin it."""
-    originals = (loop.batch_loss, torch.Tensor.backward, loop.update, loop.mean_loss)
+    originals = (torch_model.batch_loss, torch.Tensor.backward, loop.update, loop.mean_loss)
 
     def within(phase: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def marked(*args: Any, **named: Any) -> Any:
@@ -142,14 +151,15 @@ def phases(mode: OutOfMemoryAt, state: loop.TrainState) -> Iterator[None]:
 
         return marked
 
-    loop.batch_loss = within("forward", originals[0])
+    torch_model.batch_loss = within("forward", originals[0])
     torch.Tensor.backward = within("backward", originals[1])  # type: ignore[method-assign]
     loop.update = within("update", originals[2])
     loop.mean_loss = within("validation", originals[3])
     try:
         yield
     finally:
-        loop.batch_loss, loop.update, loop.mean_loss = originals[0], originals[2], originals[3]
+        torch_model.batch_loss = originals[0]
+        loop.update, loop.mean_loss = originals[2], originals[3]
         torch.Tensor.backward = originals[1]  # type: ignore[method-assign]
 
 
@@ -157,16 +167,15 @@ def sampling(points: int) -> tuple[int, int]:
     """Points tried in the sampling, and how many of them changed an answer."""
     plan = a_plan()
     desk = a_desk(plan, warn=lambda *_: None)
-    model = attached(peft_rail.load_base(plan.base, FP32), plan).eval()
+    model = a_torch_model(attached(peft_rail.load_base(plan.base, FP32), plan))
     speaker = Speaker(
         model=model,
         tokenizer=desk.tokenizer,
-        end_ids=desk.end_ids(model),
+        end_ids=desk.end_ids(model.end_ids),
         special_tokens=desk.special_tokens,
-        arithmetic=FP32,
     )
     counting = OutOfMemoryAt("", 10**9)
-    with peft_rail.speaking(model):
+    with model.generating():
         with counting:
             clean = ask_both(speaker, desk.prompts)
         wrong, chosen = 0, spread(counting.count, points)
@@ -188,7 +197,6 @@ def exhausted() -> bool:
             loop.take_step(
                 state,
                 ROWS,
-                FP32,
                 steps=STEPS,
                 healed=lambda ladder: rungs.append(ladder.micro_batch_size),
             )

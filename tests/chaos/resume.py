@@ -41,7 +41,7 @@ from tests.support import peer_killed, peer_trainer
 from tests.support.forked import in_fork
 from tests.support.lending import AtTheLastMoment
 from tests.support.ptrace import kill_at_boundary
-from tests.support.training import FP32, a_plan, a_state, a_tiny_model, attached, some_rows
+from tests.support.training import a_plan, a_state, a_tiny_model, attached, some_rows, torch_model
 from trainer.training import checkpoint, loop
 from trainer.training.writer import CheckpointWriter
 
@@ -183,8 +183,7 @@ def begun(root: Path) -> loop.TrainState:
 def take(state: loop.TrainState, count: int) -> list[float]:
     """The losses of the next `count` steps."""
     return [
-        loop.take_step(state, ROWS, FP32, steps=STEPS, healed=lambda _: None).loss
-        for _ in range(count)
+        loop.take_step(state, ROWS, steps=STEPS, healed=lambda _: None).loss for _ in range(count)
     ]
 
 
@@ -227,7 +226,7 @@ def progress(state: loop.TrainState) -> checkpoint.Progress:
 def digest(state: loop.TrainState) -> str:
     """Hash of the adapter's weights."""
     total = hashlib.sha256()
-    for name, parameter in sorted(state.trainable.items()):
+    for name, parameter in sorted(torch_model(state).trainable.items()):
         total.update(name.encode() + parameter.detach().numpy().tobytes())
     return total.hexdigest()
 

@@ -14,7 +14,7 @@ from lexicon.faults import Fault, FaultCode
 from modelspec.lora import LoraSpec
 from modelspec.shape import ModelShape
 from modelspec.vram import GPU_BASE_BYTES, TrainingLoad, estimate_vram
-from tests.support.training import a_plan, a_state, attached
+from tests.support.training import a_plan, a_state, attached, torch_model
 from trainer.domain.plan import TrainPlan
 from trainer.training import loop
 from trainer.training.arithmetic import Arithmetic
@@ -53,13 +53,12 @@ def begun(shape: dict[str, int], plan: TrainPlan) -> loop.TrainState:
     model: Any = Qwen2ForCausalLM(Qwen2Config(**settings))
     model.set_attn_implementation(SEGMENTED)
     frozen = model.to(device="cuda", dtype=torch.bfloat16).requires_grad_(False)
-    return a_state(attached(frozen, plan).train(), plan)
+    return a_state(attached(frozen, plan).train(), plan, arithmetic=BF16)
 
 
 def take(state: loop.TrainState, plan: TrainPlan, rows: tuple[Row, ...], count: int) -> list[float]:
     return [
-        loop.take_step(state, rows, BF16, steps=count, healed=lambda _: None).loss
-        for _ in range(count)
+        loop.take_step(state, rows, steps=count, healed=lambda _: None).loss for _ in range(count)
     ]
 
 
@@ -93,7 +92,7 @@ def test_a_real_shortage_halves_the_micro_batch_and_keeps_the_curve() -> None:
     assert tight.ladder.micro_batch_size < plan.batches.micro_batch_size
     assert tight.ladder.effective_batch_size == plan.batches.effective_batch_size
     assert losses == pytest.approx(clean, rel=0.01)
-    assert tight.model.training
+    assert torch_model(tight).module.training
 
 
 def test_memory_that_does_not_suffice_for_one_example_ends_with_its_code() -> None:

@@ -15,6 +15,7 @@ from trainer.training.attention import SEGMENTED
 from trainer.training.batches import IGNORED_LABEL, Judged, Pair, Row
 from trainer.training.dataset import Desk, Shelf, Warn
 from trainer.training.preference import goal_of
+from trainer.training.torch_model import TorchModel
 
 # Plans are asked for together with what is trained by them.
 __all__ = ["a_plan", "a_preference_plan", "changed"]
@@ -31,10 +32,27 @@ def attached(model: Any, plan: TrainPlan) -> Any:
     return peft_rail.attach(model, plan.build, seed=plan.batches.seed)
 
 
-def a_state(model: Any, plan: TrainPlan, *, loss_scale: LossScale | None = None) -> loop.TrainState:
-    """The state of an adapted model before the plan's first step."""
-    goal = goal_of(plan.objective)
+def a_torch_model(module: Any, arithmetic: Arithmetic = FP32) -> TorchModel:
+    """An adapted model of PEFT as the training loop sees it."""
+    return TorchModel(module=module, arithmetic=arithmetic, library=peft_rail)
+
+
+def a_state(
+    module: Any,
+    plan: TrainPlan,
+    *,
+    arithmetic: Arithmetic = FP32,
+    loss_scale: LossScale | None = None,
+) -> loop.TrainState:
+    """The state of an adapted model of PEFT before the plan's first step."""
+    goal, model = goal_of(plan.objective), a_torch_model(module, arithmetic)
     return loop.begin(model, plan.batches, plan.optimisation, goal, loss_scale=loss_scale)
+
+
+def torch_model(state: loop.TrainState) -> TorchModel:
+    """What a state of `a_state` trains."""
+    assert isinstance(state.model, TorchModel)
+    return state.model
 
 
 def a_desk(plan: TrainPlan, *, warn: Warn, shelf: Shelf | None = None) -> Desk:

@@ -1,4 +1,4 @@
-"""What the MLX rail does, and how its adapter is named and laid out in PEFT's files.
+"""What the MLX backend does, and how its adapter is named and laid out in PEFT's files.
 
 mlx-lm multiplies from the right, `x @ lora_a @ lora_b`, so that `lora_a` is (in, rank) and `lora_b`
 is (rank, out). PEFT keeps matrices as `torch.nn.Linear` does: `lora_A` is (rank, in) and `lora_B`
@@ -24,7 +24,7 @@ OUTPUT_LAYER = "lm_head"
 
 
 def unsupported(plan: TrainPlan) -> tuple[str, ...]:
-    """What of the plan this rail does not do, in words; empty for LoRA by plain supervision."""
+    """What of the plan this backend does not do, in words; empty for LoRA by plain supervision."""
     asked = {
         f"the method {plan.objective.method.upper()}": plan.objective.method is not Method.SFT,
         "fp8": plan.compute.precision is Precision.FP8,
@@ -39,7 +39,7 @@ def unsupported(plan: TrainPlan) -> tuple[str, ...]:
 
 
 def require_supported(plan: TrainPlan) -> None:
-    """Checks that this rail does all of the plan.
+    """Checks that this backend does all of the plan.
 
     Raises:
         Fault: CONFIG_INVALID_SETTING.

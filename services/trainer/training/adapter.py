@@ -2,14 +2,14 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from lexicon.faults import Fault, FaultCode
 from trainer.domain.plan import Base
+from trainer.training.adapted_model import AdaptedModel
 
 FILE_NAMES = (
     "README.md",
@@ -21,18 +21,8 @@ FILE_NAMES = (
 )
 
 
-class Adapter(Protocol):
-    """An adapter of whichever rail: a `PeftModel`, or what names and saves its weights like one."""
-
-    def named_parameters(self) -> Iterator[tuple[str, Any]]: ...
-
-    def save_pretrained(
-        self, save_directory: str, *, safe_serialization: bool, save_embedding_layers: bool
-    ) -> None: ...
-
-
 def write_adapter(
-    adapted: Adapter,
+    model: AdaptedModel,
     base: Base,
     folder: Path,
     *,
@@ -50,7 +40,7 @@ def write_adapter(
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        adapted.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+        model.save(folder)
         _name_base(folder / "adapter_config.json", base)
         source = Path(base.folder)
         if (source / "tokenizer.json").exists():
@@ -71,13 +61,13 @@ def write_adapter(
             path.chmod(0o644)
 
 
-def require_changed(adapted: Adapter) -> None:
+def require_changed(model: AdaptedModel) -> None:
     """Make sure that training has moved the adapter: every B begins as zero.
 
     Raises:
         Fault: RUNTIME_ADAPTER_UNCHANGED when no B of any layer has left zero.
     """
-    for name, parameter in adapted.named_parameters():
+    for name, parameter in model.named_parameters():
         if "lora_B" in name and bool(torch.count_nonzero(parameter)):
             return
     raise Fault(

@@ -106,7 +106,7 @@ class Course:
             ratio=held.holdout_ratio if held else 0.0,
         )
         course.slices = continual.slices(multi_run, pool_count=len(rows), seed=state.batches.seed)
-        course.initial = _weights_of(state)
+        course.initial = state.model.weights()
         return course
 
     @property
@@ -265,7 +265,8 @@ class Course:
         if record.outcome is Outcome.MERGED:
             self.tuned, self.merged = tuned, merged
             loop.put(state, merged)
-            record = history.keep(self.places, record, state.model, warn=self.warn)
+            tensors = state.model.adapter_tensors()
+            record = history.keep(self.places, record, tensors, warn=self.warn)
         else:
             loop.put(state, self.merged or self.initial)
             self.warn(FaultCode.RUNTIME_MERGE_REFUSED, continual.in_words(record, self._plan))
@@ -285,12 +286,12 @@ class Course:
         return slao.opening(self.tuned) if self.tuned else self.initial
 
     def _has_moved(self, state: loop.TrainState) -> bool:
-        return slao.distance(self._opening, _weights_of(state)) != 0.0
+        return slao.distance(self._opening, state.model.weights()) != 0.0
 
     def _judged(self, state: loop.TrainState) -> tuple[MergeRecord, Weights, Weights]:
         """The record of the run that just ended, its weights, and the adapter with it folded in."""
         number = len(self.progress.history) + 1
-        tuned = _weights_of(state)
+        tuned = state.model.weights()
         moved = slao.distance(self._opening, tuned)
         if moved == 0.0:
             raise Fault(
@@ -341,10 +342,6 @@ class Course:
         if self._stops_early:
             self.validation.judge(loss, state)
         self.validation.latest_loss = loss
-
-
-def _weights_of(state: loop.TrainState) -> Weights:
-    return {name: p.detach().cpu().clone() for name, p in state.trainable.items()}
 
 
 def _if_finite(number: float | None) -> float | None:

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
@@ -173,12 +173,12 @@ class Desk:
         added = self.tokenizer.get_added_tokens_decoder().values()
         return frozenset(token.content for token in added if token.special)
 
-    def end_ids(self, model: Any) -> frozenset[int]:
-        """Tokens that end an answer."""
+    def end_ids(self, configured: frozenset[int]) -> frozenset[int]:
+        """Tokens that end an answer: those that the model's files say, and the training's own."""
         added = self.tokenizer.get_added_tokens_decoder()
         special_ids = frozenset(index for index, token in added.items() if token.special)
         labels = [row.sequences[0].labels for row in self.rows[:1]]
-        return frozenset(end_tokens(model, labels, special_ids))
+        return configured | end_tokens(labels, special_ids)
 
 
 def load_tokenizer(base: Base) -> Tokenizer:

@@ -17,8 +17,6 @@ from trainer.training.adapter import require_changed, write_adapter
 from trainer.training.continual import Course
 from trainer.training.dataset import Desk
 from trainer.training.memory import is_out_of_memory
-from trainer.training.peft_rail import over_whole_base, speaking
-from trainer.training.rails import Rail
 from trainer.training.sampling import tell_failure
 from trainer.training.warm import Warm
 
@@ -40,7 +38,6 @@ def deliver(
     speaker: speech.Speaker,
     course: Course,
     desk: Desk,
-    rail: Rail,
     *,
     last: StepTaken | None,
     done_count: int,
@@ -56,14 +53,14 @@ def deliver(
     Raises:
         Fault: RUNTIME_ADAPTER_UNCHANGED when it was trained and has not moved, STORAGE_FULL.
     """
-    adapted, places = speaker.model, plan.places
+    model, places = speaker.model, plan.places
     if done_count:
-        require_changed(adapted)
+        require_changed(model)
     else:
         course.warn(FaultCode.EXPORT_ADAPTER_UNTRAINED, UNTRAINED_TEXT)
     folder = Path(places.work_folder) / ADAPTER_FOLDER
     write_adapter(
-        adapted,
+        model,
         plan.base,
         folder,
         tokenizer=desk.tokenizer,
@@ -71,12 +68,12 @@ def deliver(
         card=model_card(plan, loss=last.loss if last else None, losses=losses, versions=versions()),
     )
     merges = course.write_history(folder, run=plan.attempt.run, base_model=plan.base.base_model)
-    adapted.eval()
+    model.eval()
     samples: tuple[Answer, ...] = ()
     proof: Path | None = None
     prompts = desk.prompts
     try:
-        with rail.speaking(adapted):
+        with model.generating():
             samples, answers = speech.ask_both(speaker, prompts, step=done_count)
             proof = Path(places.work_folder) / speech.PROOF_NAME
             _write_proof(speaker, plan, folder, prompts, answers, proof)
@@ -114,13 +111,12 @@ def _write_proof(
     path: Path,
 ) -> None:
     """The reference of the export, over the base that the export merges into."""
-    names = {"base_model": plan.base.base_model, "run": plan.attempt.run}
-    if not speaker.arithmetic.four_bit:
-        speech.write_proof(speaker, prompts, answers, path, **names)
-        return
-    model, arithmetic = over_whole_base(
-        plan.base, plan.build, folder, speaker.arithmetic, seed=plan.batches.seed
-    )
-    whole = replace(speaker, model=model, arithmetic=arithmetic)
-    with speaking(model):
-        speech.write_proof(whole, prompts, answers, path, **names)
+    with speaker.model.over_export_base(plan, folder) as model:
+        speech.write_proof(
+            replace(speaker, model=model),
+            prompts,
+            answers,
+            path,
+            base_model=plan.base.base_model,
+            run=plan.attempt.run,
+        )

@@ -13,15 +13,14 @@ import shutil
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
-from peft import get_peft_model_state_dict
 from safetensors.torch import save
 
 from lexicon.faults import FaultCode
 from trainer.domain.continual import MergeRecord
 from trainer.domain.plan import MultiRunPlan, Places
+from trainer.training.adapted_model import Tensors
 from trainer.training.dataset import Warn
 
 FOLDER_NAME = "merges"
@@ -47,15 +46,12 @@ def run_folder(number: int) -> str:
     return f"run-{number:03d}"
 
 
-def keep(places: Places, record: MergeRecord, model: Any, *, warn: Warn) -> MergeRecord:
-    """The record with the digest of the adapter that `model` holds now, which is on the disk then.
+def keep(places: Places, record: MergeRecord, adapter: Tensors, *, warn: Warn) -> MergeRecord:
+    """The record with the digest of the adapter, which is on the disk then.
 
     A disk that refuses costs the way back to this run, and not the training.
     """
-    tensors = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
-    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.items()}
     content = save(tensors, metadata={"format": "pt"})
     path = folder_of(places) / run_folder(record.number) / WEIGHTS_NAME
     partial = path.with_suffix(".partial")

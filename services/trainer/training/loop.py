@@ -1,17 +1,14 @@
-"""The training loop, read from top to bottom.
+"""The training loop, read from top to bottom; it is the same whatever computes the model.
 
 The state of a run is the trainable weights, the optimizer's moments, the step, and in fp16 the loss
 scale. Everything else is a function of plan and step: the learning rate, which rows the step holds
 and in which order, and the random numbers of dropout. So a resumed run is the same run.
-
-Shapes: B rows, T tokens, N trained tokens, V vocabulary.
 """
 
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
-from typing import Any
 
 import torch
 
@@ -21,18 +18,9 @@ from trainer.domain.loss_curve import LossCurve
 from trainer.domain.plan import BatchPlan, OptimisationPlan
 from trainer.domain.scaling import LossScale
 from trainer.domain.schedule import learning_rate
-from trainer.training import preference
-from trainer.training.arithmetic import Arithmetic
-from trainer.training.batches import (
-    Example,
-    MicroBatch,
-    micro_batches,
-    sequences_of,
-    step_indices,
-)
-from trainer.training.memory import is_out_of_memory, release_memory
-from trainer.training.objective import summed_loss
-from trainer.training.optimizer import Updater, make_updater
+from trainer.training.adapted_model import AdaptedModel
+from trainer.training.batches import Example, micro_batches, sequences_of, step_indices
+from trainer.training.memory import is_out_of_memory
 from trainer.training.preference import Goal, Tally
 
 # Where a checkpoint keeps the loss scale.
@@ -55,9 +43,7 @@ class TrainState:
             training did; `first_skipped_count` is how many had been skipped by then.
     """
 
-    model: Any
-    updater: Updater
-    trainable: dict[str, torch.nn.Parameter]
+    model: AdaptedModel
     ladder: Ladder
     batches: BatchPlan
     optimisation: OptimisationPlan
@@ -74,11 +60,6 @@ class TrainState:
     def step_of_run(self) -> int:
         """Steps since the optimizer began: what the order of the rows and the schedule go by."""
         return self.step - self.first_step
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """What moves the weights."""
-        return self.updater.optimizer
 
     @property
     def skipped_count(self) -> int:
@@ -115,7 +96,7 @@ class StepFigures:
 
 
 def begin(
-    model: Any,
+    model: AdaptedModel,
     batches: BatchPlan,
     optimisation: OptimisationPlan,
     goal: Goal | None,
@@ -127,15 +108,12 @@ def begin(
     Args:
         loss_scale: what to begin with where gradients are computed in fp16.
     """
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    updater = make_updater(optimisation, trainable)
+    model.make_optimizer(optimisation)
     ladder = Ladder(
         effective_batch_size=batches.effective_batch_size, micro_batch_size=batches.micro_batch_size
     )
     return TrainState(
         model=model,
-        updater=updater,
-        trainable=trainable,
         ladder=ladder,
         batches=batches,
         optimisation=optimisation,
@@ -146,17 +124,14 @@ def begin(
 
 def begin_again(state: TrainState) -> None:
     """Begin the next run of a continual training: steps count on, the optimizer is a new one."""
-    # The old moments are given back before there is room for new ones.
     state.reclaim()
-    del state.updater
-    state.updater = make_updater(state.optimisation, state.trainable)
+    state.model.make_optimizer(state.optimisation)
     state.first_step, state.first_skipped_count = state.step, state.skipped_count
 
 
 def take_step(
     state: TrainState,
     rows: Sequence[Example],
-    arithmetic: Arithmetic,
     *,
     steps: int,
     healed: Callable[[Ladder], None],
@@ -171,7 +146,7 @@ def take_step(
     chosen = [rows[i] for i in indices]
     while True:
         try:
-            figures = _try_step(state, chosen, arithmetic, steps=steps)
+            figures = _try_step(state, chosen, steps=steps)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -179,46 +154,29 @@ def take_step(
             state.ladder = state.ladder.after_success()
             return figures
         # Outside the handler: the error's traceback holds the tensors that filled the memory.
-        free_memory(state)
+        state.model.free_memory()
         state.ladder = state.ladder.after_out_of_memory(allowed=batches.oom_recovery)
         healed(state.ladder)
 
 
-def _try_step(
-    state: TrainState,
-    rows: Sequence[Example],
-    arithmetic: Arithmetic,
-    *,
-    steps: int,
-) -> StepFigures:
+def _try_step(state: TrainState, rows: Sequence[Example], *, steps: int) -> StepFigures:
     began = time.perf_counter()
-    batches, optimisation, goal = state.batches, state.optimisation, state.goal
-    torch.manual_seed((batches.seed * STEP_SEED_STRIDE + state.step) % SEED_COUNT)
+    model, batches, optimisation, goal = state.model, state.batches, state.optimisation, state.goal
+    model.seed((batches.seed * STEP_SEED_STRIDE + state.step) % SEED_COUNT)
     sequences = sequences_of(rows)
     divisor = _divisor(rows, goal)
-    point = preference.reference_point(
-        state.model,
-        rows,
-        goal,
-        arithmetic,
-        micro_batch_size=state.ladder.micro_batch_size,
-        packing=batches.packing,
-    )
-    factor = state.loss_scale.factor if state.loss_scale else 1.0
+    size = state.ladder.micro_batch_size
+    point = model.reference_point(rows, goal, micro_batch_size=size, packing=batches.packing)
+    scale = state.loss_scale.factor if state.loss_scale else 1.0
     loss_sum, computed_count, tally = 0.0, 0, Tally()
     for batch in micro_batches(
-        rows,
-        micro_batch_size=state.ladder.micro_batch_size,
-        packing=batches.packing,
-        device=arithmetic.device,
+        rows, micro_batch_size=size, packing=batches.packing, device=model.device
     ):
-        with arithmetic.context():
-            loss = batch_loss(state.model, batch, goal, reference_point=point, tally=tally)
-        (loss / divisor * factor).backward()
-        loss_sum += loss.item()
+        loss_sum += model.accumulate(
+            batch, goal, divisor=divisor, scale=scale, reference_point=point, tally=tally
+        )
         computed_count += batch.computed_token_count
-    unscale(state)
-    grad_norm = clip(state, max_norm=optimisation.max_grad_norm)
+    grad_norm = model.clip(max_norm=optimisation.max_grad_norm, scale=scale)
     skipped = state.loss_scale is not None and not math.isfinite(grad_norm)
     grad_norm = 0.0 if skipped else grad_norm
     require_finite(loss_sum / divisor, grad_norm, step=state.step)
@@ -230,7 +188,7 @@ def _try_step(
         schedule=optimisation.schedule,
     )
     _use_gradient(state, lr=lr, skipped=skipped)
-    state.optimizer.zero_grad(set_to_none=True)
+    model.discard_gradient()
     state.step += 1
     trained_count = sum(row.trained_count for row in sequences)
     state.trained_token_count += trained_count
@@ -249,15 +207,7 @@ def _try_step(
     )
 
 
-def mean_loss(
-    model: Any,
-    rows: Sequence[Example],
-    arithmetic: Arithmetic,
-    *,
-    ladder: Ladder,
-    packing: bool,
-    goal: Goal | None = None,
-) -> float:
+def mean_loss(state: TrainState, rows: Sequence[Example]) -> float:
     """Mean loss over all trained tokens of `rows`, or over all examples where there is a goal.
 
     Train mode is back whatever happens.
@@ -265,22 +215,25 @@ def mean_loss(
     Raises:
         Fault: RUNTIME_GPU_OOM when there is no memory for a single row.
     """
+    model, goal, packing = state.model, state.goal, state.batches.packing
     loss_sum, done_count = 0.0, 0
     model.eval()
     try:
         point, ladder = _healed(
-            lambda size: preference.reference_point(
-                model, rows, goal, arithmetic, micro_batch_size=size, packing=packing
-            ),
-            ladder,
+            model,
+            lambda size: model.reference_point(rows, goal, micro_batch_size=size, packing=packing),
+            state.ladder,
         )
 
         def portion(size: int) -> float:
             chosen = rows[done_count : done_count + size]
-            return _loss_of(model, chosen, arithmetic, goal, reference_point=point, packing=packing)
+            batches = micro_batches(
+                chosen, micro_batch_size=len(chosen), packing=packing, device=model.device
+            )
+            return sum(model.loss(batch, goal, reference_point=point) for batch in batches)
 
         while done_count < len(rows):
-            loss, ladder = _healed(portion, ladder)
+            loss, ladder = _healed(model, portion, ladder)
             loss_sum += loss
             done_count += ladder.micro_batch_size
     finally:
@@ -288,45 +241,16 @@ def mean_loss(
     return loss_sum / _divisor(rows, goal)
 
 
-def batch_loss(
-    model: Any,
-    batch: MicroBatch,
-    goal: Goal | None,
-    *,
-    reference_point: float,
-    tally: Tally | None = None,
-) -> torch.Tensor:
-    """The summed loss of a micro-batch, by whichever method; preferences are counted in `tally`."""
-    if goal is None:
-        return summed_loss(model, batch)
-    return preference.summed_loss(model, batch, goal, reference_point=reference_point, tally=tally)
-
-
-def clip(state: TrainState, *, max_norm: float) -> float:
-    """Norm of the whole gradient before clipping; 0 as `max_norm` leaves it as it is."""
-    limit = max_norm if max_norm > 0 else float("inf")
-    return float(torch.nn.utils.clip_grad_norm_(list(state.trainable.values()), limit))
-
-
-def unscale(state: TrainState) -> None:
-    """Take the loss scale back out of the gradients; it is a power of two, so nothing rounds."""
-    if state.loss_scale is None:
-        return
-    for parameter in state.trainable.values():
-        if parameter.grad is not None:
-            parameter.grad.mul_(1.0 / state.loss_scale.factor)
-
-
 def update(state: TrainState, *, lr: float) -> None:
     """One update of the trainable weights by their gradients; whole, or not at all."""
     state.reclaim()
     skipped_count = state.skipped_count - state.first_skipped_count
-    state.updater.update(updates_before=state.step_of_run - skipped_count, lr=lr)
+    state.model.update(updates_before=state.step_of_run - skipped_count, lr=lr)
 
 
 def live(state: TrainState) -> dict[str, torch.Tensor]:
     """What a checkpoint holds of the state, by name; the next update changes it."""
-    tensors = dict(state.updater.tensors())
+    tensors = state.model.live()
     if state.loss_scale is not None:
         tensors[LOSS_SCALE_KEY] = torch.tensor(astuple(state.loss_scale), dtype=torch.float64)
     return tensors
@@ -343,9 +267,7 @@ def restore(state: TrainState, tensors: Mapping[str, torch.Tensor]) -> None:
     Raises:
         Fault: STATE_CHECKPOINT_INVALID when names, shapes or kinds are not those of this run.
     """
-    expected = dict(state.updater.tensors())
-    if state.loss_scale is not None:
-        expected[LOSS_SCALE_KEY] = torch.zeros(3, dtype=torch.float64)
+    expected = live(state)
     if expected.keys() != tensors.keys() or any(
         (expected[name].shape, expected[name].dtype) != (tensors[name].shape, tensors[name].dtype)
         for name in expected
@@ -355,9 +277,9 @@ def restore(state: TrainState, tensors: Mapping[str, torch.Tensor]) -> None:
         )
     loss_scale = None if state.loss_scale is None else _scale_of(tensors[LOSS_SCALE_KEY])
     state.reclaim()
-    with torch.no_grad():
-        for name, target in expected.items():
-            target.copy_(tensors[name])
+    state.model.restore(
+        {name: tensor for name, tensor in tensors.items() if name != LOSS_SCALE_KEY}
+    )
     state.loss_scale = loss_scale
 
 
@@ -374,15 +296,7 @@ def _scale_of(figures: torch.Tensor) -> LossScale:
 def put(state: TrainState, weights: Mapping[str, torch.Tensor]) -> None:
     """Put other weights into the model; the optimizer keeps its moments."""
     state.reclaim()
-    with torch.no_grad():
-        for name, parameter in state.trainable.items():
-            parameter.copy_(weights[name])
-
-
-def free_memory(state: TrainState) -> None:
-    """Give back what the failed forward or backward pass left behind."""
-    state.optimizer.zero_grad(set_to_none=True)
-    release_memory()
+    state.model.put(weights)
 
 
 def _use_gradient(state: TrainState, *, lr: float, skipped: bool) -> None:
@@ -402,7 +316,9 @@ def _divisor(rows: Sequence[Example], goal: Goal | None) -> int:
     return max(1, sum(row.trained_count for row in sequences_of(rows)))
 
 
-def _healed(work: Callable[[int], float], ladder: Ladder) -> tuple[float, Ladder]:
+def _healed(
+    model: AdaptedModel, work: Callable[[int], float], ladder: Ladder
+) -> tuple[float, Ladder]:
     """What `work` gives with the largest micro-batch that there is memory for, and its rung."""
     while True:
         try:
@@ -410,27 +326,8 @@ def _healed(work: Callable[[int], float], ladder: Ladder) -> tuple[float, Ladder
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        release_memory()
+        model.free_memory()
         ladder = ladder.after_out_of_memory(allowed=True)
-
-
-def _loss_of(
-    model: Any,
-    rows: Sequence[Example],
-    arithmetic: Arithmetic,
-    goal: Goal | None,
-    *,
-    reference_point: float,
-    packing: bool,
-) -> float:
-    with torch.no_grad(), arithmetic.context():
-        batches = micro_batches(
-            rows, micro_batch_size=len(rows), packing=packing, device=arithmetic.device
-        )
-        return sum(
-            batch_loss(model, batch, goal, reference_point=reference_point).item()
-            for batch in batches
-        )
 
 
 def require_finite(loss: float, grad_norm: float, *, step: int) -> None:

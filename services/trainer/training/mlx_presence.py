@@ -34,7 +34,7 @@ def is_apple_silicon() -> bool:
 
 
 def require_available() -> None:
-    """Checks that the rail can be taken.
+    """Checks that the backend can be taken.
 
     Raises:
         Fault: DEP_MLX_UNAVAILABLE.

@@ -1,4 +1,4 @@
-"""The rail of transformers + PEFT, which trains on any device; a module is a rail, see `rails`."""
+"""transformers + PEFT, which train on any device; this module is a `rails.TorchLibrary`."""
 
 import json
 import logging
@@ -26,6 +26,7 @@ from trainer.training.memory import is_out_of_memory, release_memory
 log = logging.getLogger(__name__)
 
 NAME = "peft"
+HAS_FUSED_KERNELS = False
 ALL_LINEAR = "all-linear"
 WEIGHTS_NAME = "adapter_model.safetensors"
 # What transformers raises over a config that it does not know, or that is not shaped like one.
@@ -178,7 +179,7 @@ def attach(model: Any, build: Build, *, seed: int) -> PeftModel:
 
 
 @contextmanager
-def speaking(adapted: PeftModel) -> Iterator[None]:
+def generating(adapted: PeftModel) -> Iterator[None]:
     """Attention as generation needs it, with masks and a cache; training's comes back after it."""
     model: Any = adapted.get_base_model()
     trained_with = model.config._attn_implementation

@@ -13,13 +13,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from corpus.packing import shuffle_order
 from trainer.domain.healing import Ladder
 from trainer.domain.plan import BatchPlan, steps_per_epoch
-from trainer.training import loop, preference
-from trainer.training.arithmetic import Arithmetic
+from trainer.training import loop
 from trainer.training.batches import Example, longest_of, micro_batches, sequences_of
 from trainer.training.memory import is_out_of_memory
 
@@ -56,7 +54,6 @@ class Extent:
 def probe(
     state: loop.TrainState,
     rows: Sequence[Example],
-    arithmetic: Arithmetic,
     *,
     steps: range,
     healed: Callable[[Ladder], None],
@@ -76,7 +73,7 @@ def probe(
         None when nothing had to be tried.
     Raises:
         Fault: RUNTIME_GPU_OOM when healing is exhausted or switched off.
-        RuntimeError: what torch says of tensors that do not fit each other.
+        RuntimeError: what a library says of tensors that do not fit each other.
     """
     batches = state.batches
     while True:
@@ -91,7 +88,7 @@ def probe(
         log.info("trying the longest batch: %s", extent)
         trying(extent)
         try:
-            _try(state, examples, arithmetic)
+            _try(state, examples)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -99,7 +96,7 @@ def probe(
             state.ladder = state.ladder.after_success()
             return extent
         # Outside the handler: the error's traceback holds the tensors that filled the memory.
-        loop.free_memory(state)
+        state.model.free_memory()
         state.ladder = state.ladder.after_out_of_memory(allowed=batches.oom_recovery)
         healed(state.ladder)
 
@@ -174,30 +171,14 @@ def extent_of(examples: Sequence[Example], *, packing: bool) -> Extent:
     )
 
 
-def _try(
-    state: loop.TrainState,
-    examples: Sequence[Example],
-    arithmetic: Arithmetic,
-) -> None:
-    devices = [arithmetic.device] if arithmetic.device.type == "cuda" else []
+def _try(state: loop.TrainState, examples: Sequence[Example]) -> None:
+    model, goal, size, packing = state.model, state.goal, len(examples), state.batches.packing
     try:
-        with torch.random.fork_rng(devices=devices):
-            point = preference.reference_point(
-                state.model,
-                examples,
-                state.goal,
-                arithmetic,
-                micro_batch_size=len(examples),
-                packing=state.batches.packing,
-            )
+        with model.forked_random():
+            point = model.reference_point(examples, goal, micro_batch_size=size, packing=packing)
             for batch in micro_batches(
-                examples,
-                micro_batch_size=len(examples),
-                packing=state.batches.packing,
-                device=arithmetic.device,
+                examples, micro_batch_size=size, packing=packing, device=model.device
             ):
-                with arithmetic.context():
-                    loss = loop.batch_loss(state.model, batch, state.goal, reference_point=point)
-                loss.backward()
+                model.accumulate(batch, goal, divisor=1, reference_point=point)
     finally:
-        state.optimizer.zero_grad(set_to_none=True)
+        model.discard_gradient()

@@ -1,4 +1,4 @@
-"""Which rail a run takes, and what a rail is.
+"""Which library holds a run's model in torch, and what such a library is.
 
 Unsloth changes transformers and PEFT while it is imported, so it has to come before them: this
 module is read first of all and imports none of the three by itself.
@@ -34,12 +34,17 @@ log = logging.getLogger(__name__)
 Warn = Callable[[FaultCode, str], None]
 
 
-class Rail(Protocol):
-    """A way to hold a base model and to train an adapter on it. A module is one."""
+class TorchLibrary(Protocol):
+    """Who holds a base model and its adapter in torch. A module is one; see `torch_model`."""
 
     @property
     def NAME(self) -> str:
         """What it is called, in logs and among a node's capabilities."""
+        ...
+
+    @property
+    def HAS_FUSED_KERNELS(self) -> bool:
+        """Whether it brings kernels of its own for what would be compiled."""
         ...
 
     def load_base(self, base: Base, arithmetic: Arithmetic) -> Any:
@@ -59,17 +64,17 @@ class Rail(Protocol):
         ...
 
     def detach(self, adapted: Any) -> Any | None:
-        """The base as it was before `attach`; None when this rail cannot give it back."""
+        """The base as it was before `attach`; None when it cannot be given back."""
         ...
 
-    def speaking(self, adapted: Any) -> AbstractContextManager[None]:
+    def generating(self, adapted: Any) -> AbstractContextManager[None]:
         """The context for generation; what training needs is back after it, whatever happens."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rails:
-    """The rails of this process.
+    """The libraries of this process.
 
     Attributes:
         unsloth: None when it is not wanted here, or when it cannot be used.
@@ -78,8 +83,8 @@ class Rails:
     """
 
     terms: Terms
-    peft: Rail
-    unsloth: Rail | None
+    peft: TorchLibrary
+    unsloth: TorchLibrary | None
     failure: str
     is_apple: bool = False
 
@@ -96,8 +101,8 @@ class Rails:
             prefers_mlx=self.is_apple and not mlx.unsupported(plan),
         )
 
-    def choose(self, compute: ComputePlan, device: torch.device, *, warn: Warn) -> Rail:
-        """The rail of a run; the user is told when it is the fallback.
+    def choose(self, compute: ComputePlan, device: torch.device, *, warn: Warn) -> TorchLibrary:
+        """The library of a run; the user is warned when it is the fallback.
 
         Raises:
             Fault: RUNTIME_UNSLOTH_FAILED when there is none but the fallback, which the user
@@ -120,11 +125,11 @@ def find_rails(
     *,
     has_cuda: bool,
     is_apple: bool = False,
-    import_unsloth: Callable[[], Rail],
-    import_peft: Callable[[], Rail],
+    import_unsloth: Callable[[], TorchLibrary],
+    import_peft: Callable[[], TorchLibrary],
     begin_anew: Callable[[Terms], None],
 ) -> Rails:
-    """The rails of this process, imported in the order that they need.
+    """The libraries of this process, imported in the order that they need.
 
     Args:
         begin_anew: replaces this process by one under other terms: an import that fails halfway has
@@ -147,8 +152,8 @@ def find_rails(
     )
 
 
-def import_unsloth() -> Rail:
-    """The rail of Unsloth, whose libraries are imported by this."""
+def import_unsloth() -> TorchLibrary:
+    """Unsloth, imported by this."""
     # Read while it is imported: no count of downloads, and compiled code in a folder of this user
     # alone, as it is run again by the next process.
     compiled = Path.home() / ".cache" / "tunesmith" / "unsloth"
@@ -161,15 +166,15 @@ def import_unsloth() -> Rail:
     return unsloth_rail
 
 
-def import_peft() -> Rail:
-    """The rail of transformers + PEFT, whose libraries are imported by this."""
+def import_peft() -> TorchLibrary:
+    """transformers + PEFT, imported by this."""
     from trainer.training import peft_rail
 
     return peft_rail
 
 
 @contextmanager
-def loading(rail: Rail, rails: Rails) -> Iterator[None]:
+def loading(library: TorchLibrary, rails: Rails) -> Iterator[None]:
     """Names Unsloth as the cause of whatever goes wrong while it loads.
 
     Raises:
@@ -178,7 +183,7 @@ def loading(rail: Rail, rails: Rails) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if rail is not rails.unsloth:
+        if library is not rails.unsloth:
             raise
         log.exception("Unsloth failed")
         raise unsloth_failed(short_cause(error)) from error

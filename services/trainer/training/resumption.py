@@ -102,7 +102,7 @@ def _require_sides(
         TUNED_PREFIX: count > 0,
         MERGED_PREFIX: count > 0,
     }
-    kinds = {name: (each.shape, each.dtype) for name, each in state.trainable.items()}
+    kinds = {name: (each.shape, each.dtype) for name, each in state.model.weights().items()}
     for prefix, is_needed in needed.items():
         found = {
             name.removeprefix(prefix): (each.shape, each.dtype)

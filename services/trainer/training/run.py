@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import msgspec
 import torch
-from peft import PeftModel
 
 from lexicon.faults import Fault, FaultCode
 from trainer.domain.continual import MergeRecord
@@ -35,19 +33,18 @@ from trainer.pipe import (
     Warned,
 )
 from trainer.training import checkpoint, loop, resumption, speech
-from trainer.training.arithmetic import Arithmetic, arithmetic_for, threads_for
+from trainer.training.adapted_model import AdaptedModel
+from trainer.training.backend import Backend
 from trainer.training.channel import Channel
-from trainer.training.compiling import compiled
 from trainer.training.continual import Course
-from trainer.training.dataset import Desk, require_known_tokens
+from trainer.training.dataset import Desk, Warn
 from trainer.training.delivery import deliver
-from trainer.training.isolation import is_proven, keeps_examples_apart, require_working
-from trainer.training.memory import forget_peak, peak_bytes
 from trainer.training.mlx_presence import require_available
 from trainer.training.preference import goal_of
 from trainer.training.probe import Extent, largest_first, probe
-from trainer.training.rails import Rails, loading
+from trainer.training.rails import Rails
 from trainer.training.sampling import Sampler
+from trainer.training.torch_backend import TorchBackend
 from trainer.training.validation import split
 from trainer.training.warm import Conditions, Warm, conditions_of
 from trainer.training.writer import CheckpointWriter
@@ -66,65 +63,56 @@ def train_run(plan: TrainPlan, channel: Channel, rails: Rails, warm: Warm) -> Fi
     """
     log.info("run_started run_id=%s attempt=%d", plan.attempt.run, plan.attempt.number)
     channel.send(StageBegan(stage="initialization"))
-    forget_peak()
-    resolved = rails.resolve(plan)
-    if resolved is Device.MLX:
-        warm.drop()
-        return _on_mlx(plan, channel)
+    report = partial(warn, channel)
+    backend = backend_for(plan, rails, warm, warn=report)
     checkpoint.remove_partials(checkpoint.root_of(plan.places))
-
-    def tell(code: FaultCode, text: str) -> None:
-        warn(channel, code, text)
-
-    compute, device = plan.compute, torch.device(resolved.value)
-    width = warm.width_of(plan.base)
-    arithmetic = arithmetic_for(
-        compute.precision, device, width=width, four_bit=compute.load_in_4bit
-    )
-    torch.set_num_threads(threads_for(width, available=_cores()))
-    rail = rails.choose(compute, device, warn=tell)
-    desk = Desk.prepare(plan.base, plan.data, plan.objective, warn=tell, shelf=warm.shelf)
-    with loading(rail, rails), timed("model_ready"):
-        seed = plan.batches.seed
-        adapted = warm.adapted_for(plan.base, plan.build, rail, arithmetic, seed=seed)
-        if rail is rails.unsloth:
-            require_working(adapted, arithmetic, packing=plan.batches.packing)
-    require_known_tokens(desk, adapted.get_input_embeddings().weight.shape[0])
-    is_safe = not plan.batches.packing or is_proven(adapted)
-    if not is_safe and not keeps_examples_apart(adapted, arithmetic):
-        tell(FaultCode.MODEL_PACKING_UNSAFE, "Examples that share a row would see each other")
-        plan = replace(plan, batches=replace(plan.batches, packing=False))
+    desk = Desk.prepare(plan.base, plan.data, plan.objective, warn=report, shelf=warm.shelf)
+    with timed("model_ready"):
+        model = backend.adapt(plan, desk, warm)
+    plan = padded_where_needed(plan, backend, model, warn=report)
     speaker = speech.Speaker(
-        model=adapted,
+        model=model,
         tokenizer=desk.tokenizer,
-        end_ids=desk.end_ids(adapted),
+        end_ids=desk.end_ids(model.end_ids),
         special_tokens=desk.special_tokens,
-        arithmetic=arithmetic,
     )
-    sampler = Sampler(speaker, desk.prompts, rail)
-    # Unsloth brings kernels of its own for what would be compiled.
-    with compiled(adapted, wanted=compute.torch_compile and rail is rails.peft) as count:
-        log.info("%d parts of the model are compiled", count)
-        course, last, done, losses = _train(adapted, plan, desk, arithmetic, channel, warm, sampler)
+    sampler = Sampler(speaker, desk.prompts)
+    with model.training_setup(plan.compute, plan.build):
+        course, last, done, losses = _train(model, plan, desk, channel, warm, sampler)
     channel.send(StageBegan(stage="saving"))
     finished = deliver(
-        plan, speaker, course, desk, rail, last=last, done_count=done, losses=losses, warm=warm
+        plan, speaker, course, desk, last=last, done_count=done, losses=losses, warm=warm
     )
     kept = (plan.base.base_model,) if warm.keep() else ()
     return msgspec.structs.replace(finished, warm=kept)
 
 
-def _on_mlx(plan: TrainPlan, channel: Channel) -> Finished:
-    """The run on MLX, whose libraries are imported for it alone.
+def backend_for(plan: TrainPlan, rails: Rails, warm: Warm, *, warn: Warn) -> Backend:
+    """The backend of a run; MLX is imported for a run on it alone.
 
     Raises:
-        Fault: DEP_MLX_UNAVAILABLE, CONFIG_INVALID_SETTING, and what a run may raise.
+        Fault: DEP_GPU_NOT_AVAILABLE, DEP_MLX_UNAVAILABLE, CONFIG_INVALID_SETTING for what MLX does
+            not do, and what `TorchBackend.choose` raises.
     """
+    device = rails.resolve(plan)
+    if device is not Device.MLX:
+        return TorchBackend.choose(plan, torch.device(device.value), rails, warm, warn=warn)
     require_available()
     require_supported(plan)
-    from trainer.training.mlx_rail.run import train_run as train_on_mlx
+    from trainer.training.mlx_backend.backend import MlxBackend
 
-    return train_on_mlx(plan, channel)
+    return MlxBackend()
+
+
+def padded_where_needed(
+    plan: TrainPlan, backend: Backend, model: AdaptedModel, *, warn: Warn
+) -> TrainPlan:
+    """The plan, without packing where examples that share a row would see each other."""
+    if not plan.batches.packing or (backend.packs_rows and model.keeps_examples_apart()):
+        return plan
+    if backend.packs_rows:
+        warn(FaultCode.MODEL_PACKING_UNSAFE, "Examples that share a row would see each other")
+    return replace(plan, batches=replace(plan.batches, packing=False))
 
 
 @contextmanager
@@ -151,23 +139,22 @@ def fingerprint(plan: TrainPlan) -> str:
 
 
 def _train(
-    adapted: PeftModel,
+    model: AdaptedModel,
     plan: TrainPlan,
     desk: Desk,
-    arithmetic: Arithmetic,
     channel: Channel,
     warm: Warm,
     sampler: Sampler,
 ) -> tuple[Course, StepTaken | None, int, LossCurve]:
     """Take all steps that are left; figures of the last one, if any, count and losses of all."""
-    state, course = _begun(adapted, plan, desk, arithmetic, channel)
+    state, course = _begun(model, plan, desk, channel)
     resume(plan, state, course, channel)
     last: StepTaken | None = None
     steps, validation = course.steps, course.validation
     timer = StepTimer()
     with timed("longest_batch_tried"):
         conditions = conditions_of(plan.build, plan.objective, plan.batches)
-        _probe(state, course, arithmetic, conditions, channel=channel, warm=warm)
+        _probe(state, course, conditions, channel=channel, warm=warm)
     last_step, last_time = state.step, time.monotonic()
     channel.send(StageBegan(stage="training"))
     channel.send(Started(from_step=state.step, total_steps=steps))
@@ -178,7 +165,6 @@ def _train(
             figures = loop.take_step(
                 state,
                 course.rows_at(state.step),
-                arithmetic,
                 steps=course.run_steps,
                 healed=partial(tell_healed, channel),
             )
@@ -211,19 +197,17 @@ def _train(
 
 
 def _begun(
-    adapted: PeftModel, plan: TrainPlan, desk: Desk, arithmetic: Arithmetic, channel: Channel
+    model: AdaptedModel, plan: TrainPlan, desk: Desk, channel: Channel
 ) -> tuple[loop.TrainState, Course]:
     """The state and the course of a run before its first step."""
-    adapted.train()
-    loss_scale = LossScale() if arithmetic.scales_loss else None
+    model.train()
+    loss_scale = LossScale() if model.scales_loss else None
     goal = goal_of(plan.objective)
-    state = loop.begin(adapted, plan.batches, plan.optimisation, goal, loss_scale=loss_scale)
-    desk, validation = split(
-        plan.data.validation, desk, arithmetic, batches=plan.batches, goal=goal
-    )
+    state = loop.begin(model, plan.batches, plan.optimisation, goal, loss_scale=loss_scale)
+    rows, validation = split(plan.data.validation, desk, seed=plan.batches.seed)
     course = Course.of(
         plan.multi_run,
-        desk.rows,
+        rows,
         validation,
         state,
         places=plan.places,
@@ -254,7 +238,6 @@ def words_of(extent: Extent) -> str:
 def _probe(
     state: loop.TrainState,
     course: Course,
-    arithmetic: Arithmetic,
     conditions: Conditions,
     *,
     channel: Channel,
@@ -266,7 +249,6 @@ def _probe(
         tried = probe(
             state,
             rows,
-            arithmetic,
             steps=steps,
             healed=lambda ladder: tell_healed(channel, ladder, what="the longest batch"),
             trying=lambda extent: channel.send(Doing(text=words_of(extent))),
@@ -339,7 +321,7 @@ def _told(
         grad_norm=figures.grad_norm,
         tokens_per_second=figures.token_count / max(figures.seconds, 1e-9),
         real_token_ratio=figures.token_count / figures.computed_token_count,
-        memory_bytes=peak_bytes(next(iter(state.trainable.values())).device),
+        memory_bytes=state.model.peak_bytes(),
         remaining_seconds=timer.remaining_seconds(steps_left=course.steps - state.step),
         validation_loss=course.validation.latest_loss,
         micro_batch_size=state.ladder.micro_batch_size,
@@ -363,12 +345,3 @@ def tell_healed(channel: Channel, ladder: Ladder, *, what: str = "the step") -> 
 def _tell_merged(channel: Channel, record: MergeRecord, path: Path | None) -> None:
     log.info("run %d ended: %s", record.number, record.outcome.value)
     channel.send(RunMerged(record=record, path=str(path) if path else None))
-
-
-def _cores() -> int:
-    """Cores this process may use, or as many as the operator grants it."""
-    granted = os.environ.get("OMP_NUM_THREADS", "")
-    if granted.isdecimal() and int(granted):
-        return int(granted)
-    # macOS cannot tell which cores a process may use.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

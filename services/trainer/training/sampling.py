@@ -4,14 +4,12 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-import torch
-
 from lexicon.faults import FaultCode
 from trainer.domain.sampling import samples_due
 from trainer.pipe import Answer
 from trainer.training import speech
-from trainer.training.memory import is_out_of_memory, release_memory
-from trainer.training.rails import Rail, Warn
+from trainer.training.dataset import Warn
+from trainer.training.memory import is_out_of_memory
 from trainer.training.speech import Prompt, Speaker
 
 log = logging.getLogger(__name__)
@@ -27,13 +25,11 @@ class Sampler:
         self,
         speaker: Speaker,
         prompts: Sequence[Prompt],
-        rail: Rail,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._speaker = speaker
         self._prompts = prompts[: speech.SAMPLES_COUNT]
-        self._rail = rail
         self._clock = clock
         self._last_time = clock()
         self._cost_seconds = 0.0
@@ -55,31 +51,22 @@ class Sampler:
             self._given_up = True
             tell_failure(error, f"No samples at step {step}; training goes on", warn=warn)
         # Outside the handler: the error's traceback holds what filled the memory.
-        release_memory()
+        self._speaker.model.free_memory()
         self._last_time = self._clock()
         self._cost_seconds = self._last_time - began
         return answers
 
     def _ask(self, step: int) -> tuple[Answer, ...]:
-        speaker, model = self._speaker, self._speaker.model
-        device = speaker.arithmetic.device
-        was_training = model.training
-        model.eval()
-        try:
-            with (
-                torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-                self._rail.speaking(model),
-            ):
-                said = speech.generate(speaker, self._prompts, tokens_max=speech.BRIEF_TOKENS_MAX)
-                if self._base_ids is None:
-                    # The base is frozen: what it says, it says in the whole run.
-                    with speaker.as_base():
-                        self._base_ids = speech.generate(
-                            speaker, self._prompts, tokens_max=speech.BRIEF_TOKENS_MAX
-                        )
-                return speech.side_by_side(speaker, self._prompts, said, self._base_ids, step=step)
-        finally:
-            model.train(was_training)
+        speaker, prompts = self._speaker, self._prompts
+        with speaker.model.generating():
+            said = speech.generate(speaker, prompts, tokens_max=speech.BRIEF_TOKENS_MAX)
+            if self._base_ids is None:
+                # The base is frozen: what it says, it says in the whole run.
+                with speaker.model.as_base():
+                    self._base_ids = speech.generate(
+                        speaker, prompts, tokens_max=speech.BRIEF_TOKENS_MAX
+                    )
+            return speech.side_by_side(speaker, prompts, said, self._base_ids, step=step)
 
 
 def tell_failure(error: Exception, what: str, *, warn: Warn) -> None:

@@ -1,4 +1,4 @@
-"""The rail of Unsloth: its kernels under our own loop, on NVIDIA; a module is a rail, see `rails`.
+"""Unsloth: its kernels under our own loop, on NVIDIA; this module is a `rails.TorchLibrary`.
 
 Unsloth has to be imported before transformers and PEFT, because it changes both while it is: that
 is why it stands first here, and why `rails` imports this module before any other.
@@ -28,6 +28,7 @@ from trainer.training.arithmetic import Arithmetic
 log = logging.getLogger(__name__)
 
 NAME = "unsloth"
+HAS_FUSED_KERNELS = True
 # What Unsloth calls the lengths of the examples in a packed row, and the type that it wants.
 PACKED_LENGTHS = "packed_seq_lengths"
 GRADIENT_CHECKPOINTING = "unsloth"
@@ -35,7 +36,7 @@ NUMPY_SEEDS = 1 << 32
 
 
 def load_base(base: Base, arithmetic: Arithmetic) -> Any:
-    """The base with Unsloth's kernels; anything that is raised is a reason for the other rail."""
+    """The base with Unsloth's kernels; anything that is raised is a reason to fall back to PEFT."""
     _require_whole(base)
     model, _ = FastLanguageModel.from_pretrained(
         model_name=base.folder,
@@ -93,7 +94,7 @@ def detach(adapted: Any) -> None:
 
 
 @contextmanager
-def speaking(adapted: Any) -> Iterator[None]:
+def generating(adapted: Any) -> Iterator[None]:
     """Unsloth's fast generation; what training needs comes back after it, whatever happens."""
     was_training = adapted.training
     checkpointing = bool(getattr(adapted.get_base_model(), "is_gradient_checkpointing", False))

@@ -1,19 +1,17 @@
 """Validation while training: a holdout that training never sees, the best weights, an early end."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
 from corpus.packing import holdout_split
 from lexicon.faults import Fault, FaultCode
-from trainer.domain.plan import BatchPlan, ValidationPlan, validation_interval
+from trainer.domain.plan import ValidationPlan, validation_interval
 from trainer.training import loop
-from trainer.training.arithmetic import Arithmetic
 from trainer.training.batches import Example
 from trainer.training.checkpoint import Progress
 from trainer.training.dataset import Desk, Warn
-from trainer.training.preference import Goal
 
 BEST_PREFIX = "best/"
 
@@ -28,9 +26,6 @@ class Validation:
 
     plan: ValidationPlan | None
     rows: tuple[Example, ...]
-    arithmetic: Arithmetic
-    packing: bool
-    goal: Goal | None = None
     latest_loss: float | None = None
     best_loss: float | None = None
     without_gain_count: int = 0
@@ -61,16 +56,9 @@ class Validation:
         if not self.rows:
             return None
         try:
-            return loop.mean_loss(
-                state.model,
-                self.rows,
-                self.arithmetic,
-                ladder=state.ladder,
-                packing=self.packing,
-                goal=self.goal,
-            )
+            return loop.mean_loss(state, self.rows)
         except Fault as fault:
-            loop.free_memory(state)
+            state.model.free_memory()
             warn(fault.code, f"No memory for the validation at step {state.step}")
             return None
 
@@ -80,8 +68,7 @@ class Validation:
         self.latest_loss = loss
         if is_gain(loss, self.best_loss, min_delta=self.plan.early_stop_min_delta):
             self.best_loss, self.without_gain_count = loss, 0
-            # On the CPU: the best weights must not take the device's memory from training.
-            self.best = {name: p.detach().cpu().clone() for name, p in state.trainable.items()}
+            self.best = state.model.weights()
         else:
             self.without_gain_count += 1
 
@@ -114,23 +101,15 @@ def is_gain(loss: float, best: float | None, *, min_delta: float) -> bool:
 
 
 def split(
-    plan: ValidationPlan | None,
-    desk: Desk,
-    arithmetic: Arithmetic,
-    *,
-    batches: BatchPlan,
-    goal: Goal | None,
-) -> tuple[Desk, Validation]:
-    """The desk with the rows to train on alone, and the validation on the others."""
-    nothing = Validation(
-        plan=plan, rows=(), arithmetic=arithmetic, packing=batches.packing, goal=goal
-    )
+    plan: ValidationPlan | None, desk: Desk, *, seed: int
+) -> tuple[tuple[Example, ...], Validation]:
+    """The rows to train on, and the validation on the others."""
     if plan is None:
-        return desk, nothing
+        return desk.rows, Validation(plan=None, rows=())
     if desk.validation_rows:
-        return desk, replace(nothing, rows=desk.validation_rows)
-    train, held = holdout_split(len(desk.rows), ratio=plan.holdout_ratio, seed=batches.seed)
+        return desk.rows, Validation(plan=plan, rows=desk.validation_rows)
+    train, held = holdout_split(len(desk.rows), ratio=plan.holdout_ratio, seed=seed)
     return (
-        replace(desk, rows=tuple(desk.rows[i] for i in train)),
-        replace(nothing, rows=tuple(desk.rows[i] for i in held)),
+        tuple(desk.rows[i] for i in train),
+        Validation(plan=plan, rows=tuple(desk.rows[i] for i in held)),
     )

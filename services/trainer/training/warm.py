@@ -22,7 +22,7 @@ from trainer.training.arithmetic import Arithmetic, one_thread
 from trainer.training.dataset import Shelf
 from trainer.training.memory import release_memory
 from trainer.training.probe import Extent
-from trainer.training.rails import Rail
+from trainer.training.rails import TorchLibrary
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Loaded:
 
     digest: str
     arithmetic: Arithmetic
-    rail: Rail
+    library: TorchLibrary
     model: Any
 
 
@@ -79,28 +79,28 @@ class Warm:
         return int(self.base.model.config.get_text_config().hidden_size)
 
     def adapted_for(
-        self, base: Base, build: Build, rail: Rail, arithmetic: Arithmetic, *, seed: int
+        self, base: Base, build: Build, library: TorchLibrary, arithmetic: Arithmetic, *, seed: int
     ) -> PeftModel:
         """The base with a fresh adapter, out of what is in memory as far as that goes.
 
         Raises:
-            Fault: the codes of the rail's `load_base` and `attach`.
+            Fault: the codes of the library's `load_base` and `attach`.
         """
-        loaded = self._found(base, rail, arithmetic)
+        loaded = self._found(base, library, arithmetic)
         if loaded is not None and self.adapted is not None:
-            if self.build == build and is_renewable(self.adapted, rail):
+            if self.build == build and is_renewable(self.adapted, library):
                 renew(self.adapted, seed=seed)
                 return self.adapted
-            rail.detach(self.adapted)
+            library.detach(self.adapted)
         if loaded is None:
             # The old base goes before the new one comes: there may not be room for both.
-            self._drop_base()
-            model = rail.load_base(base, arithmetic)
-            loaded = Loaded(digest=base.digest, arithmetic=arithmetic, rail=rail, model=model)
+            self.drop_base()
+            model = library.load_base(base, arithmetic)
+            loaded = Loaded(digest=base.digest, arithmetic=arithmetic, library=library, model=model)
             self.base = loaded
         # Forgotten before it is made: a failed attempt must not pass for the one before.
         self.adapted, self.build = None, None
-        adapted: PeftModel = rail.attach(loaded.model, build, seed=seed)
+        adapted: PeftModel = library.attach(loaded.model, build, seed=seed)
         self.adapted, self.build = adapted, build
         return adapted
 
@@ -113,12 +113,12 @@ class Warm:
         """Make what is in memory ready for the next run; whether a base stays."""
         if self.base is None or self.adapted is None:
             return False
-        if is_renewable(self.adapted, self.base.rail):
+        if is_renewable(self.adapted, self.base.library):
             return True
         adapted, self.adapted, self.build = self.adapted, None, None
-        bare = self.base.rail.detach(adapted)
+        bare = self.base.library.detach(adapted)
         if bare is None:
-            self._drop_base()
+            self.drop_base()
             return False
         self.base = replace(self.base, model=bare)
         return True
@@ -126,17 +126,18 @@ class Warm:
     def drop(self) -> None:
         """Forget everything and give its memory back."""
         self.shelf = Shelf()
-        self._drop_base()
+        self.drop_base()
 
-    def _drop_base(self) -> None:
+    def drop_base(self) -> None:
+        """Forget the base and what is known of it; encoded datasets stay."""
         self.base, self.adapted, self.build = None, None, None
         self.proven.clear()
         release_memory()
 
-    def _found(self, base: Base, rail: Rail, arithmetic: Arithmetic) -> Loaded | None:
+    def _found(self, base: Base, library: TorchLibrary, arithmetic: Arithmetic) -> Loaded | None:
         loaded = self.base
-        wanted = (base.digest, arithmetic, rail.NAME)
-        if loaded is None or (loaded.digest, loaded.arithmetic, loaded.rail.NAME) != wanted:
+        wanted = (base.digest, arithmetic, library.NAME)
+        if loaded is None or (loaded.digest, loaded.arithmetic, loaded.library.NAME) != wanted:
             return None
         log.info("base %s is warm", base.base_model)
         return loaded
@@ -147,13 +148,13 @@ def conditions_of(build: Build, objective: Objective, batches: BatchPlan) -> Con
     return Conditions(build=build, method=objective.method, packing=batches.packing)
 
 
-def is_renewable(adapted: PeftModel, rail: Rail) -> bool:
+def is_renewable(adapted: PeftModel, library: TorchLibrary) -> bool:
     """Whether `renew` gives the adapter what a new one would have.
 
     It has to be plain LoRA on linear layers, made by PEFT itself: DoRA's magnitudes depend on the
     base, and Unsloth draws its numbers in its own way.
     """
-    return rail.NAME == peft_rail.NAME and all(
+    return library.NAME == peft_rail.NAME and all(
         not layer.lora_variant and not layer.lora_embedding_A and not any(layer.lora_bias.values())
         for layer in _layers(adapted)
     )

@@ -70,11 +70,11 @@ def a_folder(folder: Path, kind: str, changes: dict[str, Any]) -> TrainPlan:
 
 
 def divergence(plan: TrainPlan) -> float:
-    from trainer.training.mlx_rail import faithful, model
+    from trainer.training.mlx_backend import base, faithful
 
     expected_TV = faithful.reference_logprobs(plan.base, IDS, Precision.FP32)
-    base = model.load_base(plan.base, plan.compute.precision)
-    return faithful.require_faithful(base, plan.base, IDS, expected_TV)
+    loaded = base.load_base(plan.base, plan.compute.precision)
+    return faithful.require_faithful(loaded, plan.base, IDS, expected_TV)
 
 
 @pytest.mark.parametrize("name", list(MODELS))
@@ -82,27 +82,30 @@ def test_mlx_computes_the_model_and_its_adapter_fits_peft(name: str, tmp_path: P
     """A17, 002-40: names, shapes, rotary positions and masks are those of the model's files."""
     import mlx.core as mx
 
-    from trainer.training.mlx_rail import model
+    from trainer.training.mlx_backend.base import load_base
+    from trainer.training.mlx_backend.model import attach
 
     plan = a_folder(tmp_path / "base", *MODELS[name])
     assert abs(divergence(plan)) < 1e-4
-    base = model.load_base(plan.base, plan.compute.precision)
-    one = model.attach(base, plan.base, plan.build.adapter, seed=plan.batches.seed)
+    one = attach(
+        load_base(plan.base, plan.compute.precision),
+        plan.base,
+        plan.build.adapter,
+        seed=plan.batches.seed,
+    )
     rng = torch.Generator().manual_seed(3)
     one.put(
-        {key: torch.randn(each.shape, generator=rng) * 0.2 for key, each in one.tensors().items()}
+        {key: torch.randn(each.shape, generator=rng) * 0.2 for key, each in one.weights().items()}
     )
-    one.model.eval()
-    one.save_pretrained(
-        str(tmp_path / "adapter"), safe_serialization=True, save_embedding_layers=False
-    )
+    one.eval()
+    one.save(tmp_path / "adapter")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
     theirs = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
     with torch.no_grad():
         expected = theirs(torch.from_numpy(IDS)[None]).logits.numpy()
         with theirs.disable_adapter():
             without = theirs(torch.from_numpy(IDS)[None]).logits.numpy()
-    np.testing.assert_allclose(np.array(one.model(mx.array(IDS)[None])), expected, atol=5e-3)
+    np.testing.assert_allclose(np.array(one.module(mx.array(IDS)[None])), expected, atol=5e-3)
     assert np.abs(expected - without).max() > 0.5
 
 
@@ -127,7 +130,7 @@ def test_a_model_that_mlx_computes_otherwise_is_refused(
 
 def test_a_window_beyond_the_first_tokens_is_seen(tmp_path: Path) -> None:
     """A long row is probed as a whole where the model has a window."""
-    from trainer.training.mlx_rail import faithful, model
+    from trainer.training.mlx_backend import base, faithful
 
     long_ids = np.arange(300) * 7 % 64
     plan = a_folder(tmp_path, "mistral", {"sliding_window": 200, "max_position_embeddings": 512})
@@ -135,5 +138,5 @@ def test_a_window_beyond_the_first_tokens_is_seen(tmp_path: Path) -> None:
     assert len(expected_TV) == len(long_ids)
     with pytest.raises(Fault):
         faithful.require_faithful(
-            model.load_base(plan.base, plan.compute.precision), plan.base, long_ids, expected_TV
+            base.load_base(plan.base, plan.compute.precision), plan.base, long_ids, expected_TV
         )

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.training import FP32, a_plan, a_state, a_tiny_model, attached, some_rows
+from tests.support.training import a_plan, a_state, a_tiny_model, attached, some_rows
 from trainer.training import loop
 from trainer.training.compiling import compiled
 from tunesmith.api.run.v1 import spec_pb2
@@ -22,7 +22,7 @@ def curve(backend: str | None) -> tuple[list[float], Any]:
         # A norm before attention, one before the feed-forward block, and that; the last norm.
         assert count == (2 * 3 + 1 if backend else 0)
         losses = [
-            loop.take_step(state, ROWS, FP32, steps=STEPS, healed=lambda _: None).loss
+            loop.take_step(state, ROWS, steps=STEPS, healed=lambda _: None).loss
             for _ in range(STEPS)
         ]
     return losses, adapted
@@ -57,5 +57,5 @@ def test_what_does_not_compile_runs_as_it_is() -> None:
     adapted = attached(a_tiny_model(), plan).train()
     state = a_state(adapted, plan)
     with compiled(adapted, wanted=True, backend=broken):  # type: ignore[arg-type]
-        figures = loop.take_step(state, ROWS, FP32, steps=STEPS, healed=lambda _: None)
+        figures = loop.take_step(state, ROWS, steps=STEPS, healed=lambda _: None)
     assert figures.loss == pytest.approx(curve(None)[0][0], abs=1e-6)

@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 
 from lexicon.faults import Fault, FaultCode
 from tests.support.training import (
-    FP32,
     a_plan,
     a_state,
     a_tiny_model,
     attached,
     changed,
     some_rows,
+    torch_model,
 )
 from trainer.domain.continual import MergeRecord, Outcome
 from trainer.domain.plan import MultiRunPlan, TrainPlan, ValidationPlan
@@ -59,9 +59,7 @@ class Trial:
 
     def __post_init__(self) -> None:
         self.state = a_state(attached(a_tiny_model(), self.plan).train(), self.plan)
-        validation = Validation(
-            plan=self.plan.data.validation, rows=self.held, arithmetic=FP32, packing=True
-        )
+        validation = Validation(plan=self.plan.data.validation, rows=self.held)
         self.course = Course.of(
             self.plan.multi_run,
             self.rows,
@@ -79,7 +77,6 @@ class Trial:
             figures = loop.take_step(
                 state,
                 course.rows_at(state.step),
-                FP32,
                 steps=course.run_steps,
                 healed=lambda _: None,
             )
@@ -90,7 +87,7 @@ class Trial:
                 break
 
     def weights(self) -> dict[str, torch.Tensor]:
-        return {name: p.detach().clone() for name, p in self.state.trainable.items()}
+        return {name: p.detach().clone() for name, p in torch_model(self.state).trainable.items()}
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -150,7 +147,7 @@ def test_merges_follow_the_formula_and_the_next_run_opens_by_qr(tmp_path: Path) 
             rank = tensor.shape[0]
             assert torch.allclose(opened[name] @ opened[name].T, torch.eye(rank), atol=1e-5)
     assert trial.state.step_of_run == 0
-    moments = trial.state.optimizer.state.values()
+    moments = torch_model(trial.state).updater.optimizer.state.values()
     assert all(not each["exp_avg"].any() for each in moments)
 
 
@@ -164,7 +161,7 @@ def test_steps_count_on_and_every_run_has_its_own_rows_and_schedule(tmp_path: Pa
     assert [rows == POOL[8 * (step // 2) : 8 * (step // 2) + 8] for step, rows in enumerate(seen)]
     rates: list[float] = []
     for _ in range(4):
-        figures = loop.take_step(trial.state, POOL[:8], FP32, steps=2, healed=lambda _: None)
+        figures = loop.take_step(trial.state, POOL[:8], steps=2, healed=lambda _: None)
         rates.append(figures.learning_rate)
         course.after_step(trial.state, figures)
     assert rates[:2] == rates[2:]
@@ -191,7 +188,7 @@ def test_a_merge_that_is_not_finite_is_refused_and_the_adapter_stays(tmp_path: P
     def overflow(state: loop.TrainState, step: int) -> None:
         if step == 4:
             with torch.no_grad():
-                next(iter(state.trainable.values())).view(-1)[0] = float("nan")
+                next(iter(torch_model(state).trainable.values())).view(-1)[0] = float("nan")
 
     trial.train(until=4, poison=overflow)
     assert trial.outcomes == [Outcome.MERGED, Outcome.NOT_FINITE]
@@ -241,7 +238,7 @@ def test_validation_without_memory_leaves_train_mode_and_the_next_run_learns(
     """002-21"""
     plan = a_multi_run(tmp_path, eval_maximum_regression=1.0)
     trial = Trial(changed(plan, micro_batch_size=1, accumulation_steps=8))
-    backbone = trial.state.model.get_base_model().model
+    backbone = torch_model(trial.state).module.get_base_model().model
     forward = backbone.forward
 
     def without_memory(*_: Any, **__: Any) -> Any:
@@ -252,7 +249,7 @@ def test_validation_without_memory_leaves_train_mode_and_the_next_run_learns(
             backbone.forward = without_memory
 
     trial.train(until=2, poison=fill_memory)
-    assert trial.state.model.training
+    assert torch_model(trial.state).module.training
     assert trial.outcomes == [Outcome.NOT_VALIDATED]
     backbone.forward = forward
     trial.train(until=4)
@@ -286,7 +283,7 @@ def test_no_merge_at_all_is_a_failure_with_its_reasons(tmp_path: Path) -> None:
     def overflow(state: loop.TrainState, step: int) -> None:
         if step % 2 == 0:
             with torch.no_grad():
-                next(iter(state.trainable.values())).fill_(float("inf"))
+                next(iter(torch_model(state).trainable.values())).fill_(float("inf"))
 
     trial.train(poison=overflow)
     with pytest.raises(Fault, match=r"No run was merged\. Run 1 of 2") as caught:
@@ -428,7 +425,7 @@ def test_the_history_names_the_run_and_holds_adapters_that_load(tmp_path: Path) 
     trial.train()
     trial.course.finish(trial.state)
     adapter = tmp_path / "adapter"
-    trial.state.model.save_pretrained(str(adapter))
+    torch_model(trial.state).module.save_pretrained(str(adapter))
     folder = write_history(trial, adapter)
     document = json.loads((folder / "history.json").read_text())
     assert document["run"] == trial.plan.attempt.run

@@ -4,7 +4,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from tests.support.training import FP32, a_plan, a_tiny_model, attached, changed, some_rows
+from tests.support.training import a_plan, a_tiny_model, a_torch_model, attached, changed, some_rows
 from trainer.domain.plan import TrainPlan, ValidationPlan
 from trainer.pipe import CheckpointWritten, StepTaken
 from trainer.training import run
@@ -58,8 +58,8 @@ def attempt(plan: TrainPlan, *, finish_after: int = 0) -> Told:
     )
     channel: Any = told
     sampler: Any = NoSamples()
-    adapted = attached(a_tiny_model(), plan)
-    _, _, done, _ = run._train(adapted, plan, desk, FP32, channel, Warm(), sampler)
+    model = a_torch_model(attached(a_tiny_model(), plan))
+    _, _, done, _ = run._train(model, plan, desk, channel, Warm(), sampler)
     assert done == (told.steps or [done])[-1]
     return told
 

@@ -16,7 +16,7 @@ import torch
 from lexicon.faults import Fault
 from modelspec.recipe import Optimizer
 from tests.support.lending import AtTheLastMoment, Lent
-from tests.support.training import a_plan
+from tests.support.training import a_plan, torch_model
 from tests.unit.trainer.test_checkpoint import PROGRESS
 from tests.unit.trainer.test_continual import Trial, a_multi_run
 from trainer.domain.plan import TrainPlan, ValidationPlan
@@ -106,7 +106,9 @@ def test_promoting_the_best_weights_waits_for_the_copy(tmp_path: Path) -> None:
     train(trial, kept)
     assert trial.course.validation.without_gain_count > 0
     assert kept.wrong(plan) == []
-    best = {name: kept.held[6][f"{BEST_PREFIX}{name}"] for name in trial.state.trainable}
+    best = {
+        name: kept.held[6][f"{BEST_PREFIX}{name}"] for name in torch_model(trial.state).trainable
+    }
     assert same(trial.weights(), best)
 
 
@@ -135,7 +137,7 @@ def begin_again(trial: Trial) -> None:
 
 
 def update(trial: Trial) -> None:
-    for parameter in trial.state.trainable.values():
+    for parameter in torch_model(trial.state).trainable.values():
         parameter.grad = torch.ones_like(parameter)
     loop.update(trial.state, lr=0.1)
 
@@ -164,7 +166,7 @@ def test_out_of_memory_in_the_next_step_leaves_the_checkpoint_as_it_was(tmp_path
     with kept.writer:
         trial.train(until=1)
         kept.save(trial)
-        hook = next(iter(trial.state.trainable.values())).register_hook(fail_once)
+        hook = next(iter(torch_model(trial.state).trainable.values())).register_hook(fail_once)
         trial.train(until=2)
         hook.remove()
         kept.save(trial)

@@ -11,13 +11,13 @@ from torch.nn import functional
 from lexicon.faults import Fault, FaultCode
 from modelspec.recipe import Precision
 from tests.support.training import (
-    FP32,
     a_plan,
     a_state,
     a_tiny_model,
     attached,
     changed,
     some_rows,
+    torch_model,
 )
 from trainer.domain.healing import Ladder
 from trainer.domain.plan import TrainPlan, total_steps
@@ -47,13 +47,12 @@ def begin(plan: TrainPlan) -> loop.TrainState:
 
 def take(state: loop.TrainState, plan: TrainPlan, count: int) -> list[float]:
     return [
-        loop.take_step(state, ROWS, FP32, steps=STEPS, healed=lambda _: None).loss
-        for _ in range(count)
+        loop.take_step(state, ROWS, steps=STEPS, healed=lambda _: None).loss for _ in range(count)
     ]
 
 
 def weights(state: loop.TrainState) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in state.trainable.items()}
+    return {name: p.detach().clone() for name, p in torch_model(state).trainable.items()}
 
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
@@ -113,7 +112,7 @@ def test_every_epoch_shows_every_row_once_in_another_order() -> None:
 def test_only_the_adapter_requires_a_gradient() -> None:
     """001-26"""
     state = begin(a_plan())
-    assert all("lora_" in name for name in state.trainable)
+    assert all("lora_" in name for name in torch_model(state).trainable)
 
 
 def test_base_weights_do_not_move() -> None:
@@ -130,7 +129,7 @@ def test_base_weights_do_not_move() -> None:
 def test_all_linear_means_all_whatever_else_is_named() -> None:
     """001-26: it is priced so, and a part of it must not be trained in its place."""
     named = begin(a_plan(adapter_target_modules=("q_proj", "all-linear")))
-    assert named.trainable.keys() == begin(a_plan()).trainable.keys()
+    assert torch_model(named).trainable.keys() == torch_model(begin(a_plan())).trainable.keys()
 
 
 def test_unknown_target_module_is_named() -> None:
@@ -155,7 +154,7 @@ def test_gradient_checkpointing_changes_the_memory_and_not_the_curve() -> None:
     for is_on in (False, True):
         plan = a_plan(gradient_checkpointing=is_on)
         state = begin(plan)
-        assert bool(getattr(state.model, "is_gradient_checkpointing", False)) is is_on
+        assert bool(getattr(torch_model(state).module, "is_gradient_checkpointing", False)) is is_on
         curves.append(take(state, plan, 3))
     assert curves[0] == pytest.approx(curves[1], rel=1e-6)
 
@@ -182,11 +181,10 @@ def test_a_mixed_precision_step_keeps_the_adapter_whole_and_learns() -> None:
     bf16 = arithmetic_for(plan.compute.precision, CPU, width=4096)
     model = attached(a_tiny_model().to(bf16.weights), plan)
     model.train()
-    state = a_state(model, plan)
-    assert {p.dtype for p in state.trainable.values()} == {torch.float32}
+    state = a_state(model, plan, arithmetic=bf16)
+    assert {p.dtype for p in torch_model(state).trainable.values()} == {torch.float32}
     losses = [
-        loop.take_step(state, ROWS, bf16, steps=STEPS, healed=lambda _: None).loss
-        for _ in range(STEPS)
+        loop.take_step(state, ROWS, steps=STEPS, healed=lambda _: None).loss for _ in range(STEPS)
     ]
     assert losses[-1] < losses[0]
 
@@ -247,18 +245,19 @@ def test_out_of_memory_in_the_forward_pass_changes_nothing(at: int) -> None:
     plan = a_plan()
     clean = take(begin(plan), plan, STEPS)
     state = begin(plan)
-    backbone = state.model.get_base_model().model
+    backbone = torch_model(state).module.get_base_model().model
     backbone.forward = Injected(backbone.forward, at={at})
     assert take(state, plan, STEPS) == pytest.approx(clean, abs=1e-6)
     assert state.ladder.micro_batch_size == plan.batches.micro_batch_size // 2
-    assert state.model.training
+    assert torch_model(state).module.training
 
 
 def test_out_of_memory_in_the_update_changes_nothing() -> None:
     plan = a_plan()
     clean = take(begin(plan), plan, STEPS)
     state = begin(plan)
-    state.optimizer.step = Injected(state.optimizer.step, at={3})  # type: ignore[method-assign]
+    optimizer = torch_model(state).updater.optimizer
+    optimizer.step = Injected(optimizer.step, at={3})  # type: ignore[method-assign]
     assert take(state, plan, STEPS) == pytest.approx(clean, abs=1e-6)
 
 
@@ -266,18 +265,18 @@ def test_out_of_memory_for_ever_ends_with_its_code() -> None:
     """002-04, A8"""
     plan = a_plan()
     state = begin(plan)
-    backbone = state.model.get_base_model().model
+    backbone = torch_model(state).module.get_base_model().model
     backbone.forward = Injected(backbone.forward, at=set(range(1, 100)))
     rungs: list[Ladder] = []
     with pytest.raises(Fault) as caught:
-        loop.take_step(state, ROWS, FP32, steps=STEPS, healed=rungs.append)
+        loop.take_step(state, ROWS, steps=STEPS, healed=rungs.append)
     assert caught.value.code is FaultCode.RUNTIME_GPU_OOM
     assert [rung.micro_batch_size for rung in rungs] == [2, 1, 1, 1]
 
 
 def test_another_error_is_not_taken_for_out_of_memory() -> None:
     state = begin(a_plan())
-    state.model.get_base_model().model.forward = lambda **_: (_ for _ in ()).throw(
+    torch_model(state).module.get_base_model().model.forward = lambda **_: (_ for _ in ()).throw(
         RuntimeError("shape mismatch")
     )
     with pytest.raises(RuntimeError, match="shape mismatch"):
@@ -287,18 +286,18 @@ def test_another_error_is_not_taken_for_out_of_memory() -> None:
 def test_train_mode_is_back_after_a_failed_validation() -> None:
     """002-21"""
     state = begin(a_plan())
-    state.model.get_base_model().model.forward = lambda **_: (_ for _ in ()).throw(
+    torch_model(state).module.get_base_model().model.forward = lambda **_: (_ for _ in ()).throw(
         RuntimeError("broken")
     )
     with pytest.raises(RuntimeError, match="broken"):
-        loop.mean_loss(state.model, ROWS, FP32, ladder=state.ladder, packing=True)
-    assert state.model.training
+        loop.mean_loss(state, ROWS)
+    assert torch_model(state).module.training
 
 
 def test_loss_that_is_not_finite_ends_the_run() -> None:
     plan = a_plan()
     state = begin(plan)
-    next(iter(state.trainable.values())).data.fill_(float("nan"))
+    next(iter(torch_model(state).trainable.values())).data.fill_(float("nan"))
     with pytest.raises(Fault) as caught:
         take(state, plan, 1)
     assert caught.value.code is FaultCode.RUNTIME_LOSS_NOT_FINITE

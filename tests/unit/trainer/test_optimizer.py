@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lexicon.faults import Fault, FaultCode
 from modelspec.recipe import Optimizer
-from tests.support.training import FP32, a_plan, a_state, a_tiny_model, attached, some_rows
+from tests.support.training import a_plan, a_state, a_tiny_model, attached, some_rows, torch_model
 from trainer.domain.plan import TrainPlan
 from trainer.training import loop
 
@@ -35,8 +35,7 @@ def begin(plan: TrainPlan) -> loop.TrainState:
 
 def take(state: loop.TrainState, plan: TrainPlan, count: int) -> list[float]:
     return [
-        loop.take_step(state, ROWS, FP32, steps=STEPS, healed=lambda _: None).loss
-        for _ in range(count)
+        loop.take_step(state, ROWS, steps=STEPS, healed=lambda _: None).loss for _ in range(count)
     ]
 
 
@@ -122,7 +121,7 @@ def with_gradients(plan: TrainPlan) -> loop.TrainState:
     state = begin(plan)
     take(state, plan, 1)
     rng = torch.Generator().manual_seed(1)
-    for parameter in state.trainable.values():
+    for parameter in torch_model(state).trainable.values():
         parameter.grad = torch.randn(parameter.shape, generator=rng)
     return state
 
@@ -174,9 +173,9 @@ def test_an_update_that_cannot_be_finished_ends_the_run(optimizer: Optimizer) ->
 def test_what_lies_ready_for_healing_is_no_second_optimizer() -> None:
     """Room for one weight of each shape, however many layers there are."""
     state = begin(plan_of(Optimizer.ADAMW_8BIT))
-    spares = state.updater.spares
+    spares = torch_model(state).updater.spares
     assert spares is not None
-    whole = sum(live.nbytes for _, live in state.updater.tensors())
+    whole = sum(live.nbytes for _, live in torch_model(state).updater.tensors())
     assert sum(spare.nbytes for spare in spares.values()) < whole / 2
 
 
@@ -184,26 +183,28 @@ def test_eight_bits_follow_the_path_of_a_plain_loop() -> None:
     """The update is bitsandbytes' own: same gradients, same weights."""
     plan = plan_of(Optimizer.ADAMW_8BIT)
     state = begin(plan)
-    theirs = {n: torch.nn.Parameter(p.detach().clone()) for n, p in state.trainable.items()}
+    theirs = {
+        n: torch.nn.Parameter(p.detach().clone()) for n, p in torch_model(state).trainable.items()
+    }
     kinds: Any = bitsandbytes.optim
     optimizer = kinds.AdamW8bit(list(theirs.values()), weight_decay=0.01)
     rng = torch.Generator().manual_seed(2)
     for step in range(STEPS):
-        for name, parameter in state.trainable.items():
+        for name, parameter in torch_model(state).trainable.items():
             parameter.grad = torch.randn(parameter.shape, generator=rng)
             theirs[name].grad = parameter.grad.clone()
         optimizer.param_groups[0]["lr"] = 1e-2
         optimizer.step()
         state.step = step
         loop.update(state, lr=1e-2)
-    assert all(torch.equal(theirs[name], p) for name, p in state.trainable.items())
+    assert all(torch.equal(theirs[name], p) for name, p in torch_model(state).trainable.items())
 
 
 @pytest.mark.parametrize("optimizer", VARIANTS)
 def test_a_weight_without_a_gradient_stays_and_the_others_move(optimizer: Optimizer) -> None:
     """A layer that no token of a step ran through, such as an idle expert's."""
     state = begin(plan_of(optimizer))
-    idle, *others = state.trainable.values()
+    idle, *others = torch_model(state).trainable.values()
     for parameter in others:
         parameter.grad = torch.ones_like(parameter)
     before = [parameter.detach().clone() for parameter in (idle, *others)]

@@ -64,8 +64,7 @@ def our_curve(plan: TrainPlan, *, four_bit: bool) -> list[float]:
     model = peft_rail.load_base(plan.base, replace(FP32, four_bit=four_bit))
     state = a_state(attached(model, plan).train(), plan)
     return [
-        loop.take_step(state, ROWS, FP32, steps=STEPS, healed=lambda _: None).loss
-        for _ in range(STEPS)
+        loop.take_step(state, ROWS, steps=STEPS, healed=lambda _: None).loss for _ in range(STEPS)
     ]
 
 
@@ -159,8 +158,8 @@ def test_a_validation_leaves_an_nf4_base_as_it_trains(folder: Path) -> None:
         found: list[tuple[float, float]] = []
         for _ in range(3):
             if validates:
-                loop.mean_loss(state.model, ROWS, FP32, ladder=state.ladder, packing=False)
-            taken = loop.take_step(state, ROWS, FP32, steps=3, healed=lambda _: None)
+                loop.mean_loss(state, ROWS)
+            taken = loop.take_step(state, ROWS, steps=3, healed=lambda _: None)
             found.append((taken.loss, taken.grad_norm))
         curves.append(found)
     assert curves[0] == curves[1]

@@ -20,6 +20,7 @@ from tests.support.training import (
     changed,
     some_pairs,
     some_verdicts,
+    torch_model,
 )
 from trainer.domain.healing import Ladder
 from trainer.domain.plan import TrainPlan
@@ -61,14 +62,14 @@ def take(
     steps: int = STEPS,
 ) -> list[float]:
     return [
-        loop.take_step(state, examples, FP32, steps=steps, healed=lambda _: None).loss
+        loop.take_step(state, examples, steps=steps, healed=lambda _: None).loss
         for _ in range(count)
     ]
 
 
 def slow_curve(plan: TrainPlan, examples: Sequence[Example], steps: int) -> list[float]:
     """The whole run in a plain loop: PEFT, autograd, AdamW, and a second model as reference."""
-    policy, reference = begin(plan).model, a_tiny_model()
+    policy, reference = torch_model(begin(plan)).module, a_tiny_model()
     parameters = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, weight_decay=plan.optimisation.weight_decay)
     curve = []
@@ -128,9 +129,9 @@ def gradients(
     caught: dict[str, torch.Tensor | None] = {}
 
     def catch(*_: Any) -> None:
-        caught.update({name: p.grad for name, p in state.trainable.items()})
+        caught.update({name: p.grad for name, p in torch_model(state).trainable.items()})
 
-    state.optimizer.register_step_pre_hook(catch)
+    torch_model(state).updater.optimizer.register_step_pre_hook(catch)
     loss = take(state, plan, examples, 1)[0]
     return caught, loss
 
@@ -166,24 +167,17 @@ def test_validation_does_not_depend_on_the_micro_batch(method: Method) -> None:
     plan = a_preference_plan(method)
     examples = examples_of(method)
     state = moved(plan, examples)
-    losses = [
-        loop.mean_loss(
-            state.model,
-            examples,
-            FP32,
-            ladder=Ladder(effective_batch_size=12, micro_batch_size=size),
-            packing=True,
-            goal=preference.goal_of(plan.objective),
-        )
-        for size in (12, 5, 1)
-    ]
+    losses = []
+    for size in (12, 5, 1):
+        state.ladder = Ladder(effective_batch_size=12, micro_batch_size=size)
+        losses.append(loop.mean_loss(state, examples))
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-6)
 
 
 def margins(state: loop.TrainState, examples: Sequence[Example]) -> list[float]:
     """How much likelier the better continuations are than the worse, against the base."""
     with torch.no_grad():
-        ratios = preference.log_ratios(state.model, packed(examples, CPU)).tolist()
+        ratios = preference.log_ratios(torch_model(state).module, packed(examples, CPU)).tolist()
     if isinstance(examples[0], Pair):
         return [good - bad for good, bad in zip(ratios[0::2], ratios[1::2], strict=True)]
     return [
@@ -223,8 +217,8 @@ def test_resumed_run_is_bitwise_the_same_run(method: Method, tmp_path: Path) -> 
     loop.restore(second, tensors)
     second.step = read.step
     assert take(second, plan, examples, STEPS - 2) == losses[2:]
-    for name, weight in whole.trainable.items():
-        assert torch.equal(weight, second.trainable[name])
+    for name, weight in torch_model(whole).trainable.items():
+        assert torch.equal(weight, torch_model(second).trainable[name])
 
 
 class Injected:
@@ -255,12 +249,12 @@ def test_out_of_memory_anywhere_in_a_step_changes_nothing(method: Method, at: in
     examples = examples_of(method, count=8)
     clean = take(begin(plan), plan, examples, 2)
     state = begin(plan)
-    backbone = state.model.get_base_model().model
+    backbone = torch_model(state).module.get_base_model().model
     backbone.forward = Injected(backbone.forward, at=at)
     assert take(state, plan, examples, 2) == pytest.approx(clean, abs=1e-6)
     assert state.ladder.micro_batch_size == plan.batches.micro_batch_size // 2
-    assert state.model.training
-    assert all(parameter.requires_grad for parameter in state.trainable.values())
+    assert torch_model(state).module.training
+    assert all(parameter.requires_grad for parameter in torch_model(state).trainable.values())
 
 
 def test_the_reference_is_the_base_and_not_a_second_model() -> None:
@@ -268,14 +262,14 @@ def test_the_reference_is_the_base_and_not_a_second_model() -> None:
     plan = a_preference_plan(Method.DPO, adapter_dropout=0.5)
     pairs = some_pairs(6)
     state = moved(plan, pairs, 3)
-    parameters = sum(p.numel() for p in state.model.parameters())
-    ratios = preference.log_ratios(state.model.eval(), packed(pairs, CPU))
+    parameters = sum(p.numel() for p in torch_model(state).module.parameters())
+    ratios = preference.log_ratios(torch_model(state).module.eval(), packed(pairs, CPU))
     base = a_tiny_model()
     rows = [row for pair in pairs for row in pair.sequences]
     with torch.no_grad():
-        expected = [float(slow.log_ratio(state.model, base, row)) for row in rows]
+        expected = [float(slow.log_ratio(torch_model(state).module, base, row)) for row in rows]
     assert ratios.tolist() == pytest.approx(expected, abs=1e-5)
-    assert sum(p.numel() for p in state.model.parameters()) == parameters
+    assert sum(p.numel() for p in torch_model(state).module.parameters()) == parameters
 
 
 def test_certain_answers_keep_orpo_finite() -> None:
@@ -298,21 +292,21 @@ def test_kto_measures_its_distance_on_the_answers_of_others() -> None:
     verdicts = some_verdicts(8)
     state = moved(plan, verdicts, 6)
     base = a_tiny_model()
-    state.model.eval()
+    torch_model(state).module.eval()
     with torch.no_grad():
         ratios = [
-            float(slow.log_ratio(state.model, base, slow.stranger(one, other)))
+            float(slow.log_ratio(torch_model(state).module, base, slow.stranger(one, other)))
             for one, other in zip(verdicts, [*verdicts[1:], verdicts[0]], strict=True)
         ]
     expected = max(0.0, sum(ratios) / 8)
     assert expected > 0.1
-    state.model.train()
+    torch_model(state).module.train()
     assert reference_point(state, plan, verdicts) == pytest.approx(expected, abs=1e-5)
 
 
 def reference_point(state: loop.TrainState, plan: TrainPlan, examples: Sequence[Example]) -> float:
     return preference.reference_point(
-        state.model,
+        torch_model(state).module,
         examples,
         preference.goal_of(plan.objective),
         FP32,

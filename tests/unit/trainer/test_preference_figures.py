@@ -9,7 +9,6 @@ from torch.nn import functional
 
 from modelspec.recipe import Method
 from tests.support.training import (
-    FP32,
     a_plan,
     a_preference_plan,
     a_state,
@@ -18,6 +17,7 @@ from tests.support.training import (
     some_pairs,
     some_rows,
     some_verdicts,
+    torch_model,
 )
 from trainer.domain.plan import TrainPlan
 from trainer.training import loop, preference
@@ -31,7 +31,7 @@ def begin(plan: TrainPlan) -> loop.TrainState:
 
 
 def step(state: loop.TrainState, examples: tuple[Example, ...], plan: TrainPlan) -> Any:
-    return loop.take_step(state, examples, FP32, steps=30, healed=lambda _: None)
+    return loop.take_step(state, examples, steps=30, healed=lambda _: None)
 
 
 def logprob(model: Any, row: Row) -> tuple[float, int]:
@@ -61,7 +61,7 @@ def test_the_margin_is_beta_times_how_much_more_likely_the_chosen_text_is(method
     state = begin(plan)
     for _ in range(3):
         step(state, pairs, plan)
-    model = state.model.eval()
+    model = torch_model(state).module.eval()
     margins = [
         plan.objective.preference.beta
         * (score(model, pair.chosen, method) - score(model, pair.rejected, method))

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from lexicon.faults import Fault, FaultCode
 from modelspec.recipe import Method
 from tests.support.training import (
-    FP32,
     a_plan,
     a_preference_plan,
     a_state,
@@ -20,6 +19,7 @@ from tests.support.training import (
     some_pairs,
     some_rows,
     some_verdicts,
+    torch_model,
 )
 from trainer.domain.healing import Ladder
 from trainer.domain.plan import TrainPlan
@@ -50,9 +50,7 @@ def probed(
     proven: tuple[Extent, ...] = (),
 ) -> tuple[Extent | None, list[Ladder]]:
     rungs: list[Ladder] = []
-    extent = probe(
-        state, rows, FP32, steps=range(state.step, STEPS), healed=rungs.append, proven=proven
-    )
+    extent = probe(state, rows, steps=range(state.step, STEPS), healed=rungs.append, proven=proven)
     return extent, rungs
 
 
@@ -64,7 +62,6 @@ def test_what_is_tried_is_told_before_it_is_tried() -> None:
     extent = probe(
         state,
         ROWS,
-        FP32,
         steps=range(STEPS),
         healed=lambda _: None,
         trying=lambda tried: told.append((words_of(tried), len(seen))),
@@ -75,7 +72,7 @@ def test_what_is_tried_is_told_before_it_is_tried() -> None:
 
 def out_of_memory_beyond(state: loop.TrainState, tokens: int) -> list[int]:
     """Let the model refuse more than so many tokens at once; how many it was given."""
-    backbone = state.model.get_base_model().model
+    backbone = torch_model(state).module.get_base_model().model
     real, seen = backbone.forward, []
 
     def forward(*args: Any, **named: Any) -> Any:
@@ -153,10 +150,10 @@ def test_a_run_is_bit_for_bit_the_same_with_and_without_the_trial(
             before = torch.get_rng_state()
             probed(state, plan, rows)
             assert torch.equal(torch.get_rng_state(), before)
-            assert all(p.grad is None for p in state.trainable.values())
-            assert state.model.training
+            assert all(p.grad is None for p in torch_model(state).trainable.values())
+            assert torch_model(state).module.training
         losses = [
-            loop.take_step(state, rows, FP32, steps=3, healed=lambda _: None).loss for _ in range(3)
+            loop.take_step(state, rows, steps=3, healed=lambda _: None).loss for _ in range(3)
         ]
         results.append((losses, loop.capture(state)))
     (left, tensors), (right, others) = results
@@ -169,8 +166,7 @@ def test_the_ladder_is_walked_before_the_first_step_and_losses_stay() -> None:
     plan = a_plan(micro_batch_size=8, accumulation_steps=1)
     clean = begin(plan)
     losses = [
-        loop.take_step(clean, ROWS, FP32, steps=STEPS, healed=lambda _: None).loss
-        for _ in range(STEPS)
+        loop.take_step(clean, ROWS, steps=STEPS, healed=lambda _: None).loss for _ in range(STEPS)
     ]
     state = begin(plan)
     out_of_memory_beyond(state, tokens=60)
@@ -181,9 +177,7 @@ def test_the_ladder_is_walked_before_the_first_step_and_losses_stay() -> None:
     def never(ladder: Ladder) -> None:
         raise AssertionError(f"a step was healed: {ladder}")
 
-    healed = [
-        loop.take_step(state, ROWS, FP32, steps=STEPS, healed=never).loss for _ in range(STEPS)
-    ]
+    healed = [loop.take_step(state, ROWS, steps=STEPS, healed=never).loss for _ in range(STEPS)]
     assert healed == pytest.approx(losses, abs=1e-6)
 
 
@@ -211,12 +205,12 @@ def test_healing_that_is_switched_off_is_switched_off_here_as_well() -> None:
 def test_another_error_of_the_device_is_told_before_the_clock_runs() -> None:
     """004-03"""
     state = begin(a_plan())
-    state.model.get_base_model().model.forward = lambda **_: (_ for _ in ()).throw(
+    torch_model(state).module.get_base_model().model.forward = lambda **_: (_ for _ in ()).throw(
         RuntimeError("shape mismatch")
     )
     with pytest.raises(RuntimeError, match="shape mismatch"):
         probed(state, a_plan())
-    assert all(p.grad is None for p in state.trainable.values())
+    assert all(p.grad is None for p in torch_model(state).trainable.values())
 
 
 def test_what_was_proven_is_not_tried_again_and_what_is_larger_is() -> None:

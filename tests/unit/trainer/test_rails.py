@@ -24,12 +24,12 @@ from trainer.domain.rails import (
 from trainer.pipe import Terms
 from trainer.training import peft_rail
 from trainer.training.peft_rail import load_base
-from trainer.training.rails import Rail, Rails, find_rails, loading
+from trainer.training.rails import Rails, TorchLibrary, find_rails, loading
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 NO_GPU = FaultCode.DEP_GPU_NOT_AVAILABLE
 # The rail is only ever handed on here; which module it is does not matter.
-UNSLOTH = cast(Rail, object())
+UNSLOTH = cast(TorchLibrary, object())
 
 
 def outcome(backend: Backend, *, has_cuda: bool, tier: str) -> Device | FaultCode:
@@ -116,7 +116,7 @@ def test_unsloth_is_tried_where_there_is_cuda_or_the_operator_says_so(
 def some_rails(failure: Exception | None, *, terms: Terms | None = None) -> Rails:
     """The rails of a node with CUDA, on which the import of Unsloth ends like this."""
 
-    def unsloth() -> Rail:
+    def unsloth() -> TorchLibrary:
         if failure is not None:
             raise failure
         return UNSLOTH
@@ -130,7 +130,7 @@ def some_rails(failure: Exception | None, *, terms: Terms | None = None) -> Rail
     )
 
 
-def chosen(rails: Rails, device: torch.device, **plan: Any) -> tuple[Rail, list[str]]:
+def chosen(rails: Rails, device: torch.device, **plan: Any) -> tuple[TorchLibrary, list[str]]:
     told: list[str] = []
     rail = rails.choose(a_plan(**plan).compute, device, warn=lambda code, text: told.append(text))
     return rail, told
@@ -145,7 +145,7 @@ def test_unsloth_drives_cuda_and_never_an_unasked_processor() -> None:
 def test_unsloth_comes_before_the_libraries_that_it_changes() -> None:
     order: list[str] = []
 
-    def bring(name: str, rail: Rail) -> Rail:
+    def bring(name: str, rail: TorchLibrary) -> TorchLibrary:
         order.append(name)
         return rail
 
@@ -163,7 +163,7 @@ def test_an_import_that_fails_halfway_leaves_its_process_to_another() -> None:
     """002-24: what it has changed by then must not reach the fallback."""
     anew: list[Terms] = []
 
-    def broken() -> Rail:
+    def broken() -> TorchLibrary:
         raise ImportError("cut_cross_entropy")
 
     find_rails(

@@ -18,15 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lexicon.faults import Fault, FaultCode
-from tests.support.training import (
-    FP32,
-    a_plan,
-    a_state,
-    a_tiny_model,
-    attached,
-    changed,
-    some_rows,
-)
+from tests.support.training import a_plan, a_state, a_tiny_model, attached, changed, some_rows
 from trainer.domain.plan import TrainPlan, ValidationPlan
 from trainer.training import checkpoint, loop
 from trainer.training.checkpoint import MANIFEST_NAME, STATE_NAME
@@ -65,7 +57,7 @@ class Run:
     def __init__(self, plan: TrainPlan) -> None:
         self.told: list[Any] = []
         self.state = a_state(attached(a_tiny_model(), plan).train(), plan)
-        held = Validation(plan=HELD, rows=ROWS[20:], arithmetic=FP32, packing=True)
+        held = Validation(plan=HELD, rows=ROWS[20:])
         self.course = Course.of(
             plan.multi_run,
             ROWS[:20],
@@ -86,7 +78,7 @@ class Run:
         while self.state.step < until:
             try:
                 figures = loop.take_step(
-                    self.state, self.course.rows, FP32, steps=8, healed=lambda _: None
+                    self.state, self.course.rows, steps=8, healed=lambda _: None
                 )
             except Fault as fault:
                 if fault.code is FaultCode.RUNTIME_LOSS_NOT_FINITE:

@@ -8,7 +8,18 @@ import torch
 
 from lexicon.faults import FaultCode
 from modelspec.recipe import DEFAULT_PROMPTS
-from tests.support.training import FP32, a_desk, a_plan, a_state, a_tiny_model, attached, some_rows
+from tests.support.sampling import Leaping, Words
+from tests.support.training import (
+    FP32,
+    a_desk,
+    a_plan,
+    a_state,
+    a_tiny_model,
+    a_torch_model,
+    attached,
+    some_rows,
+    torch_model,
+)
 from trainer.domain.plan import TrainPlan
 from trainer.domain.sampling import SECONDS_BETWEEN_MIN, samples_due
 from trainer.training import loop, peft_rail
@@ -17,25 +28,6 @@ from trainer.training.speech import BRIEF_TOKENS_MAX, Prompt, Speaker
 
 ROWS = some_rows(16)
 PROMPTS = tuple(Prompt(text=f"p{n}", ids=(3 + n, 5, 7)) for n in range(4))
-
-
-class Words:
-    """A tokenizer whose every token is its number."""
-
-    def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
-        assert not skip_special_tokens, "raw template tokens must be seen"
-        return " ".join("<|im_start|>" if one == 9 else str(one) for one in ids)
-
-
-class Leaping:
-    """A clock on which hours pass before each asking, and none while it lasts."""
-
-    def __init__(self) -> None:
-        self.looks = 0
-
-    def __call__(self) -> float:
-        self.looks += 1
-        return self.looks // 2 * 3600.0
 
 
 class Ticking:
@@ -55,9 +47,8 @@ def a_sampler(model: Any, *, clock: Callable[[], float] | None = None) -> Sample
         tokenizer=Words(),
         end_ids=frozenset({2}),
         special_tokens=frozenset({"<|im_start|>"}),
-        arithmetic=FP32,
     )
-    return Sampler(speaker, PROMPTS, peft_rail, clock=clock or Leaping())
+    return Sampler(speaker, PROMPTS, clock=clock or Leaping())
 
 
 def begin(plan: TrainPlan) -> loop.TrainState:
@@ -90,7 +81,7 @@ def test_three_answers_of_the_adapter_stand_beside_the_bases() -> None:
     sampler = a_sampler(state.model)
     before = sampler.after_checkpoint(1, warn=never)
     for _ in range(4):
-        loop.take_step(state, ROWS, FP32, steps=8, healed=lambda _: None)
+        loop.take_step(state, ROWS, steps=8, healed=lambda _: None)
     after = sampler.after_checkpoint(state.step, warn=never)
     assert [answer.prompt for answer in after] == ["p0", "p1", "p2"]
     assert {answer.step for answer in after} == {4}
@@ -114,13 +105,13 @@ def test_training_goes_on_bit_for_bit_as_if_nobody_had_asked(changes: dict[str, 
         sampler = a_sampler(state.model)
         losses = []
         for _ in range(4):
-            taken = loop.take_step(state, ROWS, FP32, steps=4, healed=lambda _: None)
+            taken = loop.take_step(state, ROWS, steps=4, healed=lambda _: None)
             losses.append(taken.loss)
             if asks:
                 random = torch.get_rng_state()
                 assert sampler.after_checkpoint(state.step, warn=never)
                 assert torch.equal(torch.get_rng_state(), random)
-                assert state.model.training
+                assert torch_model(state).module.training
         results.append((losses, loop.capture(state)))
     (left, tensors), (right, others) = results
     assert left == right
@@ -140,7 +131,7 @@ def test_samples_that_fail_are_told_once_and_training_goes_on(
     """002-21: train mode is back."""
     state, told = begin(a_plan()), list[FaultCode]()
     sampler = a_sampler(state.model)
-    backbone = state.model.get_base_model().model
+    backbone = torch_model(state).module.get_base_model().model
     real = backbone.forward
 
     def fail(*_: Any, **__: Any) -> Any:
@@ -150,24 +141,24 @@ def test_samples_that_fail_are_told_once_and_training_goes_on(
     for step in (1, 2):
         assert not sampler.after_checkpoint(step, warn=lambda code, _: told.append(code))
     assert told == [code]
-    assert state.model.training
+    assert torch_model(state).module.training
     backbone.forward = real
-    loop.take_step(state, ROWS, FP32, steps=4, healed=lambda _: None)
+    loop.take_step(state, ROWS, steps=4, healed=lambda _: None)
 
 
 def test_the_demo_model_answers_in_words() -> None:
     """With the real tokenizer and template."""
     plan = a_plan()
     desk = a_desk(plan, warn=never)
-    model = attached(peft_rail.load_base(plan.base, FP32), plan).train()
+    module = attached(peft_rail.load_base(plan.base, FP32), plan).train()
+    model = a_torch_model(module)
     speaker = Speaker(
         model=model,
         tokenizer=desk.tokenizer,
-        end_ids=desk.end_ids(model),
+        end_ids=desk.end_ids(model.end_ids),
         special_tokens=desk.special_tokens,
-        arithmetic=FP32,
     )
-    sampler = Sampler(speaker, desk.prompts, peft_rail, clock=Leaping())
+    sampler = Sampler(speaker, desk.prompts, clock=Leaping())
     answers = sampler.after_checkpoint(1, warn=never)
     assert [answer.prompt for answer in answers] == list(plan.data.sample_prompts)
     assert all(answer.base_completion and not answer.flags for answer in answers)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lexicon.faults import Fault, FaultCode
-from tests.support.training import a_plan, a_state, a_tiny_model, attached, some_rows
+from tests.support.training import a_plan, a_state, a_tiny_model, attached, some_rows, torch_model
 from trainer.domain.plan import TrainPlan
 from trainer.domain.scaling import FACTOR_MIN, GROWTH_STEPS, LossScale
 from trainer.training import loop
@@ -21,13 +21,11 @@ TOO_LARGE = LossScale(factor=2.0**20)
 
 def begin(plan: TrainPlan, scale: LossScale) -> loop.TrainState:
     model = attached(a_tiny_model().to(FP16.weights), plan)
-    return a_state(model.train(), plan, loss_scale=scale)
+    return a_state(model.train(), plan, arithmetic=FP16, loss_scale=scale)
 
 
 def take(state: loop.TrainState, plan: TrainPlan, count: int) -> list[loop.StepFigures]:
-    return [
-        loop.take_step(state, ROWS, FP16, steps=STEPS, healed=lambda _: None) for _ in range(count)
-    ]
+    return [loop.take_step(state, ROWS, steps=STEPS, healed=lambda _: None) for _ in range(count)]
 
 
 @pytest.mark.parametrize("figures", [[math.nan, 0, 0], [0.0, 0, 0], [1.0, math.inf, 0]])
@@ -72,25 +70,25 @@ def test_an_overflow_skips_the_step_and_is_counted() -> None:
     """003-09: fp16 is stable because no weight moves by a gradient that overflowed."""
     plan = a_plan()
     state = begin(plan, TOO_LARGE)
-    before = {name: p.detach().clone() for name, p in state.trainable.items()}
+    before = {name: p.detach().clone() for name, p in torch_model(state).trainable.items()}
     (first,) = take(state, plan, 1)
     assert first.skipped
     assert first.grad_norm == 0.0
-    assert all(torch.equal(before[name], p) for name, p in state.trainable.items())
+    assert all(torch.equal(before[name], p) for name, p in torch_model(state).trainable.items())
     assert state.loss_scale == LossScale(factor=2.0**19, skipped_count=1)
     assert state.step == 1
     figures = take(state, plan, STEPS - 1)
     assert [taken.skipped for taken in figures][-1] is False
     assert state.skipped_count == 1 + sum(taken.skipped for taken in figures)
-    assert any(not torch.equal(before[name], p) for name, p in state.trainable.items())
+    assert any(not torch.equal(before[name], p) for name, p in torch_model(state).trainable.items())
 
 
 def test_the_adapter_stays_in_fp32_and_learns() -> None:
     """001-27: mixed precision: the base in fp16, the weights that train in fp32."""
     plan = a_plan()
     state = begin(plan, LossScale(factor=1024.0))
-    assert {p.dtype for p in state.trainable.values()} == {torch.float32}
-    assert state.model.get_base_model().dtype is torch.float16
+    assert {p.dtype for p in torch_model(state).trainable.values()} == {torch.float32}
+    assert torch_model(state).module.get_base_model().dtype is torch.float16
     figures = take(state, plan, STEPS)
     assert figures[-1].loss < figures[0].loss
 
@@ -117,7 +115,10 @@ def test_a_resumed_run_has_the_same_scale_and_the_same_curve() -> None:
     assert second.loss_scale == first.loss_scale
     assert [figures.loss for figures in take(second, plan, STEPS - 3)] == losses[3:]
     assert second.loss_scale == whole.loss_scale
-    assert all(torch.equal(p, whole.trainable[name]) for name, p in second.trainable.items())
+    assert all(
+        torch.equal(p, torch_model(whole).trainable[name])
+        for name, p in torch_model(second).trainable.items()
+    )
 
 
 def test_a_checkpoint_without_a_scale_does_not_fit_a_run_in_fp16() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from corpus.packing import holdout_split
 from lexicon.faults import FaultCode
-from tests.support.training import FP32, a_plan, a_state, a_tiny_model, attached, some_rows
+from tests.support.training import a_plan, a_state, a_tiny_model, attached, some_rows, torch_model
 from trainer.domain.plan import ValidationPlan, validation_interval
 from trainer.training import checkpoint, loop
 from trainer.training.memory import is_out_of_memory
@@ -24,7 +24,7 @@ ROWS = some_rows(12)
 
 def a_validation(**changes: object) -> Validation:
     plan = replace(EVERY_STEP, **changes)  # type: ignore[arg-type]
-    return Validation(plan=plan, rows=some_rows(4, seed=9), arithmetic=FP32, packing=True)
+    return Validation(plan=plan, rows=some_rows(4, seed=9))
 
 
 def begin() -> loop.TrainState:
@@ -46,7 +46,7 @@ def test_no_row_is_both_trained_on_and_held_out(count: int, ratio: float, seed: 
 
 def test_without_a_plan_nothing_is_validated() -> None:
     """002-19"""
-    validation = Validation(plan=None, rows=ROWS, arithmetic=FP32, packing=True)
+    validation = Validation(plan=None, rows=ROWS)
     validation.after_step(begin(), steps=1, warn=told)
     assert validation.latest_loss is None
 
@@ -107,14 +107,14 @@ def test_a_gain_below_the_smallest_delta_is_no_gain(monkeypatch: pytest.MonkeyPa
 def test_best_weights_are_promoted(monkeypatch: pytest.MonkeyPatch) -> None:
     losses_in_turn(monkeypatch, 1.0, 2.0)
     validation, state = a_validation(), begin()
-    name, weight = next(iter(state.trainable.items()))
+    name, weight = next(iter(torch_model(state).trainable.items()))
     best = weight.detach().clone()
     validation.after_step(state, steps=10, warn=told)
     with torch.no_grad():
         weight.add_(1.0)
     validation.after_step(state, steps=10, warn=told)
     assert validation.promote_best(state)
-    assert torch.equal(state.trainable[name], best)
+    assert torch.equal(torch_model(state).trainable[name], best)
 
 
 def test_latest_weights_stay_when_they_are_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,8 +147,8 @@ def test_validation_without_memory_is_told_and_training_goes_on() -> None:
     def out_of_memory(**_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    state.model.get_base_model().model.forward = out_of_memory
+    torch_model(state).module.get_base_model().model.forward = out_of_memory
     a_validation().after_step(state, steps=10, warn=lambda code, _: warnings.append(code))
     assert warnings == [FaultCode.RUNTIME_GPU_OOM]
-    assert state.model.training
+    assert torch_model(state).module.training
     assert is_out_of_memory(torch.OutOfMemoryError())

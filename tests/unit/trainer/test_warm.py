@@ -28,7 +28,7 @@ from trainer.training import loop, peft_rail
 from trainer.training.arithmetic import Arithmetic
 from trainer.training.dataset import Shelf
 from trainer.training.probe import Extent
-from trainer.training.rails import Rail
+from trainer.training.rails import TorchLibrary
 from trainer.training.warm import EXTENTS_MAX, Warm, conditions_of, is_renewable, renew
 
 ROWS = some_rows(12)
@@ -39,11 +39,13 @@ def trained(model: Any, plan: TrainPlan) -> dict[str, torch.Tensor]:
     """Weights and moments after three steps."""
     state = a_state(model.train(), plan)
     for _ in range(3):
-        loop.take_step(state, ROWS, FP32, steps=3, healed=lambda _: None)
+        loop.take_step(state, ROWS, steps=3, healed=lambda _: None)
     return loop.capture(state)
 
 
-def adapted_for(warm: Warm, plan: TrainPlan, rail: Rail, arithmetic: Arithmetic) -> PeftModel:
+def adapted_for(
+    warm: Warm, plan: TrainPlan, rail: TorchLibrary, arithmetic: Arithmetic
+) -> PeftModel:
     return warm.adapted_for(plan.base, plan.build, rail, arithmetic, seed=plan.batches.seed)
 
 

@@ -18,7 +18,7 @@ from modelspec.recipe import Precision
 from trainer.domain.plan import Base
 from trainer.training.arithmetic import Arithmetic
 from trainer.training.memory import release_memory
-from trainer.training.mlx_rail.model import dtype_for
+from trainer.training.mlx_backend.base import dtype_for
 from trainer.training.peft_rail import load_base
 
 log = logging.getLogger(__name__)

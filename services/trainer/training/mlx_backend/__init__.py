@@ -1,4 +1,4 @@
-"""The MLX rail: mlx-lm's models and LoRA layers under our rows, order and reports.
+"""MLX: mlx-lm's models and LoRA layers under our own loop.
 
 Reading any module of it imports MLX; `trainer.training.mlx_presence` says whether that works here.
 """

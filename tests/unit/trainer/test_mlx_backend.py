@@ -1,4 +1,4 @@
-"""The MLX rail against transformers, PEFT and our own loop, on MLX's build for this machine."""
+"""The MLX backend against transformers, PEFT and torch, on MLX's build for this machine."""
 
 import json
 import resource
@@ -15,16 +15,15 @@ from transformers import AutoModelForCausalLM
 
 from lexicon.faults import Fault, FaultCode
 from modelspec.recipe import Backend
-from tests.support.mlx import a_model_folder, an_mlx_plan, needs_mlx
-from tests.support.training import FP32, a_plan, a_state, attached, changed, some_rows
+from tests.support.mlx import a_model_folder, an_mlx_plan, give_room_for, needs_mlx
+from tests.support.training import a_plan, a_state, attached, changed, some_rows
 from trainer.domain.plan import TrainPlan, ValidationPlan
-from trainer.pipe import Terms, Warned
+from trainer.pipe import Terms
 from trainer.training import loop, mlx_presence, peft_rail
-from trainer.training.channel import Channel
-from trainer.training.dataset import Desk, Reader
-from trainer.training.rails import Rail, find_rails
+from trainer.training.rails import TorchLibrary, find_rails
 from trainer.training.run import train_run
-from trainer.training.speech import Prompt
+from trainer.training.speech import TOP_K
+from trainer.training.validation import Validation
 from trainer.training.warm import Warm
 
 IDS = np.arange(24).reshape(2, 12) * 5 % 64
@@ -39,10 +38,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def adapted(plan: TrainPlan) -> Any:
-    from trainer.training.mlx_rail import model
+    from trainer.training.mlx_backend.base import load_base
+    from trainer.training.mlx_backend.model import attach
 
-    base = model.load_base(plan.base, plan.compute.precision)
-    return model.attach(base, plan.base, plan.build.adapter, seed=plan.batches.seed)
+    base = load_base(plan.base, plan.compute.precision)
+    return attach(base, plan.base, plan.build.adapter, seed=plan.batches.seed)
+
+
+def begun(plan: TrainPlan, model: Any = None) -> loop.TrainState:
+    return loop.begin(model or adapted(plan), plan.batches, plan.optimisation, None)
+
+
+def take(state: loop.TrainState, *, steps: int = 5) -> loop.StepFigures:
+    return loop.take_step(state, ROWS, steps=steps, healed=lambda _: None)
 
 
 def moved(plan: TrainPlan) -> Any:
@@ -50,16 +58,16 @@ def moved(plan: TrainPlan) -> Any:
     one = adapted(plan)
     rng = torch.Generator().manual_seed(3)
     one.put(
-        {name: torch.randn(each.shape, generator=rng) * 0.2 for name, each in one.tensors().items()}
+        {name: torch.randn(each.shape, generator=rng) * 0.2 for name, each in one.weights().items()}
     )
-    one.model.eval()
+    one.eval()
     return one
 
 
 def logits(one: Any) -> np.ndarray:
     import mlx.core as mx
 
-    return np.array(one.model(mx.array(IDS)))
+    return np.array(one.module(mx.array(IDS)))
 
 
 def hf_model(folder: Path) -> Any:
@@ -80,9 +88,9 @@ def hf_model(folder: Path) -> Any:
 def test_peft_reads_the_adapter_and_says_what_mlx_says(
     folder: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    """A17, 002-40: the adapter is one for PEFT, whichever rail made it."""
+    """A17, 002-40: the adapter is one for PEFT, whichever backend made it."""
     one = moved(an_mlx_plan(folder, **changes))
-    one.save_pretrained(str(tmp_path), safe_serialization=True, save_embedding_layers=False)
+    one.save(tmp_path)
     theirs = PeftModel.from_pretrained(hf_model(folder), str(tmp_path)).eval()
     with torch.no_grad():
         expected = theirs(torch.from_numpy(IDS)).logits.numpy()
@@ -94,24 +102,15 @@ def test_peft_reads_the_adapter_and_says_what_mlx_says(
 
 
 @needs_mlx
-def test_the_curve_is_that_of_our_own_loop(folder: Path) -> None:
+def test_the_curve_is_that_of_torch(folder: Path) -> None:
     """A17: same first weights, rows, order, loss, clipping, schedule and AdamW."""
-    from trainer.training.mlx_rail import steps
-
     plan = an_mlx_plan(folder, max_steps=CURVE_STEPS, weight_decay=0.1, max_grad_norm=0.5)
     ours = a_state(attached(hf_model(folder), plan), plan)
-    first = {
-        name.replace(".default", ""): each.detach().clone() for name, each in ours.trainable.items()
-    }
-    one = adapted(plan)
-    one.put(first)
-    theirs = steps.begin(one, plan.batches, plan.optimisation)
+    first = {name.replace(".default", ""): tensor for name, tensor in ours.model.weights().items()}
+    theirs = begun(plan)
+    theirs.model.put(first)
     curve = [
-        (
-            loop.take_step(ours, ROWS, FP32, steps=CURVE_STEPS, healed=lambda _: None),
-            steps.take_step(theirs, ROWS, steps=CURVE_STEPS, healed=lambda _: None),
-        )
-        for _ in range(CURVE_STEPS)
+        (take(ours, steps=CURVE_STEPS), take(theirs, steps=CURVE_STEPS)) for _ in range(CURVE_STEPS)
     ]
     for mine, other in curve:
         assert other.loss == pytest.approx(mine.loss, abs=2e-4)
@@ -125,56 +124,42 @@ def test_the_curve_is_that_of_our_own_loop(folder: Path) -> None:
 @needs_mlx
 def test_a_resumed_run_is_the_same_run(folder: Path) -> None:
     """Weights, moments and dropout's random numbers continue bit for bit."""
-    from trainer.training.mlx_rail import steps
-
     plan = an_mlx_plan(folder, max_steps=6, adapter_dropout=0.2)
 
-    def taken(state: Any, count: int) -> list[float]:
-        return [
-            steps.take_step(state, ROWS, steps=6, healed=lambda _: None).loss for _ in range(count)
-        ]
+    def taken(state: loop.TrainState, count: int) -> list[float]:
+        return [take(state, steps=6).loss for _ in range(count)]
 
-    whole = steps.begin(adapted(plan), plan.batches, plan.optimisation)
+    whole = begun(plan)
     losses = taken(whole, 6)
-    cut = steps.begin(adapted(plan), plan.batches, plan.optimisation)
+    cut = begun(plan)
     assert taken(cut, 3) == losses[:3]
-    again = steps.begin(adapted(plan), plan.batches, plan.optimisation)
-    steps.restore(again, steps.capture(cut))
+    again = begun(plan)
+    loop.restore(again, loop.capture(cut))
     again.step = cut.step
     assert taken(again, 3) == losses[3:]
-    for name, tensor in whole.adapted.tensors().items():
-        assert torch.equal(tensor, again.adapted.tensors()[name]), name
+    for name, tensor in whole.model.weights().items():
+        assert torch.equal(tensor, again.model.weights()[name]), name
 
 
 @needs_mlx
 def test_a_checkpoint_of_another_adapter_is_refused(folder: Path) -> None:
-    from trainer.training.mlx_rail import steps
-
-    plan = an_mlx_plan(folder)
-    other = steps.begin(
-        adapted(an_mlx_plan(folder, adapter_rank=2)), plan.batches, plan.optimisation
-    )
+    other = begun(an_mlx_plan(folder, adapter_rank=2))
     with pytest.raises(Fault) as caught:
-        steps.restore(
-            steps.begin(adapted(plan), plan.batches, plan.optimisation), steps.capture(other)
-        )
+        loop.restore(begun(an_mlx_plan(folder)), loop.capture(other))
     assert caught.value.code is FaultCode.STATE_CHECKPOINT_INVALID
 
 
 @needs_mlx
 def test_a_loss_that_is_no_number_ends_the_run_and_moves_nothing(folder: Path) -> None:
-    from trainer.training.mlx_rail import steps
-
-    plan = an_mlx_plan(folder)
-    state = steps.begin(adapted(plan), plan.batches, plan.optimisation)
-    spoiled = state.adapted.tensors()
+    state = begun(an_mlx_plan(folder))
+    spoiled = state.model.weights()
     next(iter(spoiled.values()))[0, 0] = float("nan")
-    state.adapted.put(spoiled)
+    state.model.put(spoiled)
     with pytest.raises(Fault) as caught:
-        steps.take_step(state, ROWS, steps=5, healed=lambda _: None)
+        take(state)
     assert caught.value.code is FaultCode.RUNTIME_LOSS_NOT_FINITE
     assert state.step == 0
-    for name, tensor in state.adapted.tensors().items():
+    for name, tensor in state.model.weights().items():
         torch.testing.assert_close(tensor, spoiled[name], equal_nan=True, rtol=0, atol=0)
 
 
@@ -197,68 +182,38 @@ def test_without_its_adapter_the_model_is_the_base_and_it_comes_back(folder: Pat
 
 @needs_mlx
 def test_out_of_memory_takes_the_same_step_in_smaller_parts(folder: Path) -> None:
-    """002-02, 002-03: the ladder is climbed down, and the loss is what it was."""
-    from mlx import nn
-
-    from trainer.training.mlx_rail import steps
-
-    class Tight(nn.Module):  # type: ignore[misc]  # MLX is not typed where it is not installed
-        """An embedding that has room for two rows."""
-
-        def __init__(self, inner: Any) -> None:
-            super().__init__()
-            self.inner = inner
-
-        def __call__(self, ids_BT: Any) -> Any:
-            if ids_BT.shape[0] > 2:
-                raise RuntimeError(
-                    "[metal::malloc] Attempting to allocate 1 bytes which is greater"
-                )
-            return self.inner(ids_BT)
-
-        def as_linear(self, hidden: Any) -> Any:
-            return self.inner.as_linear(hidden)
-
+    """002-02, 002-03: the micro-batch is halved, and the loss is what it was."""
     plan = an_mlx_plan(folder, micro_batch_size=8, accumulation_steps=1)
     narrow = adapted(plan)
-    narrow.model.model.embed_tokens = Tight(narrow.model.model.embed_tokens)
-    narrow.model.model.embed_tokens.freeze()
-    roomy, tight = (
-        steps.begin(adapted(plan), plan.batches, plan.optimisation),
-        steps.begin(narrow, plan.batches, plan.optimisation),
-    )
-    rungs: list[int] = []
+    give_room_for(2, narrow)
+    roomy, tight = begun(plan), begun(plan, narrow)
+    sizes: list[int] = []
     one, other = (
-        steps.take_step(
-            state, ROWS, steps=5, healed=lambda ladder: rungs.append(ladder.micro_batch_size)
+        loop.take_step(
+            state, ROWS, steps=5, healed=lambda ladder: sizes.append(ladder.micro_batch_size)
         )
         for state in (roomy, tight)
     )
-    assert rungs == [4, 2]
+    assert sizes == [4, 2]
     assert other.loss == pytest.approx(one.loss, abs=1e-6)
     tight.batches = changed(plan, oom_recovery=False).batches
     tight.ladder = replace(tight.ladder, micro_batch_size=8)
     with pytest.raises(Fault) as caught:
-        steps.take_step(tight, ROWS, steps=5, healed=lambda _: None)
+        take(tight)
     assert caught.value.code is FaultCode.RUNTIME_GPU_OOM
 
 
 @needs_mlx
 def test_gradient_checkpointing_changes_no_gradient_and_leaves_nothing_behind(folder: Path) -> None:
-    from trainer.training.mlx_rail import steps
-    from trainer.training.mlx_rail.run import gradient_checkpointing
-
-    plan = an_mlx_plan(folder)
-    one, other = (
-        steps.begin(adapted(plan), plan.batches, plan.optimisation),
-        steps.begin(adapted(plan), plan.batches, plan.optimisation),
-    )
-    kind = type(other.adapted.model.layers[0])
+    plan = an_mlx_plan(folder, gradient_checkpointing=True)
+    one, other = begun(plan), begun(plan)
+    model: Any = other.model
+    kind = type(model.module.layers[0])
     before = kind.__call__
-    plain = steps.take_step(one, ROWS, steps=5, healed=lambda _: None)
-    with gradient_checkpointing(other.adapted.model, wanted=True):
+    plain = take(one)
+    with model.training_setup(plan.compute, plan.build):
         assert kind.__call__ is not before
-        spared = steps.take_step(other, ROWS, steps=5, healed=lambda _: None)
+        spared = take(other)
     assert kind.__call__ is before
     assert spared.loss == pytest.approx(plain.loss, abs=1e-6)
     assert spared.grad_norm == pytest.approx(plain.grad_norm, rel=1e-4)
@@ -266,13 +221,8 @@ def test_gradient_checkpointing_changes_no_gradient_and_leaves_nothing_behind(fo
 
 @needs_mlx
 def test_the_likeliest_tokens_are_those_that_transformers_expects(folder: Path) -> None:
-    from trainer.training.mlx_rail.speaker import MlxSpeaker
-
     one = adapted(an_mlx_plan(folder))
-    speaker = MlxSpeaker(
-        adapted=one, tokenizer=None, end_ids=frozenset(), special_tokens=frozenset()
-    )
-    logprobs_TK, ids_TK = speaker.top_logprobs(IDS[0].tolist())
+    logprobs_TK, ids_TK = one.top_logprobs(IDS[0].tolist(), count=TOP_K)
     with torch.no_grad():
         logits_TV = hf_model(folder)(torch.from_numpy(IDS[:1])).logits[0]
     expected = logits_TV.log_softmax(-1).gather(-1, ids_TK.long())
@@ -283,7 +233,7 @@ def test_the_likeliest_tokens_are_those_that_transformers_expects(folder: Path) 
 @needs_mlx
 def test_code_beside_a_model_is_not_run(folder: Path, tmp_path: Path) -> None:
     """Attack list 3: mlx-lm would import the file that config.json names."""
-    from trainer.training.mlx_rail import model
+    from trainer.training.mlx_backend.base import load_base
 
     trap = a_model_folder(tmp_path / "base")
     canary = tmp_path / "canary"
@@ -292,7 +242,7 @@ def test_code_beside_a_model_is_not_run(folder: Path, tmp_path: Path) -> None:
     (trap / "config.json").write_text(json.dumps({**config, "model_file": "evil.py"}), "utf-8")
     plan = an_mlx_plan(trap)
     with pytest.raises(Fault) as caught:
-        model.load_base(plan.base, plan.compute.precision)
+        load_base(plan.base, plan.compute.precision)
     assert caught.value.code is FaultCode.MODEL_ARCHITECTURE_UNSUPPORTED
     assert str(tmp_path) not in caught.value.message
     assert not canary.exists()
@@ -301,13 +251,13 @@ def test_code_beside_a_model_is_not_run(folder: Path, tmp_path: Path) -> None:
 @needs_mlx
 def test_cut_weights_are_told_without_a_path_of_the_node(tmp_path: Path) -> None:
     """004-10, 000-35"""
-    from trainer.training.mlx_rail import model
+    from trainer.training.mlx_backend.base import load_base
 
     plan = an_mlx_plan(a_model_folder(tmp_path / "base"))
     weights = tmp_path / "base" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(Fault) as caught:
-        model.load_base(plan.base, plan.compute.precision)
+        load_base(plan.base, plan.compute.precision)
     assert caught.value.code is FaultCode.MODEL_WEIGHTS_INVALID
     assert str(tmp_path) not in caught.value.message
 
@@ -340,11 +290,7 @@ def test_no_limit_is_larger_than_any(one: int, other: int, smaller: int) -> None
 @needs_mlx
 def test_validation_keeps_the_best_weights_and_ends_early(folder: Path) -> None:
     """The best validation's adapter is what the run delivers."""
-    from trainer.training.mlx_rail import steps
-    from trainer.training.mlx_rail.validation import MlxValidation
-
-    plan = an_mlx_plan(folder)
-    state = steps.begin(adapted(plan), plan.batches, plan.optimisation)
+    state = begun(an_mlx_plan(folder))
     wish = ValidationPlan(
         holdout_ratio=0.1,
         dataset=None,
@@ -352,7 +298,7 @@ def test_validation_keeps_the_best_weights_and_ends_early(folder: Path) -> None:
         early_stop_patience=2,
         early_stop_min_delta=0.0,
     )
-    validation = MlxValidation(plan=wish, rows=ROWS[:3])
+    validation = Validation(plan=wish, rows=ROWS[:3])
 
     def validated() -> float:
         state.step += 1
@@ -361,17 +307,18 @@ def test_validation_keeps_the_best_weights_and_ends_early(folder: Path) -> None:
         return validation.latest_loss
 
     # The random base is worse than no opinion, which an adapter as large as this one has.
-    first = state.adapted.tensors()
+    first = state.model.weights()
     kept = {name: torch.full_like(tensor, 3.0) for name, tensor in first.items()}
-    state.adapted.put(kept)
+    state.model.put(kept)
     best = validated()
-    state.adapted.put(first)
+    state.model.put(first)
     stops = [(validated() > best, validation.wants_stop) for _ in range(2)]
     assert stops == [(True, False), (True, True)]
     assert validation.promote_best(state)
-    for name, tensor in state.adapted.tensors().items():
+    for name, tensor in state.model.weights().items():
         assert torch.equal(tensor, kept[name])
-    assert state.adapted.model.training
+    model: Any = state.model
+    assert model.module.training
 
 
 @pytest.fixture
@@ -383,7 +330,7 @@ def without_mlx(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("without_mlx")
 @pytest.mark.parametrize("backend", [Backend.MLX, Backend.AUTO])
 def test_without_mlx_lm_the_training_step_says_so(backend: Backend) -> None:
-    """002-36: on an Apple host the rail resolves to MLX, but `mlx_lm` is missing."""
+    """002-36: on an Apple host the backend resolves to MLX, but `mlx_lm` is missing."""
 
     class Agent:
         """An agent that hears nothing of interest."""
@@ -397,55 +344,10 @@ def test_without_mlx_lm_the_training_step_says_so(backend: Backend) -> None:
         Terms(tier="apple"),
         has_cuda=False,
         is_apple=True,
-        import_unsloth=lambda: cast(Rail, None),
+        import_unsloth=lambda: cast(TorchLibrary, None),
         import_peft=lambda: peft_rail,
         begin_anew=lambda _: None,
     )
     with pytest.raises(Fault) as caught:
         train_run(a_plan(backend=backend), agent, apple, Warm())
     assert caught.value.code is FaultCode.DEP_MLX_UNAVAILABLE
-
-
-class Told:
-    """A channel that keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[Any] = []
-
-    def send(self, message: Any) -> None:
-        self.said.append(message)
-
-
-@needs_mlx
-@pytest.mark.parametrize("steps_done", [0, 2])
-def test_samples_that_fail_do_not_take_the_adapter_away(
-    folder: Path, tmp_path: Path, steps_done: int
-) -> None:
-    """002-23, 001-18: a run that has trained hands over what it has trained."""
-    from trainer.training.mlx_rail import run, steps, validation
-
-    plan = an_mlx_plan(folder, work_folder=str(tmp_path))
-    reader = Reader.load(a_plan().base)
-    channel = Told()
-    desk = Desk(
-        rows=ROWS,
-        validation_rows=(),
-        tokenizer=reader.tokenizer,
-        template=reader.template,
-        # Nothing can be said after no token at all.
-        prompts=(Prompt(text="", ids=()),),
-    )
-    state = steps.begin(moved(plan), plan.batches, plan.optimisation)
-    state.step = steps_done
-    finished = run._Run(
-        plan=plan,
-        channel=cast(Channel, channel),
-        state=state,
-        desk=desk,
-        validation=validation.MlxValidation(plan=None, rows=()),
-    ).deliver(None)
-    assert (Path(finished.adapter_folder) / "adapter_model.safetensors").is_file()
-    assert finished.proof_path is None
-    codes = [message.code for message in channel.said if isinstance(message, Warned)]
-    untrained = [FaultCode.EXPORT_ADAPTER_UNTRAINED.value] if steps_done == 0 else []
-    assert codes == [*untrained, FaultCode.RUNTIME_SAMPLES_FAILED.value]
