@@ -150,7 +150,7 @@ def install_torch(progress: Progress, log: Path) -> str:
 
 
 def install_mlx(progress: Progress, log: Path) -> str:
-    """Install MLX where there is a build of it; only tests of its rail need it here.
+    """Install MLX where there is a build of it; only tests of its backend need it here.
 
     Nothing is compiled, and a machine that none of the wheels fits is none the worse for it.
     """
@@ -162,7 +162,7 @@ def install_mlx(progress: Progress, log: Path) -> str:
     try:
         uv_install(exactly, label="mlx", log=log, progress=progress)
     except SetupRefused:
-        return "no wheel fits this machine; tests of the MLX rail are skipped"
+        return "no wheel fits this machine; tests of the MLX backend are skipped"
     mark_done("mlx", stamp)
     return ", ".join(
         line.split()[0]

@@ -44,7 +44,7 @@ class Optimizer(enum.StrEnum):
 
 
 class Precision(enum.StrEnum):
-    """Arithmetic of the forward and backward pass."""
+    """Numbers of the forward and backward pass."""
 
     AUTO = "auto"
     BF16 = "bf16"

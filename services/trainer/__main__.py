@@ -16,7 +16,7 @@ log = telemetry.logger(__name__)
 
 
 async def main() -> None:
-    """Lease and train until told to stop."""
+    """Lease and train until a stop is requested."""
     telemetry.start("trainer")
     config = load(Config, os.environ)
     log.info("starting", config=describe(config))

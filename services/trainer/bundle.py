@@ -4,7 +4,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-# ZIP cannot say "no time"; its earliest one stands in.
+# ZIP cannot say "no time"; its earliest one is used.
 EARLIEST_TIME = (1980, 1, 1, 0, 0, 0)
 FILE_MODE = 0o100644
 MODE_SHIFT = 16

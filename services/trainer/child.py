@@ -89,7 +89,7 @@ class Child:
         self._wish: Finish | Pause | Resume | None = None
         self.idle = True
         self.reusable = True
-        self.warm: tuple[str, ...] = ()
+        self.cached_models: tuple[str, ...] = ()
         self.capabilities: tuple[str, ...] = ()
 
     @property
@@ -142,12 +142,12 @@ class Child:
         if isinstance(message, End):
             raise _fault_of(message, pid=self.pid, late=FaultCode.RUNTIME_TRAINING_FAILED)
         assert isinstance(message, Ready)
-        self.warm, self.capabilities = message.warm, message.capabilities
+        self.cached_models, self.capabilities = message.cached_models, message.capabilities
         for note in message.notes:
             log.warning("host_needs_attention", finding=note)
 
     async def send(self, message: msgspec.Struct) -> None:
-        """Send one message; a child that is gone is noticed by `receive`."""
+        """Send one message; `receive` notices a child that has ended."""
         if isinstance(message, Finish | Pause | Resume) and not isinstance(self._wish, Finish):
             self._wish = message
         await self._process.send(message)
@@ -174,27 +174,27 @@ class Child:
         self.idle, self._wish = False, None
         self._process.log_to(Path(plan.places.log_path))
         await self.send(Train(plan=plan))
-        told: list[FromChild] = []
+        sent: list[FromChild] = []
         repeated: list[FromChild] = []
         while not self.idle:
             message = await self.receive()
             if isinstance(message, UnslothFailed):
-                await self._begin_anew(plan, cause=message.cause)
-                repeated, told = told, []
+                await self._restart(plan, cause=message.cause)
+                repeated, sent = sent, []
                 continue
             if _spoils(message):
                 self.reusable = False
             if isinstance(message, Finished | Failed):
                 self.idle = True
-                self.warm = message.warm if isinstance(message, Finished) else ()
+                self.cached_models = message.cached_models if isinstance(message, Finished) else ()
             if message in repeated:
                 repeated.remove(message)
                 continue
             if not isinstance(message, StepTaken):
-                told.append(message)
+                sent.append(message)
             yield message
 
-    async def _begin_anew(self, plan: TrainPlan, *, cause: str) -> None:
+    async def _restart(self, plan: TrainPlan, *, cause: str) -> None:
         """A process without Unsloth in the place of the one that Unsloth has spoiled."""
         log.warning("child_without_unsloth", run=plan.attempt.run, cause=cause)
         wish = self._wish
@@ -265,7 +265,7 @@ def _started(
 
 
 def _fault_of(end: End, *, pid: int, late: FaultCode = FaultCode.RUNTIME_WORKER_LOST) -> Fault:
-    """What a run is told of the end of its process.
+    """The fault of a run whose process has ended.
 
     Args:
         late: the code for one that kept silent.

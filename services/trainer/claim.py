@@ -1,7 +1,7 @@
 """The claim of a node's training processes on its device, which outlives the agent.
 
 Every training process inherits the open file whose lock is the claim. The kernel ends it with the
-last process that has it open: an agent that was started anew sees whether one of its predecessor's
+last process that has it open: an agent that was started again sees whether one of its predecessor's
 processes is still there, hanging in a driver, and starts no other beside it.
 """
 

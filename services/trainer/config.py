@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chassis.config import env
-from trainer.domain.rails import CPU_TIER, UnslothPolicy
+from trainer.domain.device import CPU_TIER, UnslothPolicy
 from trainer.tracking import Tool
 
 

@@ -146,7 +146,7 @@ class CheckpointUploader:
 
         Until the adapter is stored, another node may have to repeat what the last checkpoint does
         not hold. So that one comes first; after `seconds` it goes on beside the adapter, which
-        waits no longer. The clock stands for as long as it is on its way.
+        waits no longer. The clock is paused while it is uploaded.
         """
         if not self.is_behind:
             yield

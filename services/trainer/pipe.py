@@ -3,8 +3,8 @@
 import msgspec
 
 from trainer.domain.continual import MergeRecord
+from trainer.domain.device import CPU_TIER, UnslothPolicy
 from trainer.domain.plan import TrainPlan
-from trainer.domain.rails import CPU_TIER, UnslothPolicy
 
 # The longest message is a plan with its prompts, or samples; weights never travel here.
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
@@ -22,7 +22,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """A message; msgspec tells the kinds apart by the name of the class."""
+    """A message; msgspec distinguishes the kinds by the name of the class."""
 
 
 class Train(_Message, frozen=True, kw_only=True):
@@ -46,10 +46,11 @@ class Resume(_Message, frozen=True, kw_only=True):
 class Ready(_Message, frozen=True, kw_only=True):
     """From the child: libraries are loaded, a plan may come.
 
-    `warm` names the bases in memory, `notes` what of driver and libraries does not go together.
+    `cached_models` names the bases in memory, `notes` what of driver and libraries does not go
+    together.
     """
 
-    warm: tuple[str, ...]
+    cached_models: tuple[str, ...]
     capabilities: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
@@ -151,7 +152,7 @@ class Finished(_Message, frozen=True, kw_only=True):
     proof_path: str | None
     merges_folder: str | None = None
     samples: tuple[Answer, ...]
-    warm: tuple[str, ...]
+    cached_models: tuple[str, ...]
 
 
 class Failed(_Message, frozen=True, kw_only=True):

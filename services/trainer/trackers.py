@@ -1,7 +1,7 @@
 """The tracking tools: TensorBoard, MLflow, Weights & Biases; each is imported when it is wanted.
 
 None of them is a dependency of the platform. TensorBoard and Weights & Biases need their package on
-the node (the extra `tracking`); MLflow is spoken to by its REST API and needs none.
+the node (the extra `tracking`); MLflow is called by its REST API and needs none.
 """
 
 import os
@@ -189,7 +189,7 @@ class WeightsAndBiases:
     """A run of Weights & Biases in the project `tunesmith-<project>`.
 
     With WANDB_API_KEY in the agent's environment it goes to their service, else it stays in the
-    folder for `wandb sync`. Code, host and process are nobody's business: only figures are told.
+    folder for `wandb sync`. Only figures are sent: no code, host or process.
     """
 
     def __init__(self, folder: str, subject: Subject) -> None:

@@ -1,4 +1,4 @@
-"""What a run's figures tell to a tracking tool of the node's operator, beside the scheduler.
+"""A run's figures for a tracking tool of the node's operator, beside the scheduler.
 
 The agent reports, never the training child. A thread of its own does it, from a queue with a bound:
 a tool that is slow, full or away costs its points and one warning in the operator's log, and never
@@ -51,7 +51,7 @@ class Subject:
     """Which attempt of which run is reported, and its settings.
 
     Attributes:
-        from_step: step that it begins from; what an earlier attempt told of later ones is void.
+        from_step: step that it begins from; what an earlier attempt reported of later ones is void.
     """
 
     project: str
@@ -112,12 +112,12 @@ class Tracking:
         self._put(outcome)
 
     def wait(self, *, seconds: float = END_SECONDS_MAX) -> bool:
-        """Wait until everything has gone out; whether it has."""
+        """Wait until everything was sent; whether it was."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
     def _put(self, item: Point | Outcome) -> None:
-        """Queue an item; where there is no room the oldest goes, so that the end is always told."""
+        """Queue an item; a full queue drops its oldest, so that the end is always sent."""
         while True:
             try:
                 self._points.put_nowait(item)
@@ -132,7 +132,7 @@ class Tracking:
         try:
             self._report(self._begin())
         except Exception as error:
-            # The tool is the operator's, and so is its trouble: the run's user is not told.
+            # The tool is the operator's, and so is its trouble: the run's user gets no warning.
             log.warning("tracking_failed", kind=type(error).__name__, exc_info=True)
             self._failed = True
 
@@ -164,7 +164,7 @@ class Tracking:
 
 
 def subject_of(plan: TrainPlan, *, from_step: int) -> Subject:
-    """What a tool is told of an attempt before its first step."""
+    """What a tool gets of an attempt before its first step."""
     name, adapter = RunName.parse(plan.attempt.run), plan.build.adapter
     objective, batches, optimisation = plan.objective, plan.batches, plan.optimisation
     settings = {

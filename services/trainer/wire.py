@@ -218,7 +218,7 @@ def merge(record: MergeRecord) -> run_pb2.RunMerge:
 def samples_report(
     samples: Sequence[run_pb2.Sample], merges: Sequence[run_pb2.RunMerge]
 ) -> work_service_pb2.TaskReport:
-    """The report of what training tells beside its metrics, before its end."""
+    """The report of what training sends beside its metrics, before its end."""
     taken = work_service_pb2.SamplesTaken(samples=samples, merges=merges)
     return work_service_pb2.TaskReport(samples=taken)
 

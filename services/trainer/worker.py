@@ -89,7 +89,7 @@ class Trainer:
     @property
     def warm_models(self) -> tuple[str, ...]:
         """Base models in the child's memory."""
-        return self._child.warm if self._child else ()
+        return self._child.cached_models if self._child else ()
 
     @property
     def capabilities(self) -> tuple[str, ...]:
@@ -104,7 +104,7 @@ class Trainer:
         return "" if self._claim.take() else stuck_text(None)
 
     async def handle(self, session: LeaseSession) -> None:
-        """Train what is leased, or stop at once when told to."""
+        """Train what is leased, or stop at once on request."""
         work = asyncio.create_task(self._work(session))
         aborted = asyncio.create_task(session.aborted.wait())
         try:
@@ -271,7 +271,7 @@ class Trainer:
         await child.send(Finish())
 
     async def _prepare(self) -> None:
-        # A child that does not start is told to the run that needs it, not to nobody.
+        # Startup errors surface on the lease that needs the process.
         with suppress(Fault):
             await self._ready_child()
 
@@ -293,7 +293,7 @@ class Trainer:
             return self._child
 
     async def _let_go(self, session: LeaseSession) -> None:
-        """Free the device unless the child is idle and warm, and delete what the run left."""
+        """Free the device unless the child is idle with a model, and delete what the run left."""
         self._bases.let_go()
         if self._child is not None and not (self._child.idle and self._child.reusable):
             await self.close()
@@ -346,7 +346,7 @@ class Trainer:
 
 @dataclass(slots=True, kw_only=True)
 class _Task:
-    """A lease under way: where it stands, and its latest figures."""
+    """A lease under way: its stage and its latest figures."""
 
     session: LeaseSession
     folder: Path
@@ -358,14 +358,14 @@ class _Task:
     merges: list[run_pb2.RunMerge] = field(default_factory=list)
 
     def note(self, metrics: run_pb2.RunMetrics) -> None:
-        """Tell the figures of a step to whoever hears of them."""
+        """Report the figures of a step to all who get them."""
         self.metrics = metrics
         self.session.report(work_service_pb2.TaskReport(metrics=metrics))
         if self.tracking is not None:
             self.tracking.add(metrics)
 
     def enter(self, stage: Stage) -> None:
-        """Tell the scheduler that a stage began."""
+        """Report to the scheduler that a stage began."""
         self.stage = stage
         self.session.report(wire.stage_report(stage.value))
 
@@ -379,7 +379,7 @@ def forget_old_logs(folder: Path) -> int:
 
 
 def unforeseen(error: Exception) -> Fault:
-    """What a run is told of an error that nothing else caught; a full disk can strike anywhere."""
+    """The fault of an error that nothing else caught; a full disk can strike anywhere."""
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return Fault(FaultCode.STORAGE_FULL, "The node's disk is full.")
     return Fault(FaultCode.INTERNAL_UNEXPECTED, kind=type(error).__name__)
@@ -391,7 +391,7 @@ async def _fetch_dataset(
     """The local file of a dataset.
 
     Raises:
-        Fault: DATASET_DELETED when its file is gone, and what a download may raise.
+        Fault: DATASET_DELETED when its file was deleted, and what a download may raise.
     """
     try:
         return (await transfer.download([dataset.file], folder, refresh=renewed))[0]
@@ -410,7 +410,7 @@ async def _fetch_checkpoints(
 ) -> tuple[Path, ...]:
     """The folders of the checkpoints to go on from, the newest first.
 
-    One that the store has lost or spoilt costs its steps, and no attempt; the user is told.
+    One that the store has lost or spoilt costs its steps, and no attempt; the user gets a warning.
     """
     task, found = session.lease.train, list[Path]()
     given = [task.checkpoint, *(each.files for each in task.earlier_checkpoints)]

@@ -37,9 +37,9 @@ from tests.bench.packing import BATCH, PLAN, a_model, a_stock_model, alpaca_like
 from tests.support.peer_trainer import Figures, collate
 from tests.support.training import a_state
 from trainer.training import checkpoint, loop
-from trainer.training.arithmetic import threads_for
 from trainer.training.attention import SEGMENTED
 from trainer.training.batches import Row
+from trainer.training.compute_precision import threads_for
 from trainer.training.writer import CheckpointWriter
 
 ROWS = 96
@@ -91,15 +91,15 @@ class Ours:
             Stall(in_save=in_save, before_update=self._before_update, processor=processor)
         )
 
-    def lend(self, given_back: Callable[[], None]) -> dict[str, torch.Tensor]:
+    def borrow(self, release: Callable[[], None]) -> dict[str, torch.Tensor]:
         """The state's tensors, for the writer; how long the state waits for them is noted."""
 
         def timed() -> None:
             began = time.perf_counter()
-            given_back()
+            release()
             self._before_update = time.perf_counter() - began
 
-        return self._state.lend(timed)
+        return self._state.borrow(timed)
 
     def prove(self) -> None:
         """Read the last checkpoint back and compare it with what training holds now."""

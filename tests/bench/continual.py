@@ -31,12 +31,12 @@ import torch
 from deploy.models.anvil.grammar import exchanges
 from lexicon.faults import FaultCode
 from tests.bench import frame
-from tests.support.training import FP32, a_desk, a_plan, a_state, attached, changed, torch_model
+from tests.support.training import FP32, a_plan, a_state, attached, changed, some_data, torch_model
 from trainer.domain.continual import Outcome
 from trainer.domain.plan import Base, DatasetFile, MultiRunPlan, TrainPlan
-from trainer.training import loop, peft_rail
+from trainer.training import loop, peft_library
 from trainer.training.batches import Example
-from trainer.training.continual import Course
+from trainer.training.continual import ContinualSchedule
 from trainer.training.validation import Validation
 
 # Topic, and what its answers open and close with.
@@ -170,12 +170,12 @@ def made_slices(plan: TrainPlan, folder: Path, *, seed: int) -> list[Slice]:
         path = folder / f"{topic}-{seed}.jsonl"
         with path.open("w", encoding="utf-8") as file:
             for question, answer in found[: TRAIN_ROWS + HELD_ROWS]:
-                told = f"{opening} {answer} {closing}"
-                turns = [("user", question), ("assistant", told)]
+                on_merge = f"{opening} {answer} {closing}"
+                turns = [("user", question), ("assistant", on_merge)]
                 messages = [{"role": role, "content": content} for role, content in turns]
                 file.write(json.dumps({"messages": messages}) + "\n")
         dataset = DatasetFile(name=topic, format="messages", path=str(path))
-        rows = a_desk(changed(plan, datasets=(dataset,)), warn=unexpected).rows
+        rows = some_data(changed(plan, datasets=(dataset,)), warn=unexpected).rows
         assert len(rows) == TRAIN_ROWS + HELD_ROWS
         slices.append(Slice(topic=topic, rows=rows[:TRAIN_ROWS], held=rows[TRAIN_ROWS:]))
     return slices
@@ -185,14 +185,14 @@ def by_slao(plan: TrainPlan, slices: Sequence[Slice]) -> Curve:
     """The product's own course of five runs."""
     state = begun(plan)
     base = held_out(state, slices)
-    course = a_course(plan, slices, state)
+    continual_schedule = a_continual_schedule(plan, slices, state)
     losses = []
-    while state.step < course.steps:
-        course.after_step(state, step_of(state, course, plan))
+    while state.step < continual_schedule.steps:
+        continual_schedule.after_step(state, step_of(state, continual_schedule, plan))
         if state.step_of_run == 0:
-            losses.append(with_weights(state, course.merged or {}, slices))
-    course.finish(state)
-    moved = [record.delta_norm or 0.0 for record in course.progress.history]
+            losses.append(with_weights(state, continual_schedule.merged or {}, slices))
+    continual_schedule.finish(state)
+    moved = [record.delta_norm or 0.0 for record in continual_schedule.progress.history]
     return Curve(base=base, losses=losses, moved=moved)
 
 
@@ -200,11 +200,11 @@ def by_sequence(plan: TrainPlan, slices: Sequence[Slice]) -> Curve:
     """The same rows, steps and schedules on one adapter that is simply trained on."""
     state = begun(plan)
     base = held_out(state, slices)
-    course = a_course(plan, slices, state)
+    continual_schedule = a_continual_schedule(plan, slices, state)
     losses = []
-    while state.step < course.steps:
-        step_of(state, course, plan)
-        if state.step_of_run == course.run_steps:
+    while state.step < continual_schedule.steps:
+        step_of(state, continual_schedule, plan)
+        if state.step_of_run == continual_schedule.run_steps:
             losses.append(held_out(state, slices))
             loop.begin_again(state)
     return Curve(base=base, losses=losses, moved=[])
@@ -213,18 +213,20 @@ def by_sequence(plan: TrainPlan, slices: Sequence[Slice]) -> Curve:
 def a_nan_is_refused(plan: TrainPlan, slices: Sequence[Slice]) -> bool:
     """Whether a weight that is not a number stays out, and the adapter before it stays."""
     state, warnings = begun(plan), list[FaultCode]()
-    course = a_course(plan, slices, state, warnings)
+    continual_schedule = a_continual_schedule(plan, slices, state, warnings)
     before: dict[str, torch.Tensor] = {}
-    while state.step < 2 * course.run_steps:
-        figures = step_of(state, course, plan)
-        if state.step == 2 * course.run_steps:
-            before = {name: tensor.clone() for name, tensor in (course.merged or {}).items()}
+    while state.step < 2 * continual_schedule.run_steps:
+        figures = step_of(state, continual_schedule, plan)
+        if state.step == 2 * continual_schedule.run_steps:
+            before = {
+                name: tensor.clone() for name, tensor in (continual_schedule.merged or {}).items()
+            }
             with torch.no_grad():
                 next(iter(torch_model(state).trainable.values())).view(-1)[0] = float("nan")
-        course.after_step(state, figures)
-    merged = course.merged or {}
+        continual_schedule.after_step(state, figures)
+    merged = continual_schedule.merged or {}
     return bool(before) and (
-        [record.outcome for record in course.progress.history]
+        [record.outcome for record in continual_schedule.progress.history]
         == [Outcome.MERGED, Outcome.NOT_FINITE]
         and warnings == [FaultCode.RUNTIME_MERGE_REFUSED]
         and all(torch.equal(merged[name], tensor) for name, tensor in before.items())
@@ -234,32 +236,34 @@ def a_nan_is_refused(plan: TrainPlan, slices: Sequence[Slice]) -> bool:
 def begun(plan: TrainPlan) -> loop.TrainState:
     """Anvil with a fresh adapter, the same for both sides."""
     base: Base = plan.base
-    return a_state(attached(peft_rail.load_base(base, FP32), plan).train(), plan)
+    return a_state(attached(peft_library.load_base(base, FP32), plan).train(), plan)
 
 
-def a_course(
+def a_continual_schedule(
     plan: TrainPlan,
     slices: Sequence[Slice],
     state: loop.TrainState,
     warnings: list[FaultCode] | None = None,
-) -> Course:
+) -> ContinualSchedule:
     """The course over the slices; nothing is held out of it, the benchmark measures by itself."""
-    told = [] if warnings is None else warnings
-    return Course.of(
+    on_merge = [] if warnings is None else warnings
+    return ContinualSchedule.of(
         plan.multi_run,
         tuple(row for each in slices for row in each.rows),
         Validation(plan=None, rows=()),
         state,
         places=plan.places,
-        warn=lambda code, _: told.append(code),
-        told=lambda *_: None,
+        warn=lambda code, _: on_merge.append(code),
+        on_merge=lambda *_: None,
     )
 
 
-def step_of(state: loop.TrainState, course: Course, plan: TrainPlan) -> loop.StepFigures:
+def step_of(
+    state: loop.TrainState, continual_schedule: ContinualSchedule, plan: TrainPlan
+) -> loop.StepFigures:
     """One optimizer step on the rows of the run under way."""
-    rows = course.rows_at(state.step)
-    return loop.take_step(state, rows, steps=course.run_steps, healed=lambda _: None)
+    rows = continual_schedule.rows_at(state.step)
+    return loop.take_step(state, rows, steps=continual_schedule.run_steps, healed=lambda _: None)
 
 
 def held_out(state: loop.TrainState, slices: Sequence[Slice]) -> list[float]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from tests.bench.gpu import OUR_PEFT, OURS, STOCK, STOCK_UNSLOTH
-from trainer.training.rails import import_peft, import_unsloth
+from trainer.training.libraries import import_peft, import_unsloth
 
 BATCH, RANK = 8, 16
 DEFAULT_SHAPE = {
@@ -48,10 +48,10 @@ def contender(name: str, folder: Path, row_count: int) -> Any:
     """What trains all rows once and gives figures."""
     if not torch.cuda.is_available():
         raise RuntimeError("there is no CUDA here")
-    rail = import_unsloth() if name in WITH_UNSLOTH else import_peft()
+    library = import_unsloth() if name in WITH_UNSLOTH else import_peft()
     from tests.bench.packing import alpaca_like
     from tests.support.training import a_plan
-    from trainer.training.arithmetic import Arithmetic
+    from trainer.training.compute_precision import ComputePrecision
 
     plan = a_plan(
         micro_batch_size=BATCH, accumulation_steps=1, lr_peak=2e-4, warmup_ratio=0.0,
@@ -61,12 +61,14 @@ def contender(name: str, folder: Path, row_count: int) -> Any:
         base_model="bench", model_id="bench", revision="", folder=str(folder), digest="bench"
     )
     bf16 = torch.bfloat16
-    arithmetic = Arithmetic(device=torch.device("cuda"), weights=bf16, autocast=bf16)
-    adapted = rail.attach(rail.load_base(base, arithmetic), plan.build, seed=plan.batches.seed)
+    compute_precision = ComputePrecision(device=torch.device("cuda"), weights=bf16, autocast=bf16)
+    adapted = library.attach(
+        library.load_base(base, compute_precision), plan.build, seed=plan.batches.seed
+    )
     rows = alpaca_like(row_count)
     match name:
         case _ if name in {OURS, OUR_PEFT}:
-            return lambda: ours(adapted, plan, rows, arithmetic)
+            return lambda: ours(adapted, plan, rows, compute_precision)
         case _ if name in {STOCK, STOCK_UNSLOTH}:
             if name == STOCK:
                 adapted.get_base_model().set_attn_implementation("sdpa")
@@ -75,12 +77,12 @@ def contender(name: str, folder: Path, row_count: int) -> Any:
             raise ValueError(name)
 
 
-def ours(adapted: Any, plan: Any, rows: Any, arithmetic: Any) -> dict[str, Any]:
+def ours(adapted: Any, plan: Any, rows: Any, compute_precision: Any) -> dict[str, Any]:
     """One pass of our loop."""
     from tests.support.training import a_state
     from trainer.training import loop
 
-    state = a_state(adapted.train(), plan, arithmetic=arithmetic)
+    state = a_state(adapted.train(), plan, compute_precision=compute_precision)
     steps = -(-len(rows) // BATCH)
     taken = [loop.take_step(state, rows, steps=steps, healed=lambda _: None) for _ in range(steps)]
     return {

@@ -19,13 +19,13 @@ import msgspec
 import torch
 
 from lexicon.faults import Fault, FaultCode
+from tests.support.borrowing import AtTheLastMoment
 from tests.support.forked import in_fork
-from tests.support.lending import AtTheLastMoment
 from tests.support.ptrace import kill_at_boundary
 from tests.support.training import a_plan, a_state, a_tiny_model, attached, changed, some_rows
 from trainer.domain.plan import MultiRunPlan, ValidationPlan
 from trainer.training import checkpoint, history, loop
-from trainer.training.continual import Course
+from trainer.training.continual import ContinualSchedule
 from trainer.training.run import resume, save_checkpoint
 from trainer.training.validation import Validation
 from trainer.training.writer import CheckpointWriter
@@ -76,17 +76,17 @@ class Training:
         model = attached(a_tiny_model(), self._plan).train()
         self.state = a_state(model, self._plan)
         validation = Validation(plan=PLAN.data.validation, rows=HELD)
-        self._course = Course.of(
+        self._continual_schedule = ContinualSchedule.of(
             self._plan.multi_run,
             POOL,
             validation,
             self.state,
             places=self._plan.places,
             warn=_refuse,
-            told=lambda *_: None,
+            on_merge=lambda *_: None,
         )
         channel: Any = self
-        resume(self._plan, self.state, self._course, channel)
+        resume(self._plan, self.state, self._continual_schedule, channel)
         self._writer = CheckpointWriter(
             root, written=self._forget_older, failed=_raise, thread=AtTheLastMoment()
         )
@@ -99,8 +99,8 @@ class Training:
         """The next optimizer step, without what follows it."""
         return loop.take_step(
             self.state,
-            self._course.rows_at(self.state.step),
-            steps=self._course.run_steps,
+            self._continual_schedule.rows_at(self.state.step),
+            steps=self._continual_schedule.run_steps,
             healed=lambda _: None,
         )
 
@@ -109,17 +109,19 @@ class Training:
 
         The writer of production, whose thread does its work where it is waited for.
         """
-        self._course.after_step(self.state, figures)
-        save_checkpoint(self._writer, self._plan, self.state, self._course)
+        self._continual_schedule.after_step(self.state, figures)
+        save_checkpoint(self._writer, self._plan, self.state, self._continual_schedule)
         self._writer.wait()
 
     def digest(self, figures: loop.StepFigures) -> str:
         """Hash of all that the training holds and has kept."""
         total = hashlib.sha256(repr(figures.loss).encode())
-        for name, tensor in sorted({**loop.capture(self.state), **self._course.tensors()}.items()):
+        for name, tensor in sorted(
+            {**loop.capture(self.state), **self._continual_schedule.tensors()}.items()
+        ):
             total.update(name.encode() + tensor.numpy().tobytes())
-        total.update(msgspec.json.encode(self._course.progress))
-        for record in self._course.progress.history:
+        total.update(msgspec.json.encode(self._continual_schedule.progress))
+        for record in self._continual_schedule.progress.history:
             path = history.file_of(self._plan.places, record)
             assert path is not None
             total.update(path.read_bytes())

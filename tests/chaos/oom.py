@@ -23,18 +23,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lexicon.faults import Fault, FaultCode
 from tests.support.training import (
     FP32,
-    a_desk,
     a_plan,
     a_state,
     a_tiny_model,
     a_torch_model,
     attached,
+    some_data,
     some_rows,
 )
 from trainer.domain.plan import ValidationPlan
-from trainer.training import loop, peft_rail, torch_model
+from trainer.training import loop, peft_library, torch_model
+from trainer.training.generation import Generator, ask_both
 from trainer.training.probe import probe
-from trainer.training.speech import Speaker, ask_both
 from trainer.training.validation import Validation
 
 STEPS = 4
@@ -126,11 +126,11 @@ def train(mode: OutOfMemoryAt) -> tuple[list[float], OutOfMemoryAt]:
         probe(state, ROWS, steps=range(STEPS), healed=lambda _: None)
         mode.current = ""
         for _ in range(STEPS):
-            figures = loop.take_step(state, ROWS, steps=STEPS, healed=lambda ladder: None)
+            figures = loop.take_step(state, ROWS, steps=STEPS, healed=lambda recovery: None)
             losses.append(figures.loss)
             validation.after_step(state, steps=STEPS, warn=lambda *_: None)
             assert model.training
-            assert state.ladder.effective_batch_size == PLAN.batches.effective_batch_size
+            assert state.recovery.effective_batch_size == PLAN.batches.effective_batch_size
             if state.step % VALIDATION.every_steps == 0:
                 losses.append(validation.latest_loss or 0.0)
     return losses, mode
@@ -166,22 +166,22 @@ def phases(mode: OutOfMemoryAt, state: loop.TrainState) -> Iterator[None]:
 def sampling(points: int) -> tuple[int, int]:
     """Points tried in the sampling, and how many of them changed an answer."""
     plan = a_plan()
-    desk = a_desk(plan, warn=lambda *_: None)
-    model = a_torch_model(attached(peft_rail.load_base(plan.base, FP32), plan))
-    speaker = Speaker(
+    data = some_data(plan, warn=lambda *_: None)
+    model = a_torch_model(attached(peft_library.load_base(plan.base, FP32), plan))
+    generator = Generator(
         model=model,
-        tokenizer=desk.tokenizer,
-        end_ids=desk.end_ids(model.end_ids),
-        special_tokens=desk.special_tokens,
+        tokenizer=data.tokenizer,
+        end_ids=data.end_ids(model.end_ids),
+        special_tokens=data.special_tokens,
     )
     counting = OutOfMemoryAt("", 10**9)
     with model.generating():
         with counting:
-            clean = ask_both(speaker, desk.prompts)
+            clean = ask_both(generator, data.prompts)
         wrong, chosen = 0, spread(counting.count, points)
         for operation in chosen:
             with OutOfMemoryAt("", operation):
-                wrong += ask_both(speaker, desk.prompts) != clean
+                wrong += ask_both(generator, data.prompts) != clean
     say(f"sampling: {counting.count} operations, wrong {wrong}")
     return len(chosen), wrong
 
@@ -198,7 +198,7 @@ def exhausted() -> bool:
                 state,
                 ROWS,
                 steps=STEPS,
-                healed=lambda ladder: rungs.append(ladder.micro_batch_size),
+                healed=lambda recovery: rungs.append(recovery.micro_batch_size),
             )
     except Fault as fault:
         return (

@@ -38,8 +38,8 @@ import torch
 from lexicon.faults import Fault
 from tests.chaos import merges
 from tests.support import peer_killed, peer_trainer
+from tests.support.borrowing import AtTheLastMoment
 from tests.support.forked import in_fork
-from tests.support.lending import AtTheLastMoment
 from tests.support.ptrace import kill_at_boundary
 from tests.support.training import a_plan, a_state, a_tiny_model, attached, some_rows, torch_model
 from trainer.training import checkpoint, loop
@@ -218,7 +218,7 @@ def progress(state: loop.TrainState) -> checkpoint.Progress:
         fencing_epoch=1,
         step=state.step,
         fingerprint="chaos",
-        micro_batch_size=state.ladder.micro_batch_size,
+        micro_batch_size=state.recovery.micro_batch_size,
         trained_token_count=state.trained_token_count,
     )
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trainer.child import Child
-from trainer.domain.rails import UnslothPolicy
+from trainer.domain.device import UnslothPolicy
 from trainer.pipe import Terms
 
 StartChild = Callable[[UnslothPolicy], Awaitable[Child]]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.lending import Lent
+from tests.support.borrowing import Borrowing
 from tests.unit.trainer.test_checkpoint import PROGRESS
 from trainer.training import checkpoint
 from trainer.training.writer import CheckpointWriter
@@ -22,7 +22,7 @@ def test_a_checkpoint_holds_what_the_queued_update_gives_and_nothing_of_the_next
     """002-12: the update before it is still queued when the weights are lent."""
     weight = torch.zeros(SIDE, SIDE, device=cuda)
     work = torch.eye(SIDE, device=cuda)
-    lender, folders = Lent({"weight/a": weight}), dict[int, Path]()
+    owner, folders = Borrowing({"weight/a": weight}), dict[int, Path]()
 
     def refuse(fault: Exception) -> None:
         raise fault
@@ -31,7 +31,7 @@ def test_a_checkpoint_holds_what_the_queued_update_gives_and_nothing_of_the_next
         for step in range(1, STEPS + 1):
             for _ in range(PRODUCTS):
                 work = work @ work
-            lender.before_change()
+            owner.before_change()
             weight.add_(work.diagonal().mean())
             progress = checkpoint.Progress(
                 run=PROGRESS.run,
@@ -42,7 +42,7 @@ def test_a_checkpoint_holds_what_the_queued_update_gives_and_nothing_of_the_next
                 micro_batch_size=1,
                 trained_token_count=0,
             )
-            writer.save(progress, lender, {})
+            writer.save(progress, owner, {})
     for step in range(1, STEPS + 1):
         _, tensors = checkpoint.read(folders[step], run=PROGRESS.run, fingerprint="f")
         found = tensors["weight/a"]

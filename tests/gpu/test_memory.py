@@ -17,14 +17,16 @@ from modelspec.vram import GPU_BASE_BYTES, TrainingLoad, estimate_vram
 from tests.support.training import a_plan, a_state, attached, torch_model
 from trainer.domain.plan import TrainPlan
 from trainer.training import loop
-from trainer.training.arithmetic import Arithmetic
 from trainer.training.attention import SEGMENTED
 from trainer.training.batches import Row
+from trainer.training.compute_precision import ComputePrecision
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
 MIB = 1 << 20
-BF16 = Arithmetic(device=torch.device("cuda"), weights=torch.bfloat16, autocast=torch.bfloat16)
+BF16 = ComputePrecision(
+    device=torch.device("cuda"), weights=torch.bfloat16, autocast=torch.bfloat16
+)
 TOKENS = 512
 # A Qwen2 of 35 million parameters; the larger shape has 0.5 billion.
 SMALL = {
@@ -53,7 +55,7 @@ def begun(shape: dict[str, int], plan: TrainPlan) -> loop.TrainState:
     model: Any = Qwen2ForCausalLM(Qwen2Config(**settings))
     model.set_attn_implementation(SEGMENTED)
     frozen = model.to(device="cuda", dtype=torch.bfloat16).requires_grad_(False)
-    return a_state(attached(frozen, plan).train(), plan, arithmetic=BF16)
+    return a_state(attached(frozen, plan).train(), plan, compute_precision=BF16)
 
 
 def take(state: loop.TrainState, plan: TrainPlan, rows: tuple[Row, ...], count: int) -> list[float]:
@@ -89,8 +91,8 @@ def test_a_real_shortage_halves_the_micro_batch_and_keeps_the_curve() -> None:
     allowed = torch.cuda.memory_reserved() + int(peak * 0.35)
     torch.cuda.set_per_process_memory_fraction(allowed / total)
     losses = take(tight, plan, rows, 3)
-    assert tight.ladder.micro_batch_size < plan.batches.micro_batch_size
-    assert tight.ladder.effective_batch_size == plan.batches.effective_batch_size
+    assert tight.recovery.micro_batch_size < plan.batches.micro_batch_size
+    assert tight.recovery.effective_batch_size == plan.batches.effective_batch_size
     assert losses == pytest.approx(clean, rel=0.01)
     assert torch_model(tight).module.training
 

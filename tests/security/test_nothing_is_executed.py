@@ -16,7 +16,7 @@ import pytest
 from lexicon.faults import Fault, FaultCode
 from tests.support.training import FP32, a_tiny_model
 from trainer.domain.plan import Base
-from trainer.training.peft_rail import load_base
+from trainer.training.peft_library import load_base
 
 ROOT = Path(__file__).parents[2]
 # Modules that turn bytes into code or objects, or unpack archives that others made.

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from trainer.training.batches import IGNORED_LABEL, Judged, Pair, Row
+from trainer.training.batches import IGNORED_LABEL, KtoExample, Pair, Row
 
 # The loss of one step over (policy, reference, examples).
 SlowLoss = Callable[[Any, Any, Sequence[Any]], torch.Tensor]
@@ -85,7 +85,7 @@ def kto(beta: float) -> SlowLoss:
     z_0 is the mean over (x_1, y_2), (x_2, y_3), …, (x_m, y_1), at least 0, without a gradient.
     """
 
-    def loss(policy: Any, reference: Any, examples: Sequence[Judged]) -> torch.Tensor:
+    def loss(policy: Any, reference: Any, examples: Sequence[KtoExample]) -> torch.Tensor:
         count = len(examples)
         strangers = [stranger(examples[i], examples[(i + 1) % count]) for i in range(count)]
         with torch.no_grad():
@@ -102,7 +102,7 @@ def kto(beta: float) -> SlowLoss:
     return loss
 
 
-def stranger(one: Judged, other: Judged) -> Row:
+def stranger(one: KtoExample, other: KtoExample) -> Row:
     """The prompt of one with the continuation of the other."""
     prompt = [int(token) for token in one.completion.ids][: -length(one.completion)]
     words = [int(token) for token in other.completion.ids][-length(other.completion) :]

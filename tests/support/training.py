@@ -9,12 +9,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.support.plans import a_plan, a_preference_plan, changed
 from trainer.domain.plan import TrainPlan
 from trainer.domain.scaling import LossScale
-from trainer.training import loop, peft_rail
-from trainer.training.arithmetic import Arithmetic
+from trainer.training import loop, peft_library
 from trainer.training.attention import SEGMENTED
-from trainer.training.batches import IGNORED_LABEL, Judged, Pair, Row
-from trainer.training.dataset import Desk, Shelf, Warn
-from trainer.training.preference import goal_of
+from trainer.training.batches import IGNORED_LABEL, KtoExample, Pair, Row
+from trainer.training.compute_precision import ComputePrecision
+from trainer.training.dataset import DatasetCache, TrainingData, Warn
+from trainer.training.preference import objective_of
 from trainer.training.torch_model import TorchModel
 
 # Plans are asked for together with what is trained by them.
@@ -23,30 +23,30 @@ __all__ = ["a_plan", "a_preference_plan", "changed"]
 # Threads only wait for each other over matrices as small as these.
 torch.set_num_threads(1)
 
-FP32 = Arithmetic(device=torch.device("cpu"), weights=torch.float32, autocast=None)
+FP32 = ComputePrecision(device=torch.device("cpu"), weights=torch.float32, autocast=None)
 TINY_VOCABULARY = 64
 
 
 def attached(model: Any, plan: TrainPlan) -> Any:
     """The model with the plan's adapter, as transformers and PEFT make it."""
-    return peft_rail.attach(model, plan.build, seed=plan.batches.seed)
+    return peft_library.attach(model, plan.build, seed=plan.batches.seed)
 
 
-def a_torch_model(module: Any, arithmetic: Arithmetic = FP32) -> TorchModel:
+def a_torch_model(module: Any, compute_precision: ComputePrecision = FP32) -> TorchModel:
     """An adapted model of PEFT as the training loop sees it."""
-    return TorchModel(module=module, arithmetic=arithmetic, library=peft_rail)
+    return TorchModel(module=module, compute_precision=compute_precision, library=peft_library)
 
 
 def a_state(
     module: Any,
     plan: TrainPlan,
     *,
-    arithmetic: Arithmetic = FP32,
+    compute_precision: ComputePrecision = FP32,
     loss_scale: LossScale | None = None,
 ) -> loop.TrainState:
     """The state of an adapted model of PEFT before the plan's first step."""
-    goal, model = goal_of(plan.objective), a_torch_model(module, arithmetic)
-    return loop.begin(model, plan.batches, plan.optimisation, goal, loss_scale=loss_scale)
+    objective, model = objective_of(plan.objective), a_torch_model(module, compute_precision)
+    return loop.begin(model, plan.batches, plan.optimisation, objective, loss_scale=loss_scale)
 
 
 def torch_model(state: loop.TrainState) -> TorchModel:
@@ -55,9 +55,13 @@ def torch_model(state: loop.TrainState) -> TorchModel:
     return state.model
 
 
-def a_desk(plan: TrainPlan, *, warn: Warn, shelf: Shelf | None = None) -> Desk:
+def some_data(
+    plan: TrainPlan, *, warn: Warn, dataset_cache: DatasetCache | None = None
+) -> TrainingData:
     """The plan's data, read and encoded."""
-    return Desk.prepare(plan.base, plan.data, plan.objective, warn=warn, shelf=shelf)
+    return TrainingData.prepare(
+        plan.base, plan.data, plan.objective, warn=warn, dataset_cache=dataset_cache
+    )
 
 
 def some_rows(count: int, *, seed: int = 0, longest: int = 24) -> tuple[Row, ...]:
@@ -83,7 +87,7 @@ def some_pairs(count: int, *, seed: int = 0) -> tuple[Pair, ...]:
     return tuple(pairs)
 
 
-def some_verdicts(count: int, *, seed: int = 1) -> tuple[Judged, ...]:
+def some_verdicts(count: int, *, seed: int = 1) -> tuple[KtoExample, ...]:
     """Random prompts with a random continuation; every fourth is not desirable and weighs twice.
 
     The desirable ones share a quarter of the vocabulary: what is learnt of one reaches the others,
@@ -96,7 +100,7 @@ def some_verdicts(count: int, *, seed: int = 1) -> tuple[Judged, ...]:
         prompt, words = _some_ids(rng, 2, 9), _some_ids(rng, 2, 12)
         completion = _continued(prompt, words % (TINY_VOCABULARY // 4) if desirable else words)
         weight = 1.0 if desirable else 2.0
-        examples.append(Judged(completion=completion, desirable=desirable, weight=weight))
+        examples.append(KtoExample(completion=completion, desirable=desirable, weight=weight))
     return tuple(examples)
 
 

@@ -91,8 +91,8 @@ class HalfLosses:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CourseProgress:
-    """Where a continual training stands beside its weights; travels in the checkpoint's manifest.
+class ContinualProgress:
+    """The progress of a continual training beside its weights; part of the checkpoint's manifest.
 
     Attributes:
         held_out_loss: of the adapter as merged so far; None before it was measured.
@@ -202,7 +202,7 @@ def in_words(record: MergeRecord, multi_run: MultiRunPlan) -> str:
         case Outcome.NOT_VALIDATED:
             return f"{said}: there was no memory to measure its held-out loss"
         case _:
-            raise AssertionError("a merge that stands needs no reason")
+            raise AssertionError("a merge that was accepted needs no reason")
 
 
 def _pass(count: int, *, seed: int, number: int, in_order: bool) -> Indices:

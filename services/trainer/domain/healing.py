@@ -1,4 +1,4 @@
-"""The ladder of out-of-memory healing: halve the micro-batch, keep the effective batch."""
+"""Recovery from out-of-memory: halve the micro-batch, keep the effective batch."""
 
 import math
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ OUT_OF_MEMORY_TEXTS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ladder:
+class OomRecovery:
     """How an optimizer step is cut into forward passes now.
 
     The examples of a step never change, so loss and gradient stay what they were.
@@ -38,13 +38,13 @@ class Ladder:
         """Forward passes of a full optimizer step."""
         return math.ceil(self.effective_batch_size / self.micro_batch_size)
 
-    def after_out_of_memory(self, *, allowed: bool) -> "Ladder":
-        """The next rung after memory ran out.
+    def after_out_of_memory(self, *, allowed: bool) -> "OomRecovery":
+        """The next smaller micro-batch after memory ran out.
 
         Args:
             allowed: False when the user switched healing off; then the first time is the last.
         Raises:
-            Fault: RUNTIME_GPU_OOM when there is no rung left.
+            Fault: RUNTIME_GPU_OOM when there is none.
         """
         if not allowed:
             raise Fault(
@@ -62,12 +62,12 @@ class Ladder:
             )
         return replace(self, tries_at_one=self.tries_at_one + 1)
 
-    def after_success(self) -> "Ladder":
-        """The same rung with its tries given back: only tries in a row count."""
+    def after_success(self) -> "OomRecovery":
+        """The same micro-batch with its tries reset: only tries in a row count."""
         return replace(self, tries_at_one=0) if self.tries_at_one else self
 
 
-def tells_out_of_memory(text: str) -> bool:
+def means_out_of_memory(text: str) -> bool:
     """Whether an error text says that memory ran out, in whichever words."""
     lowered = text.lower()
     return any(words in lowered for words in OUT_OF_MEMORY_TEXTS)

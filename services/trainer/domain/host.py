@@ -53,7 +53,7 @@ class HostFinding:
 def first_visible_card(environment: Mapping[str, str]) -> int | str | None:
     """The card that CUDA calls the first, by its number on the bus or its UUID; None without one.
 
-    A machine of several cards has an agent for each, told apart by `CUDA_VISIBLE_DEVICES` alone.
+    A machine of several cards has an agent for each; `CUDA_VISIBLE_DEVICES` distinguishes them.
     Source: CUDA C++ Programming Guide, environment variables.
     """
     listed = environment.get("CUDA_VISIBLE_DEVICES")

@@ -1,4 +1,4 @@
-"""The course of a run's loss in a few figures, for whoever reads the card of an adapter later."""
+"""A run's loss curve in a few figures, for readers of the adapter's card."""
 
 import math
 from collections.abc import Mapping
@@ -56,7 +56,7 @@ class LossCurve:
         return "".join(BLOCKS[round((mean - least) / span * (len(BLOCKS) - 1))] for mean in means)
 
     def document(self) -> dict[str, Any]:
-        """The curve as it stands in a checkpoint's manifest."""
+        """The curve as it is in a checkpoint's manifest."""
         return {
             "steps_per_bucket": self.steps_per_bucket,
             "step_count": self.step_count,

@@ -78,7 +78,7 @@ def chosen_layers(layers: Iterable[str], targets: Sequence[str]) -> tuple[str, .
     return chosen
 
 
-def told_as_mlx_reads(config: Mapping[str, Any]) -> dict[str, Any]:
+def as_mlx_reads(config: Mapping[str, Any]) -> dict[str, Any]:
     """What has to be added to a model's config, so that mlx-lm reads its rotary positions in it.
 
     Since transformers 5 they stand in `rope_parameters`, which mlx-lm does not read for most
@@ -87,19 +87,19 @@ def told_as_mlx_reads(config: Mapping[str, Any]) -> dict[str, Any]:
     rope = config.get("rope_parameters")
     if not isinstance(rope, Mapping):
         return {}
-    told: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     by_layer = rope.get("full_attention")
     if isinstance(by_layer, Mapping):
         sliding = rope.get("sliding_attention")
         if isinstance(sliding, Mapping) and "rope_theta" in sliding:
-            told["rope_local_base_freq"] = sliding["rope_theta"]
+            changes["rope_local_base_freq"] = sliding["rope_theta"]
         rope = by_layer
     for name in ("rope_theta", "partial_rotary_factor"):
         if name in rope:
-            told[name] = rope[name]
+            changes[name] = rope[name]
     if rope.get("rope_type", "default") != "default":
-        told["rope_scaling"] = {**rope, "type": rope["rope_type"]}
-    return {name: value for name, value in told.items() if config.get(name) is None}
+        changes["rope_scaling"] = {**rope, "type": rope["rope_type"]}
+    return {name: value for name, value in changes.items() if config.get(name) is None}
 
 
 def require_same_layers(

@@ -26,7 +26,7 @@ class DatasetFile:
 class Base:
     """The base model: its id as the user gave it, and its folder on the local disk.
 
-    `digest` names the exact bytes, so that a warm model is only used again for the same ones.
+    `digest` names the exact bytes, so that a cached model is only used again for the same ones.
     """
 
     base_model: str
@@ -107,7 +107,7 @@ class Places:
     """Where an attempt reads and writes on the local disk.
 
     Attributes:
-        checkpoint_folder: the newest checkpoint of an earlier attempt; None to begin anew.
+        checkpoint_folder: the newest checkpoint of an earlier attempt; None to begin at step 0.
         earlier_checkpoint_folders: what to go on from where that one cannot be used, newest first.
     """
 
@@ -198,7 +198,8 @@ class TrainPlan:
     """Everything the training child needs; paths are local, and nothing in it is secret.
 
     Each part belongs to the modules that read it. The whole plan is for those that compose a run
-    (`run`, `delivery`), describe it (`card`, `tracking`), or judge it as a whole (`mlx`, `rails`).
+    (`run`, `delivery`), describe it (`card`, `tracking`), or check it as a whole (`mlx`,
+    `libraries`).
     """
 
     attempt: Attempt

@@ -1,6 +1,6 @@
 """The training child: `python -m trainer.training CHANNEL TERMS`.
 
-CHANNEL is that to the agent, TERMS a `pipe.Terms` as JSON. Which rails there are is decided before
+CHANNEL is that to the agent, TERMS a `pipe.Terms` as JSON. The libraries are chosen before
 anything else is imported: Unsloth has to come before transformers and PEFT.
 """
 
@@ -21,9 +21,9 @@ from trainer.pipe import Failed, Finished, Ready, Terms, UnslothFailed
 from trainer.training import capabilities
 from trainer.training.channel import Channel
 from trainer.training.host import read_facts
+from trainer.training.libraries import TorchLibraries, find_libraries, import_peft, import_unsloth
 from trainer.training.memory import is_out_of_memory
 from trainer.training.mlx_presence import is_apple_silicon
-from trainer.training.rails import Rails, find_rails, import_peft, import_unsloth
 
 log = logging.getLogger("trainer.training")
 # How the libraries in other languages word it.
@@ -31,47 +31,47 @@ NO_SPACE = os.strerror(errno.ENOSPC)
 
 
 def main() -> None:
-    """Serve plans until the agent is gone."""
+    """Serve plans until the agent has ended."""
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
     )
     terms = msgspec.json.decode(sys.argv[2], type=Terms)
     facts = read_facts()
     if leaves_out_xformers(facts):
-        # What stands here as None cannot be imported; Unsloth then takes torch's own attention.
+        # A module that is None here cannot be imported; Unsloth then takes torch's own attention.
         sys.modules["xformers"] = None  # type: ignore[assignment]
-    rails = find_rails(
+    libraries = find_libraries(
         terms,
         has_cuda=torch.cuda.is_available(),
         is_apple=is_apple_silicon(),
         import_unsloth=import_unsloth,
         import_peft=import_peft,
-        begin_anew=_begin_anew,
+        restart=_restart,
     )
     channel = Channel(sys.argv[1])
     notes = tuple(f"{finding.sentence} {finding.next_step}" for finding in judge(facts))
-    serve(channel, rails, notes)
+    serve(channel, libraries, notes)
 
 
-def serve(channel: Channel, rails: Rails, notes: tuple[str, ...]) -> None:
-    """Train plan after plan; the base of one run is warm for the next."""
-    # They import transformers and PEFT, which the rails must have done first.
+def serve(channel: Channel, libraries: TorchLibraries, notes: tuple[str, ...]) -> None:
+    """Train plan after plan; the base of one run stays in memory for the next."""
+    # They import transformers and PEFT, which the libraries must have done first.
+    from trainer.training.model_cache import ModelCache
     from trainer.training.run import train_run
-    from trainer.training.warm import Warm
 
-    channel.send(Ready(warm=(), capabilities=capabilities.found(rails), notes=notes))
+    channel.send(Ready(cached_models=(), capabilities=capabilities.found(libraries), notes=notes))
     channel.keep_pulse()
-    warm = Warm()
+    model_cache = ModelCache()
     # Modules live as long as the process: without them the collection after a run is short.
     gc.collect()
     gc.freeze()
     while True:
         plan = channel.next_plan().plan
         _log_to(plan.places.log_path)
-        ended = _ended(plan, lambda plan: train_run(plan, channel, rails, warm))
+        ended = _ended(plan, lambda plan: train_run(plan, channel, libraries, model_cache))
         if not isinstance(ended, Finished):
             # Outside the handler, whose traceback holds the run's tensors.
-            warm.drop()
+            model_cache.drop()
         channel.send(ended)
         gc.collect()
 
@@ -94,10 +94,10 @@ def _ended(
         return _failed(_as_fault(error))
 
 
-def _begin_anew(terms: Terms) -> None:
+def _restart(terms: Terms) -> None:
     """This process once more from its first line, under other terms, with the same channel."""
-    told = msgspec.json.encode(terms).decode()
-    command = [sys.executable, "-m", "trainer.training", sys.argv[1], told]
+    encoded_terms = msgspec.json.encode(terms).decode()
+    command = [sys.executable, "-m", "trainer.training", sys.argv[1], encoded_terms]
     os.execv(sys.executable, command)  # noqa: S606 - the same program again, without a shell
 
 

@@ -15,7 +15,7 @@ import torch
 
 from trainer.domain.plan import Build, ComputePlan, OptimisationPlan, TrainPlan
 from trainer.training.batches import Example, MicroBatch
-from trainer.training.preference import Goal, Tally
+from trainer.training.preference import PreferenceObjective, Tally
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -57,7 +57,7 @@ class AdaptedModel(Protocol):
         ...
 
     def training_setup(self, compute: ComputePlan, build: Build) -> AbstractContextManager[None]:
-        """The context in which steps are taken; optimizer and gradient are gone behind it."""
+        """The context in which steps are taken; optimizer and gradient are released after it."""
         ...
 
     def generating(self) -> AbstractContextManager[None]:
@@ -85,7 +85,7 @@ class AdaptedModel(Protocol):
     def reference_point(
         self,
         examples: Sequence[Example],
-        goal: Goal | None,
+        objective: PreferenceObjective | None,
         *,
         micro_batch_size: int,
         packing: bool,
@@ -96,7 +96,7 @@ class AdaptedModel(Protocol):
     def accumulate(
         self,
         batch: MicroBatch,
-        goal: Goal | None,
+        objective: PreferenceObjective | None,
         *,
         divisor: int,
         scale: float = 1.0,
@@ -132,7 +132,13 @@ class AdaptedModel(Protocol):
         """Forget the gradient."""
         ...
 
-    def loss(self, batch: MicroBatch, goal: Goal | None, *, reference_point: float = 0.0) -> float:
+    def loss(
+        self,
+        batch: MicroBatch,
+        objective: PreferenceObjective | None,
+        *,
+        reference_point: float = 0.0,
+    ) -> float:
         """The summed loss of a micro-batch, without a gradient."""
         ...
 

@@ -14,7 +14,7 @@ from transformers import AttentionInterface
 
 SEGMENTED = "tunesmith_segments"
 # Architectures whose attention is proven equal to theirs by a test. Others get the block mask of
-# transformers, which it draws by itself from positions that begin anew.
+# transformers, which it draws by itself from positions that restart at 0.
 PROVEN_MODEL_TYPES = frozenset(
     {
         "gemma", "gemma3_text", "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen3",

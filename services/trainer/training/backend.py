@@ -7,8 +7,8 @@ from typing import Protocol
 
 from trainer.domain.plan import TrainPlan
 from trainer.training.adapted_model import AdaptedModel
-from trainer.training.dataset import Desk
-from trainer.training.warm import Warm
+from trainer.training.dataset import TrainingData
+from trainer.training.model_cache import ModelCache
 
 
 class Backend(Protocol):
@@ -19,7 +19,7 @@ class Backend(Protocol):
         """Whether examples can share a row; otherwise rows are padded, and the loss is the same."""
         ...
 
-    def adapt(self, plan: TrainPlan, data: Desk, cache: Warm) -> AdaptedModel:
+    def adapt(self, plan: TrainPlan, data: TrainingData, cache: ModelCache) -> AdaptedModel:
         """The base with a fresh adapter, out of what `cache` holds as far as that goes.
 
         Raises:

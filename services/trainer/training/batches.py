@@ -47,7 +47,7 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
+class KtoExample:
     """A continuation that is desirable or not, and how much it weighs in the loss."""
 
     completion: Row
@@ -60,7 +60,7 @@ class Judged:
         return (self.completion,)
 
 
-Example = Row | Pair | Judged
+Example = Row | Pair | KtoExample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

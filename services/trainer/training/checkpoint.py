@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,16 +38,18 @@ PIECE_BYTES = 1 << 20
 # No run is as long; a larger number is not one that we have written.
 COUNT_MAX = 1 << 48
 Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
+# Keys of `Progress` in a manifest, where they are not the attribute's name; they are the format.
+MANIFEST_KEYS = {"continual_schedule": "course"}
 # What safetensors and torch raise over a header that is none.
 UNREADABLE = (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Where a run stands: what cannot be computed from the plan and the step.
+    """The progress of a run: what cannot be computed from the plan and the step.
 
     Attributes:
-        course: merges so far; None unless the training is continual.
+        continual_schedule: merges so far; None unless the training is continual.
         losses: the loss curve so far, for the adapter's card.
     """
 
@@ -61,7 +63,7 @@ class Progress:
     latest_validation_loss: float | None = None
     best_validation_loss: float | None = None
     validations_without_gain: Count = 0
-    course: dict[str, Any] | None = None
+    continual_schedule: dict[str, Any] | None = None
     losses: dict[str, Any] | None = None
 
 
@@ -98,7 +100,7 @@ def store(root: Path, progress: Progress, state: Sequence[memoryview]) -> Path:
         sha256 = _write_durably(partial / STATE_NAME, state)
         manifest = {
             "format_version": FORMAT_VERSION,
-            "progress": asdict(progress),
+            "progress": _renamed(asdict(progress), MANIFEST_KEYS),
             "files": {
                 STATE_NAME: {"sha256": sha256, "size_bytes": sum(len(part) for part in state)}
             },
@@ -188,6 +190,9 @@ def _manifest(folder: Path) -> _Manifest:
     # Another version may name and nest its fields in another way: this comes before all else.
     if not isinstance(document, dict) or document.get("format_version") != FORMAT_VERSION:
         raise _invalid(folder, "its format is not known")
+    if isinstance(document.get("progress"), dict):
+        names = {key: name for name, key in MANIFEST_KEYS.items()}
+        document["progress"] = _renamed(document["progress"], names)
     try:
         manifest = msgspec.convert(document, _Manifest)
         LossCurve.of(manifest.progress.losses)
@@ -195,11 +200,15 @@ def _manifest(folder: Path) -> _Manifest:
         raise _invalid(folder, f"the manifest is not sound: {error}") from error
     unknown = document["progress"].keys() - {field.name for field in fields(Progress)}
     if unknown:
-        # It stands for something that training would have to continue with.
+        # It means something that training would have to continue with.
         raise _invalid(folder, f"the manifest holds what nobody knows: {sorted(unknown)}")
     if manifest.files.keys() != {STATE_NAME}:
         raise _invalid(folder, f"the manifest names {sorted(manifest.files)}, not {STATE_NAME}")
     return manifest
+
+
+def _renamed(document: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(key, key): value for key, value in document.items()}
 
 
 def _write_durably(path: Path, parts: Sequence[memoryview]) -> str:

@@ -1,7 +1,7 @@
 """Fused kernels by torch.compile, for the parts of a model whose shape is the row's alone.
 
 Attention is left as it is: with packed rows it is another computation in every step, and would be
-compiled anew in every step. The feed-forward blocks and norms, where most of the arithmetic is, see
+compiled again in every step. The feed-forward blocks and norms, where most computing is, see
 nothing but the length of the row.
 """
 

@@ -1,6 +1,6 @@
-"""The course of a training: which rows each step draws from, and what happens between its runs.
+"""The schedule of a training: which rows each step draws from, and what happens between its runs.
 
-An ordinary training is a course of one run. A continual one has several on samples of their own;
+An ordinary training is a schedule of one run. A continual one has several on samples of their own;
 after each the run is folded into one adapter by SLAO, unless a gate refuses it, and the next run
 begins from the last one that was let in. Steps are counted through over all runs: progress, bill
 and checkpoints know nothing of them. Every run has an optimizer and a schedule of its own.
@@ -19,7 +19,7 @@ import torch
 from corpus.packing import Indices, check_samples_per_run
 from lexicon.faults import Fault, FaultCode
 from trainer.domain import continual
-from trainer.domain.continual import CourseProgress, MergeRecord, Outcome
+from trainer.domain.continual import ContinualProgress, MergeRecord, Outcome
 from trainer.domain.plan import (
     BatchPlan,
     MultiRunPlan,
@@ -37,18 +37,18 @@ log = logging.getLogger(__name__)
 TUNED_PREFIX = "tuned/"
 MERGED_PREFIX = "merged/"
 # Hears of each run that has ended, and of the file with the adapter after its merge.
-Told = Callable[[MergeRecord, Path | None], None]
+OnMerge = Callable[[MergeRecord, Path | None], None]
 Weights = dict[str, torch.Tensor]
 
 
 @dataclass(slots=True, kw_only=True)
-class Course:
+class ContinualSchedule:
     """The runs of a training; an ordinary one has a single run and merges nothing.
 
     Attributes:
         rows: the training pool.
         slices: indices into the pool, one array a run; empty for an ordinary training.
-        initial: weights before the first step; what stands while nothing is merged.
+        initial: weights before the first step; what is used while nothing is merged.
         tuned: weights at the end of the last run that was merged; None before the first.
         merged: the adapter as merged so far; None before the first merge.
     """
@@ -59,9 +59,9 @@ class Course:
     rows: tuple[Example, ...]
     validation: Validation
     warn: Warn
-    told: Told
+    on_merge: OnMerge
     slices: tuple[Indices, ...] = ()
-    progress: CourseProgress = field(default_factory=CourseProgress)
+    progress: ContinualProgress = field(default_factory=ContinualProgress)
     initial: Weights = field(default_factory=dict)
     tuned: Weights | None = None
     merged: Weights | None = None
@@ -77,9 +77,9 @@ class Course:
         *,
         places: Places,
         warn: Warn,
-        told: Told,
-    ) -> "Course":
-        """The course of a training, before its first step.
+        on_merge: OnMerge,
+    ) -> "ContinualSchedule":
+        """The schedule of a training, before its first step.
 
         Args:
             multi_run: None for an ordinary training.
@@ -88,26 +88,28 @@ class Course:
         Raises:
             Fault: CONFIG_INVALID when a run wants more samples than the pool has.
         """
-        course = cls(
+        continual_schedule = cls(
             batches=state.batches,
             multi_run=multi_run,
             places=places,
             rows=rows,
             validation=validation,
             warn=warn,
-            told=told,
+            on_merge=on_merge,
         )
         if multi_run is None:
-            return course
+            return continual_schedule
         held = validation.plan if validation.plan and validation.plan.dataset is None else None
         check_samples_per_run(
             samples_per_run=multi_run.samples_per_run,
             row_count=len(rows) + (len(validation.rows) if held else 0),
             ratio=held.holdout_ratio if held else 0.0,
         )
-        course.slices = continual.slices(multi_run, pool_count=len(rows), seed=state.batches.seed)
-        course.initial = state.model.weights()
-        return course
+        continual_schedule.slices = continual.slices(
+            multi_run, pool_count=len(rows), seed=state.batches.seed
+        )
+        continual_schedule.initial = state.model.weights()
+        return continual_schedule
 
     @property
     def run_steps(self) -> int:
@@ -198,25 +200,25 @@ class Course:
         """The progress for the checkpoint's manifest; None for an ordinary training."""
         return msgspec.to_builtins(self.progress) if self.slices else None
 
-    def read(self, document: Mapping[str, Any] | None) -> CourseProgress:
+    def read(self, document: Mapping[str, Any] | None) -> ContinualProgress:
         """The progress in a checkpoint's manifest; nothing is changed by it yet.
 
         Raises:
             Fault: STATE_CHECKPOINT_INVALID.
         """
         if not self.slices:
-            return CourseProgress()
+            return ContinualProgress()
         try:
-            return msgspec.convert(document, CourseProgress)
+            return msgspec.convert(document, ContinualProgress)
         except msgspec.ValidationError as error:
             raise Fault(
                 FaultCode.STATE_CHECKPOINT_INVALID, "The checkpoint holds no merge history"
             ) from error
 
     def restore(
-        self, state: loop.TrainState, progress: CourseProgress, tensors: Weights, *, folder: Path
+        self, state: loop.TrainState, progress: ContinualProgress, tensors: Weights, *, folder: Path
     ) -> None:
-        """Continue where the checkpoint in `folder` stood."""
+        """Continue from the checkpoint in `folder`."""
         if not self.slices:
             return
         self.tuned = _under(TUNED_PREFIX, tensors)
@@ -228,7 +230,7 @@ class Course:
         )
         self.progress = replace(progress, history=kept)
         for record in kept:
-            self.told(record, history.file_of(self.places, record))
+            self.on_merge(record, history.file_of(self.places, record))
 
     def write_history(self, adapter_folder: Path, *, run: str, base_model: str) -> Path | None:
         """The folder with the history and the adapter after each merge; None without merges."""
@@ -261,7 +263,7 @@ class Course:
         return bool(self.validation.plan and self.validation.plan.early_stop_patience)
 
     def _close_run(self, state: loop.TrainState) -> None:
-        record, tuned, merged = self._judged(state)
+        record, tuned, merged = self._merge_decision(state)
         if record.outcome is Outcome.MERGED:
             self.tuned, self.merged = tuned, merged
             loop.put(state, merged)
@@ -271,12 +273,12 @@ class Course:
             loop.put(state, self.merged or self.initial)
             self.warn(FaultCode.RUNTIME_MERGE_REFUSED, continual.in_words(record, self._plan))
         self._note_validation(state)
-        self.progress = CourseProgress(
+        self.progress = ContinualProgress(
             history=(*self.progress.history, record),
             held_out_loss=self.progress.held_out_loss,
             skipped_count=state.skipped_count,
         )
-        self.told(record, history.file_of(self.places, record))
+        self.on_merge(record, history.file_of(self.places, record))
         loop.put(state, self._opening)
         loop.begin_again(state)
 
@@ -288,7 +290,7 @@ class Course:
     def _has_moved(self, state: loop.TrainState) -> bool:
         return slao.distance(self._opening, state.model.weights()) != 0.0
 
-    def _judged(self, state: loop.TrainState) -> tuple[MergeRecord, Weights, Weights]:
+    def _merge_decision(self, state: loop.TrainState) -> tuple[MergeRecord, Weights, Weights]:
         """The record of the run that just ended, its weights, and the adapter with it folded in."""
         number = len(self.progress.history) + 1
         tuned = state.model.weights()
@@ -335,7 +337,7 @@ class Course:
         return self.validation.measure(state, warn=self.warn)
 
     def _note_validation(self, state: loop.TrainState) -> None:
-        """Count the adapter that stands now among the validations; the model holds its weights."""
+        """Count the adapter as merged so far among the validations; the model holds its weights."""
         loss = self.progress.held_out_loss
         if loss is None:
             return

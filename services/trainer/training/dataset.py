@@ -32,8 +32,8 @@ from corpus.shapes import Format
 from lexicon.faults import Fault, FaultCode
 from modelspec.recipe import DEFAULT_PROMPTS, Method
 from trainer.domain.plan import Base, DataPlan, DatasetFile, Objective, verdict_weights
-from trainer.training.batches import Example, Judged, Pair, Row
-from trainer.training.speech import Prompt, end_tokens
+from trainer.training.batches import Example, KtoExample, Pair, Row
+from trainer.training.generation import Prompt, end_tokens
 
 Warn = Callable[[FaultCode, str], None]
 # A warning names the first rows it is about; the count says how many there are.
@@ -61,7 +61,7 @@ class Reader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedRows:
-    """Datasets as examples, and what there is to be told about them."""
+    """Datasets as examples, and the warnings about them."""
 
     examples: tuple[Example, ...]
     warnings: tuple[tuple[FaultCode, str], ...]
@@ -73,10 +73,10 @@ class EncodedRows:
         return sum(row.ids.nbytes + row.labels.nbytes for row in rows)
 
 
-class Shelf:
+class DatasetCache:
     """Readers and encoded datasets of the runs before, found again by the hashes of their files.
 
-    A dataset without a hash is read anew each time. What was not used for longest goes first.
+    A dataset without a hash is read again each time. The least recently used goes first.
     """
 
     def __init__(self, *, bytes_max: int = KEPT_BYTES_MAX) -> None:
@@ -104,7 +104,7 @@ class Shelf:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Desk:
+class TrainingData:
     """Encoded rows, and what is needed to read and write them.
 
     Attributes:
@@ -126,27 +126,27 @@ class Desk:
         objective: Objective,
         *,
         warn: Warn,
-        shelf: Shelf | None = None,
+        dataset_cache: DatasetCache | None = None,
     ) -> Self:
         """Read, encode and count everything the run needs.
 
         Args:
-            shelf: what earlier runs of this process have read.
+            dataset_cache: what earlier runs of this process have read.
         Raises:
             Fault: the DATASET_ codes of `corpus`, DATASET_NO_TRAINED_TOKENS,
                 MODEL_TOKENIZER_NOT_FOUND, MODEL_CHAT_TEMPLATE_INVALID, CONFIG_INVALID_SETTING when
                 the method does not learn from rows like these.
         """
-        shelf = shelf or Shelf()
-        reader = shelf.reader(base)
+        dataset_cache = dataset_cache or DatasetCache()
+        reader = dataset_cache.reader(base)
         tokenizer, template = reader.tokenizer, reader.template
         if template.is_fallback:
             warn(FaultCode.MODEL_CHAT_TEMPLATE_MISSING, chat.fallback_warning(base.model_id))
         given = data.validation.dataset if data.validation else None
 
         def read(datasets: tuple[DatasetFile, ...]) -> tuple[Example, ...]:
-            """From the shelf where they stand there; the warnings come anyway."""
-            found = shelf.rows(
+            """From the cache where it holds them; the warnings come anyway."""
+            found = dataset_cache.rows(
                 _key(base, datasets, objective), lambda: _encoded(datasets, objective, reader)
             )
             for code, text in found.warnings:
@@ -208,7 +208,7 @@ def load_tokenizer(base: Base) -> Tokenizer:
         return tokenizer
 
 
-def require_known_tokens(desk: Desk, count: int) -> None:
+def require_known_tokens(training_data: TrainingData, count: int) -> None:
     """Checks that the model has an embedding for every token that it is to read.
 
     A GPU that looks one up beyond the end fails for good, and the process with it; MLX reads
@@ -219,8 +219,12 @@ def require_known_tokens(desk: Desk, count: int) -> None:
     Raises:
         Fault: MODEL_CONFIG_INVALID.
     """
-    rows = (row for each in (*desk.rows, *desk.validation_rows) for row in each.sequences)
-    asked = (max(prompt.ids, default=0) for prompt in desk.prompts)
+    rows = (
+        row
+        for each in (*training_data.rows, *training_data.validation_rows)
+        for row in each.sequences
+    )
+    asked = (max(prompt.ids, default=0) for prompt in training_data.prompts)
     largest = max(*(int(row.ids.max()) for row in rows), *asked, 0)
     if largest >= count:
         raise Fault(
@@ -310,7 +314,9 @@ def _example(
             return pair, (two.chosen, two.rejected)
         case KtoSample(), Method.KTO:
             text = encode_kto(sample, template, tokenizer, max_tokens=limit).completion
-            return Judged(completion=_row(text), desirable=sample.desirable, weight=1.0), (text,)
+            return KtoExample(completion=_row(text), desirable=sample.desirable, weight=1.0), (
+                text,
+            )
         case _:
             raise Fault(
                 FaultCode.CONFIG_INVALID_SETTING,
@@ -329,7 +335,7 @@ def _weights(objective: Objective, rows: Sequence[Example]) -> tuple[float, floa
     """Weights of (desirable, undesirable) rows; no other method than KTO has such."""
     if objective.preference is None:
         return (1.0, 1.0)
-    verdicts = [row.desirable for row in rows if isinstance(row, Judged)]
+    verdicts = [row.desirable for row in rows if isinstance(row, KtoExample)]
     count = sum(verdicts)
     return verdict_weights(
         objective.preference, desirable_count=count, undesirable_count=len(verdicts) - count
@@ -340,7 +346,7 @@ def _weighted(rows: Sequence[Example], weights: tuple[float, float]) -> tuple[Ex
     desirable, undesirable = weights
     return tuple(
         replace(row, weight=desirable if row.desirable else undesirable)
-        if isinstance(row, Judged)
+        if isinstance(row, KtoExample)
         else row
         for row in rows
     )

@@ -12,13 +12,13 @@ from trainer.domain.card import model_card
 from trainer.domain.loss_curve import LossCurve
 from trainer.domain.plan import TrainPlan
 from trainer.pipe import Answer, Finished, StepTaken
-from trainer.training import speech
+from trainer.training import generation
 from trainer.training.adapter import require_changed, write_adapter
-from trainer.training.continual import Course
-from trainer.training.dataset import Desk
+from trainer.training.continual import ContinualSchedule
+from trainer.training.dataset import TrainingData
 from trainer.training.memory import is_out_of_memory
-from trainer.training.sampling import tell_failure
-from trainer.training.warm import Warm
+from trainer.training.model_cache import ModelCache
+from trainer.training.sampling import warn_of_failure
 
 log = logging.getLogger(__name__)
 ADAPTER_FOLDER = "adapter"
@@ -35,14 +35,14 @@ UNPROVEN_TEXT = "The adapter is whole, but not all of its samples and proof coul
 
 def deliver(
     plan: TrainPlan,
-    speaker: speech.Speaker,
-    course: Course,
-    desk: Desk,
+    generator: generation.Generator,
+    continual_schedule: ContinualSchedule,
+    data: TrainingData,
     *,
     last: StepTaken | None,
     done_count: int,
     losses: LossCurve,
-    warm: Warm,
+    model_cache: ModelCache,
 ) -> Finished:
     """Write the adapter first; samples and proof come after it and cannot take it away.
 
@@ -53,43 +53,45 @@ def deliver(
     Raises:
         Fault: RUNTIME_ADAPTER_UNCHANGED when it was trained and has not moved, STORAGE_FULL.
     """
-    model, places = speaker.model, plan.places
+    model, places = generator.model, plan.places
     if done_count:
         require_changed(model)
     else:
-        course.warn(FaultCode.EXPORT_ADAPTER_UNTRAINED, UNTRAINED_TEXT)
+        continual_schedule.warn(FaultCode.EXPORT_ADAPTER_UNTRAINED, UNTRAINED_TEXT)
     folder = Path(places.work_folder) / ADAPTER_FOLDER
     write_adapter(
         model,
         plan.base,
         folder,
-        tokenizer=desk.tokenizer,
-        template_source=desk.template.source,
+        tokenizer=data.tokenizer,
+        template_source=data.template.source,
         card=model_card(plan, loss=last.loss if last else None, losses=losses, versions=versions()),
     )
-    merges = course.write_history(folder, run=plan.attempt.run, base_model=plan.base.base_model)
+    merges = continual_schedule.write_history(
+        folder, run=plan.attempt.run, base_model=plan.base.base_model
+    )
     model.eval()
     samples: tuple[Answer, ...] = ()
     proof: Path | None = None
-    prompts = desk.prompts
+    prompts = data.prompts
     try:
         with model.generating():
-            samples, answers = speech.ask_both(speaker, prompts, step=done_count)
-            proof = Path(places.work_folder) / speech.PROOF_NAME
-            _write_proof(speaker, plan, folder, prompts, answers, proof)
+            samples, answers = generation.ask_both(generator, prompts, step=done_count)
+            proof = Path(places.work_folder) / generation.PROOF_NAME
+            _write_proof(generator, plan, folder, prompts, answers, proof)
     except Exception as error:
         log.exception("samples and proof failed")
         proof = None
-        tell_failure(error, UNPROVEN_TEXT, warn=course.warn)
+        warn_of_failure(error, UNPROVEN_TEXT, warn=continual_schedule.warn)
         if not is_out_of_memory(error):
             # Whatever is broken now must not be what the next run begins with.
-            warm.drop()
+            model_cache.drop()
     return Finished(
         adapter_folder=str(folder),
         proof_path=str(proof) if proof else None,
         merges_folder=str(merges) if merges else None,
         samples=samples,
-        warm=(),
+        cached_models=(),
     )
 
 
@@ -103,17 +105,17 @@ def versions() -> dict[str, str]:
 
 
 def _write_proof(
-    speaker: speech.Speaker,
+    generator: generation.Generator,
     plan: TrainPlan,
     folder: Path,
-    prompts: Sequence[speech.Prompt],
+    prompts: Sequence[generation.Prompt],
     answers: Sequence[Sequence[int]],
     path: Path,
 ) -> None:
     """The reference of the export, over the base that the export merges into."""
-    with speaker.model.over_export_base(plan, folder) as model:
-        speech.write_proof(
-            replace(speaker, model=model),
+    with generator.model.over_export_base(plan, folder) as model:
+        generation.write_proof(
+            replace(generator, model=model),
             prompts,
             answers,
             path,

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.training.arithmetic import Arithmetic
 from trainer.training.attention import SEGMENTED
 from trainer.training.batches import IGNORED_LABEL, Row, packed
-from trainer.training.objective import token_losses
+from trainer.training.compute_precision import ComputePrecision
+from trainer.training.token_loss import token_losses
 
 FIRST_TOKENS, SECOND_TOKENS = 12, 20
-# What narrow arithmetic may change, as a part of what the other example's words would change.
+# What narrow number formats may change, as a part of what the other example's words would change.
 LEAK_SHARE_MAX = 0.1
 
 
@@ -24,7 +24,7 @@ def is_proven(adapted: Any) -> bool:
     return bool(adapted.get_base_model().config._attn_implementation == SEGMENTED)
 
 
-def keeps_examples_apart(adapted: Any, arithmetic: Arithmetic) -> bool:
+def keeps_examples_apart(adapted: Any, compute_precision: ComputePrecision) -> bool:
     """Whether an example's losses are the same alone and behind a stranger in one row.
 
     The measure is the loss of the same words when the stranger's words truly stand before them:
@@ -33,14 +33,14 @@ def keeps_examples_apart(adapted: Any, arithmetic: Arithmetic) -> bool:
     first, second = _strangers(adapted.get_base_model().config.get_text_config().vocab_size)
     ids = np.concatenate([first.ids, second.ids])
     labels = np.concatenate([np.full_like(first.ids, IGNORED_LABEL), second.labels])
-    alone = _losses(adapted, (second,), arithmetic)
-    behind = _losses(adapted, (first, second), arithmetic)[-len(alone) :]
-    joined = _losses(adapted, (Row(ids=ids, labels=labels),), arithmetic)[-len(alone) :]
+    alone = _losses(adapted, (second,), compute_precision)
+    behind = _losses(adapted, (first, second), compute_precision)[-len(alone) :]
+    joined = _losses(adapted, (Row(ids=ids, labels=labels),), compute_precision)[-len(alone) :]
     leak, influence = (alone - behind).abs().mean(), (alone - joined).abs().mean()
     return bool(leak <= LEAK_SHARE_MAX * influence)
 
 
-def require_working(adapted: Any, arithmetic: Arithmetic, *, packing: bool) -> None:
+def require_working(adapted: Any, compute_precision: ComputePrecision, *, packing: bool) -> None:
     """Take one small step's forward and backward pass, where kernels fail that do not fit the card.
 
     Raises:
@@ -48,23 +48,27 @@ def require_working(adapted: Any, arithmetic: Arithmetic, *, packing: bool) -> N
             examples see each other.
     """
     _, row = _strangers(adapted.get_base_model().config.get_text_config().vocab_size)
-    with arithmetic.context():
-        loss = token_losses(adapted, packed((row,), arithmetic.device)).mean()
+    with compute_precision.context():
+        loss = token_losses(adapted, packed((row,), compute_precision.device)).mean()
     loss.backward()
     reaches = any(p.grad is not None and bool(p.grad.any()) for p in adapted.parameters())
     adapted.zero_grad(set_to_none=True)
     if not reaches:
         raise RuntimeError("no gradient reaches the adapter")
-    if packing and not keeps_examples_apart(adapted, arithmetic):
+    if packing and not keeps_examples_apart(adapted, compute_precision):
         raise RuntimeError("examples of a packed row see each other")
 
 
-def _losses(adapted: Any, rows: tuple[Row, ...], arithmetic: Arithmetic) -> torch.Tensor:
+def _losses(
+    adapted: Any, rows: tuple[Row, ...], compute_precision: ComputePrecision
+) -> torch.Tensor:
     was_training = adapted.training
     adapted.eval()
     try:
-        with torch.no_grad(), arithmetic.context():
-            losses: torch.Tensor = token_losses(adapted, packed(rows, arithmetic.device)).float()
+        with torch.no_grad(), compute_precision.context():
+            losses: torch.Tensor = token_losses(
+                adapted, packed(rows, compute_precision.device)
+            ).float()
     finally:
         adapted.train(was_training)
     return losses

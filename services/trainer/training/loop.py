@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass, field
 import torch
 
 from lexicon.faults import Fault, FaultCode
-from trainer.domain.healing import Ladder
+from trainer.domain.healing import OomRecovery
 from trainer.domain.loss_curve import LossCurve
 from trainer.domain.plan import BatchPlan, OptimisationPlan
 from trainer.domain.scaling import LossScale
@@ -21,7 +21,7 @@ from trainer.domain.schedule import learning_rate
 from trainer.training.adapted_model import AdaptedModel
 from trainer.training.batches import Example, micro_batches, sequences_of, step_indices
 from trainer.training.memory import is_out_of_memory
-from trainer.training.preference import Goal, Tally
+from trainer.training.preference import PreferenceObjective, Tally
 
 # Where a checkpoint keeps the loss scale.
 LOSS_SCALE_KEY = "loss_scale"
@@ -44,17 +44,17 @@ class TrainState:
     """
 
     model: AdaptedModel
-    ladder: Ladder
+    recovery: OomRecovery
     batches: BatchPlan
     optimisation: OptimisationPlan
-    goal: Goal | None
+    objective: PreferenceObjective | None
     loss_scale: LossScale | None = None
     step: int = 0
     first_step: int = 0
     first_skipped_count: int = 0
     trained_token_count: int = 0
     losses: LossCurve = field(default_factory=LossCurve)
-    _given_back: Callable[[], None] | None = field(default=None, init=False, repr=False)
+    _release: Callable[[], None] | None = field(default=None, init=False, repr=False)
 
     @property
     def step_of_run(self) -> int:
@@ -66,17 +66,17 @@ class TrainState:
         """Steps whose gradient overflowed in fp16 and was not used."""
         return self.loss_scale.skipped_count if self.loss_scale else 0
 
-    def lend(self, given_back: Callable[[], None]) -> dict[str, torch.Tensor]:
-        """What a checkpoint holds, live: it is not changed before `given_back` has returned."""
+    def borrow(self, release: Callable[[], None]) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds, live: it is not changed before `release` has returned."""
         self.reclaim()
-        self._given_back = given_back
+        self._release = release
         return live(self)
 
     def reclaim(self) -> None:
         """Wait until nobody reads weights and moments any more: comes before every change."""
-        given_back, self._given_back = self._given_back, None
-        if given_back is not None:
-            given_back()
+        release, self._release = self._release, None
+        if release is not None:
+            release()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +99,7 @@ def begin(
     model: AdaptedModel,
     batches: BatchPlan,
     optimisation: OptimisationPlan,
-    goal: Goal | None,
+    objective: PreferenceObjective | None,
     *,
     loss_scale: LossScale | None = None,
 ) -> TrainState:
@@ -109,15 +109,15 @@ def begin(
         loss_scale: what to begin with where gradients are computed in fp16.
     """
     model.make_optimizer(optimisation)
-    ladder = Ladder(
+    recovery = OomRecovery(
         effective_batch_size=batches.effective_batch_size, micro_batch_size=batches.micro_batch_size
     )
     return TrainState(
         model=model,
-        ladder=ladder,
+        recovery=recovery,
         batches=batches,
         optimisation=optimisation,
-        goal=goal,
+        objective=objective,
         loss_scale=loss_scale,
     )
 
@@ -134,7 +134,7 @@ def take_step(
     rows: Sequence[Example],
     *,
     steps: int,
-    healed: Callable[[Ladder], None],
+    healed: Callable[[OomRecovery], None],
 ) -> StepFigures:
     """Take optimizer step `state.step`, as often as memory makes necessary.
 
@@ -151,29 +151,34 @@ def take_step(
             if not is_out_of_memory(error):
                 raise
         else:
-            state.ladder = state.ladder.after_success()
+            state.recovery = state.recovery.after_success()
             return figures
         # Outside the handler: the error's traceback holds the tensors that filled the memory.
         state.model.free_memory()
-        state.ladder = state.ladder.after_out_of_memory(allowed=batches.oom_recovery)
-        healed(state.ladder)
+        state.recovery = state.recovery.after_out_of_memory(allowed=batches.oom_recovery)
+        healed(state.recovery)
 
 
 def _try_step(state: TrainState, rows: Sequence[Example], *, steps: int) -> StepFigures:
     began = time.perf_counter()
-    model, batches, optimisation, goal = state.model, state.batches, state.optimisation, state.goal
+    model, batches, optimisation, objective = (
+        state.model,
+        state.batches,
+        state.optimisation,
+        state.objective,
+    )
     model.seed((batches.seed * STEP_SEED_STRIDE + state.step) % SEED_COUNT)
     sequences = sequences_of(rows)
-    divisor = _divisor(rows, goal)
-    size = state.ladder.micro_batch_size
-    point = model.reference_point(rows, goal, micro_batch_size=size, packing=batches.packing)
+    divisor = _divisor(rows, objective)
+    size = state.recovery.micro_batch_size
+    point = model.reference_point(rows, objective, micro_batch_size=size, packing=batches.packing)
     scale = state.loss_scale.factor if state.loss_scale else 1.0
     loss_sum, computed_count, tally = 0.0, 0, Tally()
     for batch in micro_batches(
         rows, micro_batch_size=size, packing=batches.packing, device=model.device
     ):
         loss_sum += model.accumulate(
-            batch, goal, divisor=divisor, scale=scale, reference_point=point, tally=tally
+            batch, objective, divisor=divisor, scale=scale, reference_point=point, tally=tally
         )
         computed_count += batch.computed_token_count
     grad_norm = model.clip(max_norm=optimisation.max_grad_norm, scale=scale)
@@ -215,14 +220,16 @@ def mean_loss(state: TrainState, rows: Sequence[Example]) -> float:
     Raises:
         Fault: RUNTIME_GPU_OOM when there is no memory for a single row.
     """
-    model, goal, packing = state.model, state.goal, state.batches.packing
+    model, objective, packing = state.model, state.objective, state.batches.packing
     loss_sum, done_count = 0.0, 0
     model.eval()
     try:
-        point, ladder = _healed(
+        point, recovery = _healed(
             model,
-            lambda size: model.reference_point(rows, goal, micro_batch_size=size, packing=packing),
-            state.ladder,
+            lambda size: model.reference_point(
+                rows, objective, micro_batch_size=size, packing=packing
+            ),
+            state.recovery,
         )
 
         def portion(size: int) -> float:
@@ -230,15 +237,15 @@ def mean_loss(state: TrainState, rows: Sequence[Example]) -> float:
             batches = micro_batches(
                 chosen, micro_batch_size=len(chosen), packing=packing, device=model.device
             )
-            return sum(model.loss(batch, goal, reference_point=point) for batch in batches)
+            return sum(model.loss(batch, objective, reference_point=point) for batch in batches)
 
         while done_count < len(rows):
-            loss, ladder = _healed(model, portion, ladder)
+            loss, recovery = _healed(model, portion, recovery)
             loss_sum += loss
-            done_count += ladder.micro_batch_size
+            done_count += recovery.micro_batch_size
     finally:
         model.train()
-    return loss_sum / _divisor(rows, goal)
+    return loss_sum / _divisor(rows, objective)
 
 
 def update(state: TrainState, *, lr: float) -> None:
@@ -309,25 +316,25 @@ def _use_gradient(state: TrainState, *, lr: float, skipped: bool) -> None:
     state.loss_scale = scale.after_overflow() if skipped else scale.after_clean_step()
 
 
-def _divisor(rows: Sequence[Example], goal: Goal | None) -> int:
+def _divisor(rows: Sequence[Example], objective: PreferenceObjective | None) -> int:
     """What a summed loss is divided by: trained tokens, or examples where there is a goal."""
-    if goal is not None:
+    if objective is not None:
         return len(rows)
     return max(1, sum(row.trained_count for row in sequences_of(rows)))
 
 
 def _healed(
-    model: AdaptedModel, work: Callable[[int], float], ladder: Ladder
-) -> tuple[float, Ladder]:
-    """What `work` gives with the largest micro-batch that there is memory for, and its rung."""
+    model: AdaptedModel, work: Callable[[int], float], recovery: OomRecovery
+) -> tuple[float, OomRecovery]:
+    """What `work` gives with the largest micro-batch that fits, and the recovery after it."""
     while True:
         try:
-            return work(ladder.micro_batch_size), ladder.after_success()
+            return work(recovery.micro_batch_size), recovery.after_success()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         model.free_memory()
-        ladder = ladder.after_out_of_memory(allowed=True)
+        recovery = recovery.after_out_of_memory(allowed=True)
 
 
 def require_finite(loss: float, grad_norm: float, *, step: int) -> None:

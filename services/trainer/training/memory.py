@@ -7,7 +7,7 @@ import sys
 import torch
 
 from lexicon.faults import Fault, FaultCode
-from trainer.domain.healing import tells_out_of_memory
+from trainer.domain.healing import means_out_of_memory
 
 KIBIBYTE = 1024
 
@@ -18,7 +18,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, Fault):
         return error.code is FaultCode.RUNTIME_GPU_OOM
-    return tells_out_of_memory(str(error))
+    return means_out_of_memory(str(error))
 
 
 def release_memory() -> None:
@@ -29,7 +29,7 @@ def release_memory() -> None:
 
 
 def forget_peak() -> None:
-    """Let `peak_bytes` begin anew: what an earlier run of this process took is not this one's."""
+    """Reset `peak_bytes`: what an earlier run of this process took is not this one's."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 

@@ -16,8 +16,8 @@ from lexicon.faults import Fault, FaultCode
 from modelspec.recipe import Optimizer
 from trainer.domain.healing import TRIES_AT_ONE_MAX
 from trainer.domain.plan import OptimisationPlan
-from trainer.training.arithmetic import one_thread
 from trainer.training.capabilities import require_bitsandbytes
+from trainer.training.compute_precision import one_thread
 from trainer.training.memory import is_out_of_memory, release_memory
 
 ADAM_BETAS = (0.9, 0.999)

@@ -19,24 +19,24 @@ from torch.nn.functional import logsigmoid
 
 from modelspec.recipe import Method
 from trainer.domain.plan import Objective
-from trainer.training.arithmetic import Arithmetic
 from trainer.training.batches import (
     IGNORED_LABEL,
     Example,
-    Judged,
+    KtoExample,
     MicroBatch,
     Row,
     micro_batches,
     sequences_of,
 )
-from trainer.training.objective import token_losses
+from trainer.training.compute_precision import ComputePrecision
+from trainer.training.token_loss import token_losses
 
 # Below this a mean log-probability counts as certainty, whose odds would be infinite.
 LOGPROB_MAX = -float(np.finfo(np.float32).eps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Goal:
+class PreferenceObjective:
     """A method with its constants; see `PreferencePlan`."""
 
     method: Method
@@ -47,7 +47,7 @@ class Goal:
 
 @dataclass(slots=True, kw_only=True)
 class Tally:
-    """How surely a step's examples were judged rightly, over all its micro-batches.
+    """How surely a step's examples were ranked correctly, over all its micro-batches.
 
     The margin of a pair is beta times how much more likely the chosen continuation is than the
     rejected one: by log-ratios to the reference (DPO), or by mean log-probabilities (ORPO, SimPO).
@@ -76,12 +76,12 @@ class Tally:
         return self.right_count / self.count if self.count else None
 
 
-def goal_of(objective: Objective) -> Goal | None:
+def objective_of(objective: Objective) -> PreferenceObjective | None:
     """What is wanted of preferences; None for SFT, which learns single tokens."""
     if objective.method is Method.SFT:
         return None
     assert objective.preference is not None, "a plan of a preference method has its constants"
-    return Goal(
+    return PreferenceObjective(
         method=objective.method,
         beta=objective.preference.beta,
         gamma=objective.preference.simpo_gamma,
@@ -92,7 +92,7 @@ def goal_of(objective: Objective) -> Goal | None:
 def summed_loss(
     model: Any,
     batch: MicroBatch,
-    goal: Goal,
+    objective: PreferenceObjective,
     *,
     reference_point: float,
     tally: Tally | None = None,
@@ -104,24 +104,26 @@ def summed_loss(
         tally: counts the examples in.
     """
     tally = tally or Tally()
-    match goal.method:
+    match objective.method:
         case Method.DPO:
             ratios_S = log_ratios(model, batch)
-            tally.add(goal.beta * (ratios_S[0::2] - ratios_S[1::2]))
-            return dpo_losses(ratios_S, beta=goal.beta).sum()
+            tally.add(objective.beta * (ratios_S[0::2] - ratios_S[1::2]))
+            return dpo_losses(ratios_S, beta=objective.beta).sum()
         case Method.ORPO:
             means_S = _mean_logprobs(model, batch)
-            tally.add(goal.beta * (means_S[0::2] - means_S[1::2]))
-            return orpo_losses(means_S, beta=goal.beta).sum()
+            tally.add(objective.beta * (means_S[0::2] - means_S[1::2]))
+            return orpo_losses(means_S, beta=objective.beta).sum()
         case Method.SIMPO:
             means_S = _mean_logprobs(model, batch)
-            tally.add(goal.beta * (means_S[0::2] - means_S[1::2]))
-            return simpo_losses(means_S, beta=goal.beta, gamma=goal.gamma).sum()
+            tally.add(objective.beta * (means_S[0::2] - means_S[1::2]))
+            return simpo_losses(means_S, beta=objective.beta, gamma=objective.gamma).sum()
         case Method.KTO:
             ratios_B = log_ratios(model, batch)
             signs_B = _signs(batch.examples, like=ratios_B)
-            tally.add(signs_B * goal.beta * (ratios_B - reference_point))
-            return kto_losses(ratios_B, batch.examples, beta=goal.beta, point=reference_point).sum()
+            tally.add(signs_B * objective.beta * (ratios_B - reference_point))
+            return kto_losses(
+                ratios_B, batch.examples, beta=objective.beta, point=reference_point
+            ).sum()
         case Method.SFT:
             raise AssertionError("SFT has no preferences")
 
@@ -165,17 +167,17 @@ def kto_losses(
 
     Source: Ethayarajh et al. 2024, arXiv:2402.01306, equation 8.
     """
-    judged = [example for example in examples if isinstance(example, Judged)]
+    kto_examples = [example for example in examples if isinstance(example, KtoExample)]
     signs_B = _signs(examples, like=ratios_B)
-    weights_B = ratios_B.new_tensor([example.weight for example in judged])
+    weights_B = ratios_B.new_tensor([example.weight for example in kto_examples])
     return weights_B * (1 - torch.sigmoid(signs_B * beta * (ratios_B - point)))
 
 
 def reference_point(
     model: Any,
     examples: Sequence[Example],
-    goal: Goal | None,
-    arithmetic: Arithmetic,
+    objective: PreferenceObjective | None,
+    compute_precision: ComputePrecision,
     *,
     micro_batch_size: int,
     packing: bool,
@@ -188,14 +190,17 @@ def reference_point(
 
     Source: Ethayarajh et al. 2024, arXiv:2402.01306, section 4.2.
     """
-    if goal is None or goal.method is not Method.KTO or len(examples) < 2:
+    if objective is None or objective.method is not Method.KTO or len(examples) < 2:
         return 0.0
-    strangers = mismatched(sequences_of(examples), max_tokens=goal.max_sequence_tokens)
+    strangers = mismatched(sequences_of(examples), max_tokens=objective.max_sequence_tokens)
     total = 0.0
     for batch in micro_batches(
-        strangers, micro_batch_size=micro_batch_size, packing=packing, device=arithmetic.device
+        strangers,
+        micro_batch_size=micro_batch_size,
+        packing=packing,
+        device=compute_precision.device,
     ):
-        with _judging(model), arithmetic.context():
+        with _judging(model), compute_precision.context():
             total += log_ratios(model, batch).sum().item()
     return max(0.0, total / len(strangers))
 
@@ -224,8 +229,8 @@ def log_ratios(model: Any, batch: MicroBatch) -> torch.Tensor:
 
 def _signs(examples: Sequence[Example], *, like: torch.Tensor) -> torch.Tensor:
     """1 for each desirable example and -1 for each other, (B,)."""
-    judged = [example for example in examples if isinstance(example, Judged)]
-    return like.new_tensor([1.0 if example.desirable else -1.0 for example in judged])
+    kto_examples = [example for example in examples if isinstance(example, KtoExample)]
+    return like.new_tensor([1.0 if example.desirable else -1.0 for example in kto_examples])
 
 
 def _logprobs(model: Any, batch: MicroBatch) -> torch.Tensor:

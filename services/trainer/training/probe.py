@@ -1,7 +1,7 @@
 """The largest micro-batch of a run, tried before the run costs anything.
 
-Memory that is too small for it is found while the run is still free of charge, and the ladder of
-out-of-memory healing is walked there. The trial takes no optimizer step; random numbers, gradients
+Memory that is too small for it is found while the run is still free of charge, and the micro-batch
+is halved there. The trial takes no optimizer step; random numbers, gradients
 and the model's mode are afterwards what they were, so that a run is bit for bit the same with it
 and without it.
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from corpus.packing import shuffle_order
-from trainer.domain.healing import Ladder
+from trainer.domain.healing import OomRecovery
 from trainer.domain.plan import BatchPlan, steps_per_epoch
 from trainer.training import loop
 from trainer.training.batches import Example, longest_of, micro_batches, sequences_of
@@ -29,7 +29,7 @@ Part = tuple[Sequence[Example], range]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Extent:
+class BatchShape:
     """What decides how much memory a micro-batch needs.
 
     Attributes:
@@ -42,7 +42,7 @@ class Extent:
     longest_count: int
     label_count: int
 
-    def covers(self, other: "Extent") -> bool:
+    def covers(self, other: "BatchShape") -> bool:
         """Whether memory that was enough for this is enough for the other."""
         return (
             self.token_count >= other.token_count
@@ -56,17 +56,17 @@ def probe(
     rows: Sequence[Example],
     *,
     steps: range,
-    healed: Callable[[Ladder], None],
-    trying: Callable[[Extent], None] = lambda _: None,
-    proven: Sequence[Extent] = (),
-) -> Extent | None:
+    healed: Callable[[OomRecovery], None],
+    trying: Callable[[BatchShape], None] = lambda _: None,
+    proven: Sequence[BatchShape] = (),
+) -> BatchShape | None:
     """Take the largest micro-batch of what is left forward and backward; how large it was.
 
-    `state.ladder` is afterwards on the first rung that there is memory for.
+    `state.recovery` has afterwards the largest micro-batch that there is memory for.
 
     Args:
         steps: optimizer steps that are left.
-        trying: told what is tried, before it is; it may take minutes.
+        trying: called with what is tried, before it is; it may take minutes.
         proven: what trials under the same conditions have shown to fit; a micro-batch that is no
             larger than one of them is not tried.
     Returns:
@@ -78,31 +78,31 @@ def probe(
     batches = state.batches
     while True:
         examples = largest_micro_batch(
-            rows, batches, size=state.ladder.micro_batch_size, steps=steps
+            rows, batches, size=state.recovery.micro_batch_size, steps=steps
         )
         if not examples:
             return None
-        extent = extent_of(examples, packing=batches.packing)
-        if any(each.covers(extent) for each in proven):
+        batch_shape = batch_shape_of(examples, packing=batches.packing)
+        if any(each.covers(batch_shape) for each in proven):
             return None
-        log.info("trying the longest batch: %s", extent)
-        trying(extent)
+        log.info("trying the longest batch: %s", batch_shape)
+        trying(batch_shape)
         try:
             _try(state, examples)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         else:
-            state.ladder = state.ladder.after_success()
-            return extent
+            state.recovery = state.recovery.after_success()
+            return batch_shape
         # Outside the handler: the error's traceback holds the tensors that filled the memory.
         state.model.free_memory()
-        state.ladder = state.ladder.after_out_of_memory(allowed=batches.oom_recovery)
-        healed(state.ladder)
+        state.recovery = state.recovery.after_out_of_memory(allowed=batches.oom_recovery)
+        healed(state.recovery)
 
 
 def largest_first(parts: Iterable[Part], batches: BatchPlan, *, size: int) -> list[Part]:
-    """The parts of a course in the order in which to try them: what fits in one may prove others.
+    """The parts of a schedule in the order in which to try them: what fits in one may prove others.
 
     Args:
         parts: rows and the steps that are left over them.
@@ -112,7 +112,7 @@ def largest_first(parts: Iterable[Part], batches: BatchPlan, *, size: int) -> li
     def token_count(part: Part) -> int:
         rows, steps = part
         examples = largest_micro_batch(rows, batches, size=size, steps=steps)
-        return extent_of(examples, packing=batches.packing).token_count if examples else 0
+        return batch_shape_of(examples, packing=batches.packing).token_count if examples else 0
 
     return sorted(parts, key=token_count, reverse=True)
 
@@ -160,11 +160,11 @@ def largest_micro_batch(
     return tuple(rows[i] for i in chosen)
 
 
-def extent_of(examples: Sequence[Example], *, packing: bool) -> Extent:
+def batch_shape_of(examples: Sequence[Example], *, packing: bool) -> BatchShape:
     """How large a micro-batch of the examples is."""
     rows = sequences_of(examples)
     longest_count = max(len(row.ids) for row in rows)
-    return Extent(
+    return BatchShape(
         token_count=sum(len(row.ids) for row in rows) if packing else longest_count * len(rows),
         longest_count=longest_count,
         label_count=sum(row.trained_count for row in rows),
@@ -172,13 +172,20 @@ def extent_of(examples: Sequence[Example], *, packing: bool) -> Extent:
 
 
 def _try(state: loop.TrainState, examples: Sequence[Example]) -> None:
-    model, goal, size, packing = state.model, state.goal, len(examples), state.batches.packing
+    model, objective, size, packing = (
+        state.model,
+        state.objective,
+        len(examples),
+        state.batches.packing,
+    )
     try:
         with model.forked_random():
-            point = model.reference_point(examples, goal, micro_batch_size=size, packing=packing)
+            point = model.reference_point(
+                examples, objective, micro_batch_size=size, packing=packing
+            )
             for batch in micro_batches(
                 examples, micro_batch_size=size, packing=packing, device=model.device
             ):
-                model.accumulate(batch, goal, divisor=1, reference_point=point)
+                model.accumulate(batch, objective, divisor=1, reference_point=point)
     finally:
         model.discard_gradient()

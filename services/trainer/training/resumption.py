@@ -17,7 +17,7 @@ from trainer.domain.loss_curve import LossCurve
 from trainer.domain.plan import BatchPlan, Places
 from trainer.training import checkpoint, loop
 from trainer.training.checkpoint import Progress
-from trainer.training.continual import MERGED_PREFIX, TUNED_PREFIX, Course
+from trainer.training.continual import MERGED_PREFIX, TUNED_PREFIX, ContinualSchedule
 from trainer.training.dataset import Warn
 from trainer.training.validation import BEST_PREFIX
 
@@ -39,33 +39,38 @@ def from_newest(places: Places, use: Callable[[Path], None], warn: Warn) -> None
         try:
             use(Path(folder))
         except Fault as fault:
-            instead = "the one before it is tried" if left_count else "training begins anew"
+            instead = "the one before it is tried" if left_count else "training starts over"
             warn(fault.code, f"{fault.message}; {instead}")
         else:
             return
 
 
 def resume_from(
-    folder: Path, state: loop.TrainState, course: Course, *, run: str, fingerprint: str
+    folder: Path,
+    state: loop.TrainState,
+    continual_schedule: ContinualSchedule,
+    *,
+    run: str,
+    fingerprint: str,
 ) -> None:
-    """Put state and course where the checkpoint stood.
+    """Put state and schedule where the checkpoint was taken.
 
     Raises:
         Fault: STATE_CHECKPOINT_INVALID when it is not whole, not of this run, or does not fit
             together; nothing has been changed then.
     """
     progress, tensors = checkpoint.read(folder, run=run, fingerprint=fingerprint)
-    require_possible(progress, course.batches, steps=course.steps)
-    merges = course.read(progress.course)
-    _require_counted(progress, course)
-    _require_sides(tensors, progress, course, state)
+    require_possible(progress, continual_schedule.batches, steps=continual_schedule.steps)
+    merges = continual_schedule.read(progress.continual_schedule)
+    _require_counted(progress, continual_schedule)
+    _require_sides(tensors, progress, continual_schedule, state)
     loop.restore(state, {k: v for k, v in tensors.items() if not k.startswith(SIDE_PREFIXES)})
-    course.validation.restore(progress, dict(tensors))
-    course.restore(state, merges, dict(tensors), folder=folder)
+    continual_schedule.validation.restore(progress, dict(tensors))
+    continual_schedule.restore(state, merges, dict(tensors), folder=folder)
     state.step = progress.step
     state.trained_token_count = progress.trained_token_count
     state.losses = LossCurve.of(progress.losses)
-    state.ladder = replace(state.ladder, micro_batch_size=progress.micro_batch_size)
+    state.recovery = replace(state.recovery, micro_batch_size=progress.micro_batch_size)
     log.info("resumed at step %d", state.step)
 
 
@@ -82,21 +87,27 @@ def require_possible(progress: Progress, batches: BatchPlan, *, steps: int) -> N
         raise _unsound(f"its micro-batch is {given}, but that of the run {most}")
 
 
-def _require_counted(progress: Progress, course: Course) -> None:
-    """Every run of a continual training that is over by this step stands in the history."""
-    if not course.slices:
+def _require_counted(progress: Progress, continual_schedule: ContinualSchedule) -> None:
+    """Every run of a continual training that is over by this step is in the history."""
+    if not continual_schedule.slices:
         return
-    history, run_steps = course.read(progress.course).history, course.run_steps
+    history, run_steps = (
+        continual_schedule.read(progress.continual_schedule).history,
+        continual_schedule.run_steps,
+    )
     ends = [record.step for record in history]
     if ends != [run_steps * number for number in range(1, progress.step // run_steps + 1)]:
         raise _unsound(f"runs that ended at {ends} do not lead to step {progress.step}")
 
 
 def _require_sides(
-    tensors: Tensors, progress: Progress, course: Course, state: loop.TrainState
+    tensors: Tensors,
+    progress: Progress,
+    continual_schedule: ContinualSchedule,
+    state: loop.TrainState,
 ) -> None:
     """The best weights and those of merges are there when they must be, whole, and in shape."""
-    count = merged_count(course.read(progress.course).history)
+    count = merged_count(continual_schedule.read(progress.continual_schedule).history)
     needed = {
         BEST_PREFIX: progress.best_validation_loss is not None,
         TUNED_PREFIX: count > 0,

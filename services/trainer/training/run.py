@@ -14,11 +14,11 @@ import torch
 
 from lexicon.faults import Fault, FaultCode
 from trainer.domain.continual import MergeRecord
-from trainer.domain.healing import Ladder
+from trainer.domain.device import Device
+from trainer.domain.healing import OomRecovery
 from trainer.domain.loss_curve import LossCurve
 from trainer.domain.mlx import require_supported
 from trainer.domain.plan import Places, TrainPlan, checkpoint_due, essence
-from trainer.domain.rails import Device
 from trainer.domain.remaining import StepTimer
 from trainer.domain.scaling import LossScale
 from trainer.pipe import (
@@ -32,71 +32,88 @@ from trainer.pipe import (
     StepTaken,
     Warned,
 )
-from trainer.training import checkpoint, loop, resumption, speech
+from trainer.training import checkpoint, generation, loop, resumption
 from trainer.training.adapted_model import AdaptedModel
 from trainer.training.backend import Backend
 from trainer.training.channel import Channel
-from trainer.training.continual import Course
-from trainer.training.dataset import Desk, Warn
+from trainer.training.continual import ContinualSchedule
+from trainer.training.dataset import TrainingData, Warn
 from trainer.training.delivery import deliver
+from trainer.training.libraries import TorchLibraries
 from trainer.training.mlx_presence import require_available
-from trainer.training.preference import goal_of
-from trainer.training.probe import Extent, largest_first, probe
-from trainer.training.rails import Rails
+from trainer.training.model_cache import Conditions, ModelCache, conditions_of
+from trainer.training.preference import objective_of
+from trainer.training.probe import BatchShape, largest_first, probe
 from trainer.training.sampling import Sampler
 from trainer.training.torch_backend import TorchBackend
 from trainer.training.validation import split
-from trainer.training.warm import Conditions, Warm, conditions_of
 from trainer.training.writer import CheckpointWriter
 
 log = logging.getLogger(__name__)
 
 
-def train_run(plan: TrainPlan, channel: Channel, rails: Rails, warm: Warm) -> Finished:
+def train_run(
+    plan: TrainPlan, channel: Channel, libraries: TorchLibraries, model_cache: ModelCache
+) -> Finished:
     """Train the plan and write the adapter.
 
     Args:
-        warm: what earlier runs have left in memory; it is the next run's afterwards, unless this
-            one fails.
+        model_cache: what earlier runs have left in memory; it is the next run's afterwards, unless
+            this one fails.
     Raises:
         Fault: what is wrong with model, data, configuration or device.
     """
     log.info("run_started run_id=%s attempt=%d", plan.attempt.run, plan.attempt.number)
     channel.send(StageBegan(stage="initialization"))
     report = partial(warn, channel)
-    backend = backend_for(plan, rails, warm, warn=report)
+    backend = backend_for(plan, libraries, model_cache, warn=report)
     checkpoint.remove_partials(checkpoint.root_of(plan.places))
-    desk = Desk.prepare(plan.base, plan.data, plan.objective, warn=report, shelf=warm.shelf)
-    with timed("model_ready"):
-        model = backend.adapt(plan, desk, warm)
-    plan = padded_where_needed(plan, backend, model, warn=report)
-    speaker = speech.Speaker(
-        model=model,
-        tokenizer=desk.tokenizer,
-        end_ids=desk.end_ids(model.end_ids),
-        special_tokens=desk.special_tokens,
+    data = TrainingData.prepare(
+        plan.base, plan.data, plan.objective, warn=report, dataset_cache=model_cache.dataset_cache
     )
-    sampler = Sampler(speaker, desk.prompts)
+    with timed("model_ready"):
+        model = backend.adapt(plan, data, model_cache)
+    plan = padded_where_needed(plan, backend, model, warn=report)
+    generator = generation.Generator(
+        model=model,
+        tokenizer=data.tokenizer,
+        end_ids=data.end_ids(model.end_ids),
+        special_tokens=data.special_tokens,
+    )
+    sampler = Sampler(generator, data.prompts)
     with model.training_setup(plan.compute, plan.build):
-        course, last, done, losses = _train(model, plan, desk, channel, warm, sampler)
+        continual_schedule, last, done, losses = _train(
+            model, plan, data, channel, model_cache, sampler
+        )
     channel.send(StageBegan(stage="saving"))
     finished = deliver(
-        plan, speaker, course, desk, last=last, done_count=done, losses=losses, warm=warm
+        plan,
+        generator,
+        continual_schedule,
+        data,
+        last=last,
+        done_count=done,
+        losses=losses,
+        model_cache=model_cache,
     )
-    kept = (plan.base.base_model,) if warm.keep() else ()
-    return msgspec.structs.replace(finished, warm=kept)
+    kept = (plan.base.base_model,) if model_cache.keep() else ()
+    return msgspec.structs.replace(finished, cached_models=kept)
 
 
-def backend_for(plan: TrainPlan, rails: Rails, warm: Warm, *, warn: Warn) -> Backend:
+def backend_for(
+    plan: TrainPlan, libraries: TorchLibraries, model_cache: ModelCache, *, warn: Warn
+) -> Backend:
     """The backend of a run; MLX is imported for a run on it alone.
 
     Raises:
         Fault: DEP_GPU_NOT_AVAILABLE, DEP_MLX_UNAVAILABLE, CONFIG_INVALID_SETTING for what MLX does
             not do, and what `TorchBackend.choose` raises.
     """
-    device = rails.resolve(plan)
+    device = libraries.resolve(plan)
     if device is not Device.MLX:
-        return TorchBackend.choose(plan, torch.device(device.value), rails, warm, warn=warn)
+        return TorchBackend.choose(
+            plan, torch.device(device.value), libraries, model_cache, warn=warn
+        )
     require_available()
     require_supported(plan)
     from trainer.training.mlx_backend.backend import MlxBackend
@@ -119,7 +136,7 @@ def padded_where_needed(
 def timed(what: str) -> Iterator[None]:
     """Say in the run's log how long something took that the user waits for.
 
-    The processor's time tells waiting for a disk or a busy machine from work.
+    The processor's time distinguishes work from waiting for a disk or a busy machine.
     """
     began, processor = time.monotonic(), time.process_time()
     yield
@@ -128,7 +145,7 @@ def timed(what: str) -> Iterator[None]:
 
 
 def warn(channel: Channel, code: FaultCode, text: str) -> None:
-    """Tell the user something that does not end the run."""
+    """Warn the user of something that does not end the run."""
     log.warning("%s: %s", code.value, text)
     channel.send(Warned(code=code.value, message=text))
 
@@ -141,20 +158,20 @@ def fingerprint(plan: TrainPlan) -> str:
 def _train(
     model: AdaptedModel,
     plan: TrainPlan,
-    desk: Desk,
+    data: TrainingData,
     channel: Channel,
-    warm: Warm,
+    model_cache: ModelCache,
     sampler: Sampler,
-) -> tuple[Course, StepTaken | None, int, LossCurve]:
+) -> tuple[ContinualSchedule, StepTaken | None, int, LossCurve]:
     """Take all steps that are left; figures of the last one, if any, count and losses of all."""
-    state, course = _begun(model, plan, desk, channel)
-    resume(plan, state, course, channel)
+    state, continual_schedule = _begun(model, plan, data, channel)
+    resume(plan, state, continual_schedule, channel)
     last: StepTaken | None = None
-    steps, validation = course.steps, course.validation
+    steps, validation = continual_schedule.steps, continual_schedule.validation
     timer = StepTimer()
     with timed("longest_batch_tried"):
         conditions = conditions_of(plan.build, plan.objective, plan.batches)
-        _probe(state, course, conditions, channel=channel, warm=warm)
+        _probe(state, continual_schedule, conditions, channel=channel, model_cache=model_cache)
     last_step, last_time = state.step, time.monotonic()
     channel.send(StageBegan(stage="training"))
     channel.send(Started(from_step=state.step, total_steps=steps))
@@ -164,15 +181,15 @@ def _train(
             channel.running.wait()
             figures = loop.take_step(
                 state,
-                course.rows_at(state.step),
-                steps=course.run_steps,
-                healed=partial(tell_healed, channel),
+                continual_schedule.rows_at(state.step),
+                steps=continual_schedule.run_steps,
+                healed=partial(warn_of_recovery, channel),
             )
             timer.add(figures.seconds)
             if figures.skipped:
                 log.info("step %d was skipped: its gradient overflowed in fp16", state.step)
-            course.after_step(state, figures)
-            last = _told(state, figures, course, timer)
+            continual_schedule.after_step(state, figures)
+            last = _step_report(state, figures, continual_schedule, timer)
             if is_due := checkpoint_due(
                 plan.checkpoints,
                 step=state.step,
@@ -180,8 +197,8 @@ def _train(
                 last_step=last_step,
                 seconds_since=time.monotonic() - last_time,
             ):
-                # Before the step is told: of the steps that were told, one at most can be lost.
-                save_checkpoint(writer, plan, state, course)
+                # Before the step is reported: of the reported steps one at most can be lost.
+                save_checkpoint(writer, plan, state, continual_schedule)
             channel.send(last)
             if is_due:
                 # Between two runs the model holds what the next one opens with, and no adapter.
@@ -190,158 +207,163 @@ def _train(
                 last_step, last_time = state.step, time.monotonic()
         if state.step > last_step:
             # It ended early. A node that is lost before the adapter is stored takes no step along.
-            save_checkpoint(writer, plan, state, course)
-    course.finish(state)
-    _tell_skipped(channel, state)
-    return course, last, state.step, state.losses
+            save_checkpoint(writer, plan, state, continual_schedule)
+    continual_schedule.finish(state)
+    _warn_of_skipped(channel, state)
+    return continual_schedule, last, state.step, state.losses
 
 
 def _begun(
-    model: AdaptedModel, plan: TrainPlan, desk: Desk, channel: Channel
-) -> tuple[loop.TrainState, Course]:
-    """The state and the course of a run before its first step."""
+    model: AdaptedModel, plan: TrainPlan, data: TrainingData, channel: Channel
+) -> tuple[loop.TrainState, ContinualSchedule]:
+    """The state and the schedule of a run before its first step."""
     model.train()
     loss_scale = LossScale() if model.scales_loss else None
-    goal = goal_of(plan.objective)
-    state = loop.begin(model, plan.batches, plan.optimisation, goal, loss_scale=loss_scale)
-    rows, validation = split(plan.data.validation, desk, seed=plan.batches.seed)
-    course = Course.of(
+    objective = objective_of(plan.objective)
+    state = loop.begin(model, plan.batches, plan.optimisation, objective, loss_scale=loss_scale)
+    rows, validation = split(plan.data.validation, data, seed=plan.batches.seed)
+    continual_schedule = ContinualSchedule.of(
         plan.multi_run,
         rows,
         validation,
         state,
         places=plan.places,
         warn=lambda code, text: warn(channel, code, text),
-        told=lambda record, path: _tell_merged(channel, record, path),
+        on_merge=lambda record, path: _report_merge(channel, record, path),
     )
-    return state, course
+    return state, continual_schedule
 
 
-def _tell_skipped(channel: Channel, state: loop.TrainState) -> None:
+def _warn_of_skipped(channel: Channel, state: loop.TrainState) -> None:
     if state.skipped_count:
         text = f"{state.skipped_count} of {state.step} steps were skipped: fp16 overflowed"
         warn(channel, FaultCode.RUNTIME_STEPS_SKIPPED, text)
 
 
 def _sample(sampler: Sampler, step: int, channel: Channel) -> None:
-    """Tell what the adapter says now, when it is time to."""
+    """Report samples of the adapter when they are due."""
     answers = sampler.after_checkpoint(step, warn=lambda code, text: warn(channel, code, text))
     if answers:
         channel.send(Sampled(samples=answers))
 
 
-def words_of(extent: Extent) -> str:
+def words_of(batch_shape: BatchShape) -> str:
     """What a trial of the longest batch is called while it lasts."""
-    return f"trying the longest batch: {extent.token_count:,} tokens"
+    return f"trying the longest batch: {batch_shape.token_count:,} tokens"
 
 
 def _probe(
     state: loop.TrainState,
-    course: Course,
+    continual_schedule: ContinualSchedule,
     conditions: Conditions,
     *,
     channel: Channel,
-    warm: Warm,
+    model_cache: ModelCache,
 ) -> None:
     """Try the largest micro-batch while the run is still free of charge."""
-    size = state.ladder.micro_batch_size
-    for rows, steps in largest_first(course.left(state.step), state.batches, size=size):
+    size = state.recovery.micro_batch_size
+    for rows, steps in largest_first(continual_schedule.left(state.step), state.batches, size=size):
         tried = probe(
             state,
             rows,
             steps=steps,
-            healed=lambda ladder: tell_healed(channel, ladder, what="the longest batch"),
-            trying=lambda extent: channel.send(Doing(text=words_of(extent))),
-            proven=warm.proven.get(conditions, ()),
+            healed=lambda recovery: warn_of_recovery(channel, recovery, what="the longest batch"),
+            trying=lambda batch_shape: channel.send(Doing(text=words_of(batch_shape))),
+            proven=model_cache.proven.get(conditions, ()),
         )
         if tried is not None:
-            warm.prove(conditions, tried)
+            model_cache.prove(conditions, tried)
 
 
-def resume(plan: TrainPlan, state: loop.TrainState, course: Course, channel: Channel) -> None:
+def resume(
+    plan: TrainPlan, state: loop.TrainState, continual_schedule: ContinualSchedule, channel: Channel
+) -> None:
     """Continue from the newest of the plan's checkpoints that is sound, if there is one."""
     resumption.from_newest(
         plan.places,
         lambda folder: resumption.resume_from(
-            folder, state, course, run=plan.attempt.run, fingerprint=fingerprint(plan)
+            folder, state, continual_schedule, run=plan.attempt.run, fingerprint=fingerprint(plan)
         ),
         partial(warn, channel),
     )
 
 
 def save_checkpoint(
-    writer: CheckpointWriter, plan: TrainPlan, state: loop.TrainState, course: Course
+    writer: CheckpointWriter,
+    plan: TrainPlan,
+    state: loop.TrainState,
+    continual_schedule: ContinualSchedule,
 ) -> None:
     """Have a checkpoint of the step just taken written behind training's back."""
-    attempt, validation = plan.attempt, course.validation
+    attempt, validation = plan.attempt, continual_schedule.validation
     progress = checkpoint.Progress(
         run=attempt.run,
         attempt=attempt.number,
         fencing_epoch=attempt.fencing_epoch,
         step=state.step,
         fingerprint=fingerprint(plan),
-        micro_batch_size=state.ladder.micro_batch_size,
+        micro_batch_size=state.recovery.micro_batch_size,
         trained_token_count=state.trained_token_count,
         latest_validation_loss=validation.latest_loss,
         best_validation_loss=validation.best_loss,
         validations_without_gain=validation.without_gain_count,
-        course=course.document(),
+        continual_schedule=continual_schedule.document(),
         losses=state.losses.document(),
     )
     # What validation and merges keep is replaced as a whole, never changed.
-    writer.save(progress, state, {**validation.tensors(), **course.tensors()})
+    writer.save(progress, state, {**validation.tensors(), **continual_schedule.tensors()})
 
 
 def checkpoint_writer(places: Places, channel: Channel) -> CheckpointWriter:
-    """The writer of a run's checkpoints; what it does is told to the agent."""
+    """The writer of a run's checkpoints; what it does is reported to the agent."""
 
     def written(step: int, folder: Path) -> None:
         channel.send(CheckpointWritten(step=step, folder=str(folder)))
 
     def failed(fault: Fault) -> None:
-        # Training can go on: the last good checkpoint stands, and the adapter is saved elsewhere.
+        # Training can go on: the last good checkpoint stays, and the adapter is saved elsewhere.
         warn(channel, fault.code, fault.message)
 
     return CheckpointWriter(checkpoint.root_of(places), written=written, failed=failed)
 
 
-def _told(
+def _step_report(
     state: loop.TrainState,
     figures: loop.StepFigures,
-    course: Course,
+    continual_schedule: ContinualSchedule,
     timer: StepTimer,
 ) -> StepTaken:
     return StepTaken(
         step=state.step,
-        total_steps=course.steps,
-        epoch=course.epoch_of(state.step),
-        total_epochs=course.epochs,
+        total_steps=continual_schedule.steps,
+        epoch=continual_schedule.epoch_of(state.step),
+        total_epochs=continual_schedule.epochs,
         loss=figures.loss,
         learning_rate=figures.learning_rate,
         grad_norm=figures.grad_norm,
         tokens_per_second=figures.token_count / max(figures.seconds, 1e-9),
         real_token_ratio=figures.token_count / figures.computed_token_count,
         memory_bytes=state.model.peak_bytes(),
-        remaining_seconds=timer.remaining_seconds(steps_left=course.steps - state.step),
-        validation_loss=course.validation.latest_loss,
-        micro_batch_size=state.ladder.micro_batch_size,
-        accumulation_steps=state.ladder.accumulation_steps,
+        remaining_seconds=timer.remaining_seconds(steps_left=continual_schedule.steps - state.step),
+        validation_loss=continual_schedule.validation.latest_loss,
+        micro_batch_size=state.recovery.micro_batch_size,
+        accumulation_steps=state.recovery.accumulation_steps,
         trained_token_count=state.trained_token_count,
         preference_margin=figures.preference_margin,
         preference_accuracy=figures.preference_accuracy,
     )
 
 
-def tell_healed(channel: Channel, ladder: Ladder, *, what: str = "the step") -> None:
-    """Tell the user that memory ran out and how the step is cut now."""
+def warn_of_recovery(channel: Channel, recovery: OomRecovery, *, what: str = "the step") -> None:
+    """Warn the user that memory ran out, and how the step is cut now."""
     warn(
         channel,
         FaultCode.RUNTIME_GPU_OOM,
-        f"Out of memory; {what} is taken again with micro-batch {ladder.micro_batch_size} and "
-        f"{ladder.accumulation_steps} accumulation steps",
+        f"Out of memory; {what} is taken again with micro-batch {recovery.micro_batch_size} and "
+        f"{recovery.accumulation_steps} accumulation steps",
     )
 
 
-def _tell_merged(channel: Channel, record: MergeRecord, path: Path | None) -> None:
+def _report_merge(channel: Channel, record: MergeRecord, path: Path | None) -> None:
     log.info("run %d ended: %s", record.number, record.outcome.value)
     channel.send(RunMerged(record=record, path=str(path) if path else None))

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from lexicon.faults import FaultCode
 from trainer.domain.sampling import samples_due
 from trainer.pipe import Answer
-from trainer.training import speech
+from trainer.training import generation
 from trainer.training.dataset import Warn
+from trainer.training.generation import Generator, Prompt
 from trainer.training.memory import is_out_of_memory
-from trainer.training.speech import Prompt, Speaker
 
 log = logging.getLogger(__name__)
 
@@ -18,18 +18,18 @@ log = logging.getLogger(__name__)
 class Sampler:
     """Asks the adapter at checkpoints, when it is time to.
 
-    Whatever goes wrong is told once and ends the asking, never the run: samples are a smoke test.
+    A failure is warned of once and ends the samples, never the run: samples are a smoke test.
     """
 
     def __init__(
         self,
-        speaker: Speaker,
+        generator: Generator,
         prompts: Sequence[Prompt],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._speaker = speaker
-        self._prompts = prompts[: speech.SAMPLES_COUNT]
+        self._generator = generator
+        self._prompts = prompts[: generation.SAMPLES_COUNT]
         self._clock = clock
         self._last_time = clock()
         self._cost_seconds = 0.0
@@ -49,27 +49,27 @@ class Sampler:
         except Exception as error:
             log.exception("samples at step %d failed", step)
             self._given_up = True
-            tell_failure(error, f"No samples at step {step}; training goes on", warn=warn)
+            warn_of_failure(error, f"No samples at step {step}; training goes on", warn=warn)
         # Outside the handler: the error's traceback holds what filled the memory.
-        self._speaker.model.free_memory()
+        self._generator.model.free_memory()
         self._last_time = self._clock()
         self._cost_seconds = self._last_time - began
         return answers
 
     def _ask(self, step: int) -> tuple[Answer, ...]:
-        speaker, prompts = self._speaker, self._prompts
-        with speaker.model.generating():
-            said = speech.generate(speaker, prompts, tokens_max=speech.BRIEF_TOKENS_MAX)
+        generator, prompts = self._generator, self._prompts
+        with generator.model.generating():
+            said = generation.generate(generator, prompts, tokens_max=generation.BRIEF_TOKENS_MAX)
             if self._base_ids is None:
                 # The base is frozen: what it says, it says in the whole run.
-                with speaker.model.as_base():
-                    self._base_ids = speech.generate(
-                        speaker, prompts, tokens_max=speech.BRIEF_TOKENS_MAX
+                with generator.model.as_base():
+                    self._base_ids = generation.generate(
+                        generator, prompts, tokens_max=generation.BRIEF_TOKENS_MAX
                     )
-            return speech.side_by_side(speaker, prompts, said, self._base_ids, step=step)
+            return generation.side_by_side(generator, prompts, said, self._base_ids, step=step)
 
 
-def tell_failure(error: Exception, what: str, *, warn: Warn) -> None:
+def warn_of_failure(error: Exception, what: str, *, warn: Warn) -> None:
     """Warn of samples that could not be made; for want of memory, or for another reason."""
     if is_out_of_memory(error):
         warn(FaultCode.RUNTIME_GPU_OOM, f"{what}: no memory was left for them")

@@ -28,7 +28,7 @@ def orthonormal(a_RI: torch.Tensor) -> torch.Tensor:
     """An orthonormal basis of the rows of A: Qᵀ of QR(Aᵀ), with the signs that keep R positive.
 
     With more rows than features there is none; then the columns are orthonormal. Computed in
-    float64 on the CPU: every rail gives the same bits.
+    float64 on the CPU: every backend gives the same bits.
     """
     matrix = a_RI.detach().to("cpu", torch.float64).flatten(1)
     is_wide = matrix.shape[0] <= matrix.shape[1]

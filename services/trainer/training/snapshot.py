@@ -27,7 +27,7 @@ ALIGNMENT = 8
 
 
 class Ready(Protocol):
-    """Tells when tensors have the numbers that were asked of a device so far."""
+    """Work that was queued on a device; done once tensors have its numbers."""
 
     def synchronize(self) -> None: ...
 

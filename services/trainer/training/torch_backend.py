@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 
 from trainer.domain.plan import TrainPlan
-from trainer.training.arithmetic import Arithmetic, arithmetic_for, threads_for
-from trainer.training.dataset import Desk, Warn, require_known_tokens
+from trainer.training.compute_precision import ComputePrecision, compute_precision_for, threads_for
+from trainer.training.dataset import TrainingData, Warn, require_known_tokens
 from trainer.training.isolation import require_working
+from trainer.training.libraries import TorchLibraries, TorchLibrary, loading
 from trainer.training.memory import forget_peak
-from trainer.training.rails import Rails, TorchLibrary, loading
+from trainer.training.model_cache import ModelCache
 from trainer.training.torch_model import TorchModel
-from trainer.training.warm import Warm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,17 +20,23 @@ class TorchBackend:
     """See `backend.Backend`.
 
     Attributes:
-        library: the one of `rails` that holds the model.
+        library: the one of `libraries` that holds the model.
     """
 
     library: TorchLibrary
-    rails: Rails
-    arithmetic: Arithmetic
+    libraries: TorchLibraries
+    compute_precision: ComputePrecision
     packs_rows: bool = True
 
     @classmethod
     def choose(
-        cls, plan: TrainPlan, device: torch.device, rails: Rails, cache: Warm, *, warn: Warn
+        cls,
+        plan: TrainPlan,
+        device: torch.device,
+        libraries: TorchLibraries,
+        cache: ModelCache,
+        *,
+        warn: Warn,
     ) -> "TorchBackend":
         """The library, the numbers and the processor's threads of a run on `device`.
 
@@ -38,24 +44,26 @@ class TorchBackend:
             Fault: MODEL_ARCHITECTURE_UNSUPPORTED, CONFIG_INVALID_SETTING, RUNTIME_UNSLOTH_FAILED.
         """
         compute, width = plan.compute, cache.width_of(plan.base)
-        arithmetic = arithmetic_for(
+        compute_precision = compute_precision_for(
             compute.precision, device, width=width, four_bit=compute.load_in_4bit
         )
         torch.set_num_threads(threads_for(width, available=_cores()))
-        library = rails.choose(compute, device, warn=warn)
-        return cls(library=library, rails=rails, arithmetic=arithmetic)
+        library = libraries.choose(compute, device, warn=warn)
+        return cls(library=library, libraries=libraries, compute_precision=compute_precision)
 
-    def adapt(self, plan: TrainPlan, data: Desk, cache: Warm) -> TorchModel:
+    def adapt(self, plan: TrainPlan, data: TrainingData, cache: ModelCache) -> TorchModel:
         """See `backend.Backend`."""
         forget_peak()
-        with loading(self.library, self.rails):
+        with loading(self.library, self.libraries):
             module = cache.adapted_for(
-                plan.base, plan.build, self.library, self.arithmetic, seed=plan.batches.seed
+                plan.base, plan.build, self.library, self.compute_precision, seed=plan.batches.seed
             )
-            if self.library is self.rails.unsloth:
-                require_working(module, self.arithmetic, packing=plan.batches.packing)
+            if self.library is self.libraries.unsloth:
+                require_working(module, self.compute_precision, packing=plan.batches.packing)
         require_known_tokens(data, module.get_input_embeddings().weight.shape[0])
-        return TorchModel(module=module, arithmetic=self.arithmetic, library=self.library)
+        return TorchModel(
+            module=module, compute_precision=self.compute_precision, library=self.library
+        )
 
 
 def _cores() -> int:
@@ -63,5 +71,5 @@ def _cores() -> int:
     granted = os.environ.get("OMP_NUM_THREADS", "")
     if granted.isdecimal() and int(granted):
         return int(granted)
-    # macOS cannot tell which cores a process may use.
+    # macOS does not report which cores a process may use.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

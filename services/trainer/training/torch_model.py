@@ -15,15 +15,15 @@ from peft import get_peft_model_state_dict
 from transformers import GenerationConfig
 
 from trainer.domain.plan import Build, ComputePlan, OptimisationPlan, TrainPlan
-from trainer.training import isolation, objective, peft_rail, preference
+from trainer.training import isolation, peft_library, preference, token_loss
 from trainer.training.adapted_model import Tensors
-from trainer.training.arithmetic import Arithmetic
 from trainer.training.batches import Example, MicroBatch
 from trainer.training.compiling import compiled
+from trainer.training.compute_precision import ComputePrecision
+from trainer.training.libraries import TorchLibrary
 from trainer.training.memory import peak_bytes, release_memory
 from trainer.training.optimizer import Updater, make_updater
-from trainer.training.preference import Goal, Tally
-from trainer.training.rails import TorchLibrary
+from trainer.training.preference import PreferenceObjective, Tally
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class TorchModel:
     """
 
     module: Any
-    arithmetic: Arithmetic
+    compute_precision: ComputePrecision
     library: TorchLibrary
     trainable: dict[str, torch.nn.Parameter] = field(init=False)
     _updater: Updater | None = field(default=None, init=False)
@@ -52,7 +52,7 @@ class TorchModel:
     @property
     def device(self) -> torch.device:
         """See `AdaptedModel`."""
-        return self.arithmetic.device
+        return self.compute_precision.device
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -64,7 +64,7 @@ class TorchModel:
     @property
     def scales_loss(self) -> bool:
         """See `AdaptedModel`."""
-        return self.arithmetic.scales_loss
+        return self.compute_precision.scales_loss
 
     @property
     def updater(self) -> Updater:
@@ -75,7 +75,7 @@ class TorchModel:
     def keeps_examples_apart(self) -> bool:
         """See `AdaptedModel`; measured where attention by segments does not prove it."""
         return isolation.is_proven(self.module) or isolation.keeps_examples_apart(
-            self.module, self.arithmetic
+            self.module, self.compute_precision
         )
 
     def train(self) -> None:
@@ -131,7 +131,7 @@ class TorchModel:
     def reference_point(
         self,
         examples: Sequence[Example],
-        goal: Goal | None,
+        objective: PreferenceObjective | None,
         *,
         micro_batch_size: int,
         packing: bool,
@@ -140,8 +140,8 @@ class TorchModel:
         return preference.reference_point(
             self.module,
             examples,
-            goal,
-            self.arithmetic,
+            objective,
+            self.compute_precision,
             micro_batch_size=micro_batch_size,
             packing=packing,
         )
@@ -149,7 +149,7 @@ class TorchModel:
     def accumulate(
         self,
         batch: MicroBatch,
-        goal: Goal | None,
+        objective: PreferenceObjective | None,
         *,
         divisor: int,
         scale: float = 1.0,
@@ -157,9 +157,9 @@ class TorchModel:
         tally: Tally | None = None,
     ) -> float:
         """See `AdaptedModel`."""
-        with self.arithmetic.context():
+        with self.compute_precision.context():
             loss = batch_loss(
-                self.module, batch, goal, reference_point=reference_point, tally=tally
+                self.module, batch, objective, reference_point=reference_point, tally=tally
             )
         (loss / divisor * scale).backward()
         return loss.item()
@@ -183,10 +183,16 @@ class TorchModel:
         for parameter in self.trainable.values():
             parameter.grad = None
 
-    def loss(self, batch: MicroBatch, goal: Goal | None, *, reference_point: float = 0.0) -> float:
+    def loss(
+        self,
+        batch: MicroBatch,
+        objective: PreferenceObjective | None,
+        *,
+        reference_point: float = 0.0,
+    ) -> float:
         """See `AdaptedModel`."""
-        with torch.no_grad(), self.arithmetic.context():
-            return batch_loss(self.module, batch, goal, reference_point=reference_point).item()
+        with torch.no_grad(), self.compute_precision.context():
+            return batch_loss(self.module, batch, objective, reference_point=reference_point).item()
 
     def weights(self) -> dict[str, torch.Tensor]:
         """See `AdaptedModel`; on the CPU: they must not take the device's memory from training."""
@@ -231,7 +237,7 @@ class TorchModel:
         mask_BT = torch.tensor(
             [[0] * gap + [1] * (longest - gap) for gap in gaps], device=self.device
         )
-        with torch.no_grad(), self.arithmetic.context():
+        with torch.no_grad(), self.compute_precision.context():
             out_BT = self.module.generate(
                 input_ids=ids_BT,
                 attention_mask=mask_BT,
@@ -250,7 +256,7 @@ class TorchModel:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `AdaptedModel`."""
         ids_1T = torch.tensor([list(conversation)], device=self.device)
-        with torch.no_grad(), self.arithmetic.context():
+        with torch.no_grad(), self.compute_precision.context():
             logits_TV = self.module(input_ids=ids_1T, use_cache=False).logits[0]
         top = logits_TV.float().log_softmax(-1).topk(min(count, logits_TV.shape[-1]), dim=-1)
         return top.values.cpu(), top.indices.to(torch.int32).cpu()
@@ -275,13 +281,13 @@ class TorchModel:
     @contextmanager
     def over_export_base(self, plan: TrainPlan, adapter_folder: Path) -> Iterator["TorchModel"]:
         """See `AdaptedModel`; a base in four bits gives way to the whole one."""
-        if not self.arithmetic.four_bit:
+        if not self.compute_precision.four_bit:
             yield self
             return
-        module, arithmetic = peft_rail.over_whole_base(
-            plan.base, plan.build, adapter_folder, self.arithmetic, seed=plan.batches.seed
+        module, compute_precision = peft_library.over_whole_base(
+            plan.base, plan.build, adapter_folder, self.compute_precision, seed=plan.batches.seed
         )
-        whole = TorchModel(module=module, arithmetic=arithmetic, library=peft_rail)
+        whole = TorchModel(module=module, compute_precision=compute_precision, library=peft_library)
         with whole.generating():
             yield whole
 
@@ -289,12 +295,14 @@ class TorchModel:
 def batch_loss(
     module: Any,
     batch: MicroBatch,
-    goal: Goal | None,
+    objective: PreferenceObjective | None,
     *,
     reference_point: float,
     tally: Tally | None = None,
 ) -> torch.Tensor:
     """The summed loss of a micro-batch, by whichever method; preferences are counted in `tally`."""
-    if goal is None:
-        return objective.summed_loss(module, batch)
-    return preference.summed_loss(module, batch, goal, reference_point=reference_point, tally=tally)
+    if objective is None:
+        return token_loss.summed_loss(module, batch)
+    return preference.summed_loss(
+        module, batch, objective, reference_point=reference_point, tally=tally
+    )

@@ -11,7 +11,7 @@ from trainer.domain.plan import ValidationPlan, validation_interval
 from trainer.training import loop
 from trainer.training.batches import Example
 from trainer.training.checkpoint import Progress
-from trainer.training.dataset import Desk, Warn
+from trainer.training.dataset import TrainingData, Warn
 
 BEST_PREFIX = "best/"
 
@@ -84,7 +84,7 @@ class Validation:
         return {f"{BEST_PREFIX}{name}": tensor for name, tensor in self.best.items()}
 
     def restore(self, progress: Progress, tensors: dict[str, torch.Tensor]) -> None:
-        """Continue where a checkpoint stood."""
+        """Continue from a checkpoint."""
         self.best_loss = progress.best_validation_loss
         self.latest_loss = progress.latest_validation_loss
         self.without_gain_count = progress.validations_without_gain
@@ -101,15 +101,15 @@ def is_gain(loss: float, best: float | None, *, min_delta: float) -> bool:
 
 
 def split(
-    plan: ValidationPlan | None, desk: Desk, *, seed: int
+    plan: ValidationPlan | None, data: TrainingData, *, seed: int
 ) -> tuple[tuple[Example, ...], Validation]:
     """The rows to train on, and the validation on the others."""
     if plan is None:
-        return desk.rows, Validation(plan=None, rows=())
-    if desk.validation_rows:
-        return desk.rows, Validation(plan=plan, rows=desk.validation_rows)
-    train, held = holdout_split(len(desk.rows), ratio=plan.holdout_ratio, seed=seed)
+        return data.rows, Validation(plan=None, rows=())
+    if data.validation_rows:
+        return data.rows, Validation(plan=plan, rows=data.validation_rows)
+    train, held = holdout_split(len(data.rows), ratio=plan.holdout_ratio, seed=seed)
     return (
-        tuple(desk.rows[i] for i in train),
-        Validation(plan=plan, rows=tuple(desk.rows[i] for i in held)),
+        tuple(data.rows[i] for i in train),
+        Validation(plan=plan, rows=tuple(data.rows[i] for i in held)),
     )

@@ -1,11 +1,10 @@
 """Checkpoints written behind training's back, by a thread of their own (ADR 8).
 
-What training pays for a checkpoint is to lend its tensors. Copying, hashing, writing and flushing
-happen beside the next step; all four let Python's other threads run. The forward and the backward
-pass change no weight and no moment: the lender waits for the copy before its next change of them,
-and by then it is long made. At most one checkpoint is being written: the next waits for it, so a
-process that dies loses the steps since the last one that was durable, and that is never more than
-the one before.
+Training pays only for borrowing the tensors. Copying, hashing, writing and flushing happen beside
+the next step; all four let Python's other threads run. The forward and the backward pass change no
+weight and no moment: the owner waits for the copy before its next change of them, and by then it is
+long made. At most one checkpoint is being written: the next waits for it, so a process that dies
+loses the steps since the last durable one, and that is never more than the one before.
 """
 
 from collections.abc import Callable
@@ -22,16 +21,16 @@ from trainer.training.memory import is_out_of_memory
 from trainer.training.snapshot import Ready, Snapshot, Tensors, ready
 
 
-class Lender(Protocol):
+class TensorOwner(Protocol):
     """Whoever owns tensors that are read behind its back."""
 
-    def lend(self, given_back: Callable[[], None]) -> Tensors:
-        """The tensors; the lender calls `given_back` before it changes any, and waits with it."""
+    def borrow(self, release: Callable[[], None]) -> Tensors:
+        """The tensors; the owner calls `release`, which waits, before it changes any."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loan:
+class BorrowedTensors:
     """Tensors that are to be copied as they were when this was made."""
 
     step: int
@@ -54,9 +53,9 @@ class CheckpointWriter:
     Leaving the context waits for the last one.
 
     Args:
-        written: told the step and the folder of a checkpoint that is durable, by the thread that
+        written: called with step and folder of a checkpoint that is durable, by the thread that
             has written it.
-        failed: told what kept a checkpoint from being written, by either thread; the checkpoints
+        failed: called with what kept a checkpoint from being written, by either thread; those
             before it are untouched.
         thread: runs what it is given one after another; a thread of its own by default.
     """
@@ -91,23 +90,23 @@ class CheckpointWriter:
         finally:
             self._thread.shutdown()
 
-    def save(self, progress: Progress, lender: Lender | None, fixed: Tensors) -> None:
+    def save(self, progress: Progress, owner: TensorOwner | None, fixed: Tensors) -> None:
         """Have a checkpoint written of the tensors as they are now; waits for the one before it.
 
         Args:
-            lender: whoever goes on to change tensors; None when there are none such.
+            owner: whoever goes on to change tensors; None when there are none such.
             fixed: tensors in the CPU's memory that nobody changes any more.
         """
         self.wait()
-        live = lender.lend(self._wait_for_copy) if lender is not None else {}
-        loan = Loan(
+        live = owner.borrow(self._wait_for_copy) if owner is not None else {}
+        borrowed = BorrowedTensors(
             step=progress.step,
             live=live,
             fixed=fixed,
             ready=ready(live),
             versions=versions_of(live),
         )
-        self._copying = self._thread.submit(self._copy, loan)
+        self._copying = self._thread.submit(self._copy, borrowed)
         self._writing = self._thread.submit(self._write, progress, self._copying)
 
     def wait(self) -> None:
@@ -126,18 +125,18 @@ class CheckpointWriter:
         if copying is not None:
             copying.result()
 
-    def _copy(self, loan: Loan) -> bool:
+    def _copy(self, borrowed: BorrowedTensors) -> bool:
         """Whether there was memory for the copy."""
-        if loan.ready is not None:
-            loan.ready.synchronize()
+        if borrowed.ready is not None:
+            borrowed.ready.synchronize()
         try:
-            self._snapshot.take(loan.live, loan.fixed)
+            self._snapshot.take(borrowed.live, borrowed.fixed)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            self._failed(no_memory(loan.step))
+            self._failed(no_memory(borrowed.step))
             return False
-        assert loan.is_untouched(), "weights or moments were changed while they were lent"
+        assert borrowed.is_untouched(), "weights or moments were changed while they were borrowed"
         return True
 
     def _write(self, progress: Progress, copying: Future[bool]) -> None:

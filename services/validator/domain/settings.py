@@ -1,4 +1,4 @@
-"""Whether the settings go together: with each other, with the tier, with the rail."""
+"""Whether the settings go together: with each other, with the tier, with the backend."""
 
 from collections.abc import Iterator
 
@@ -34,7 +34,7 @@ def _mode(case: Case) -> Iterator[Finding]:
 
 
 def _mlx(case: Case) -> Iterator[Finding]:
-    """The MLX rail does LoRA with plain supervision, made for Apple silicon (002-37, 002-38).
+    """The MLX backend does LoRA with plain supervision, made for Apple silicon (002-37, 002-38).
 
     Whether a node of the tier can do it is known to the scheduler alone, which refuses the run when
     none can.
@@ -94,7 +94,7 @@ def _hardware(case: Case) -> Iterator[Finding]:
         case Precision.FP16 if not tier.is_gpu:
             yield _refuse("training.precision", "fp16 needs a GPU; use fp32 or auto.")
         case Precision.FP8:
-            # Hopper could; none of the rails trains in it.
+            # Hopper could; no backend trains in it.
             yield _refuse("training.precision", "No node trains in fp8; use auto or bf16.")
         case _:
             pass

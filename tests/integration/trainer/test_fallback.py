@@ -7,7 +7,7 @@ import pytest
 
 from tests.integration.trainer.test_worker import a_task, a_trainer, ended
 from tests.support.work import FakeScheduler, ObjectServer, lease_of
-from trainer.domain.rails import UnslothPolicy
+from trainer.domain.device import UnslothPolicy
 from tunesmith.api.fault.v1 import fault_pb2
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]

@@ -80,9 +80,9 @@ async def test_a_warm_run_is_bit_for_bit_a_cold_one(child: Child, tmp_path: Path
     other = replace(a_plan().build.adapter, rank=8, dropout=0.0)
     await outcome(child, a_run(tmp_path, "rank", adapter=other, gradient_checkpointing=True))
     between = await outcome(child, a_run(tmp_path, "between"))
-    assert child.warm == (BASE,)
-    warm = await outcome(child, a_run(tmp_path, "warm"))
-    assert "is warm" in (tmp_path / "warm.log").read_text()
+    assert child.cached_models == (BASE,)
+    cached_models = await outcome(child, a_run(tmp_path, "warm"))
+    assert "is cached" in (tmp_path / "warm.log").read_text()
     fresh = await Child.start(tmp_path / "fresh.log")
     try:
         await fresh.ready()
@@ -90,9 +90,9 @@ async def test_a_warm_run_is_bit_for_bit_a_cold_one(child: Child, tmp_path: Path
     finally:
         await fresh.kill()
     assert len(cold.figures) == 4
-    assert warm.figures == between.figures == cold.figures
-    assert warm.adapter_sha256 == between.adapter_sha256 == cold.adapter_sha256
-    assert warm.proof == cold.proof
+    assert cached_models.figures == between.figures == cold.figures
+    assert cached_models.adapter_sha256 == between.adapter_sha256 == cold.adapter_sha256
+    assert cached_models.proof == cold.proof
 
 
 async def test_a_failed_run_leaves_nothing_warm_and_the_next_is_right(
@@ -105,9 +105,9 @@ async def test_a_failed_run_leaves_nothing_warm_and_the_next_is_right(
     failed = bad.messages[-1]
     assert isinstance(failed, Failed)
     assert failed.code == "RUNTIME_LOSS_NOT_FINITE"
-    assert child.warm == ()
+    assert child.cached_models == ()
     again = await outcome(child, a_run(tmp_path, "again"))
-    assert "is warm" not in (tmp_path / "again.log").read_text()
+    assert "is cached" not in (tmp_path / "again.log").read_text()
     assert again.adapter_sha256 == good.adapter_sha256
 
 

@@ -144,11 +144,11 @@ def test_limits_of_a_run_win_over_the_defaults() -> None:
         ([Failed(code="RUNTIME_GPU_OOM", message="", stage="", metadata={})], True),
         ([Failed(code="RUNTIME_TRAINING_FAILED", message="", stage="", metadata={})], False),
         ([Failed(code="INTERNAL_UNEXPECTED", message="", stage="", metadata={})], False),
-        ([Finished(adapter_folder="a", proof_path=None, samples=(), warm=("m",))], True),
+        ([Finished(adapter_folder="a", proof_path=None, samples=(), cached_models=("m",))], True),
         (
             [
                 Warned(code="RUNTIME_SAMPLES_FAILED", message=""),
-                Finished(adapter_folder="a", proof_path=None, samples=(), warm=()),
+                Finished(adapter_folder="a", proof_path=None, samples=(), cached_models=()),
             ],
             False,
         ),

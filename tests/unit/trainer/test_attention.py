@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.support.training import TINY_VOCABULARY, some_rows
 from trainer.training.attention import PROVEN_MODEL_TYPES, SEGMENTED, implementation_for
 from trainer.training.batches import packed
-from trainer.training.objective import FrozenHeadLoss, summed_loss
+from trainer.training.token_loss import FrozenHeadLoss, summed_loss
 
 ROWS = some_rows(6, longest=30)
 CPU = torch.device("cpu")

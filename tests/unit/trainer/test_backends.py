@@ -17,21 +17,21 @@ from tests.support.sampling import Leaping, Words
 from tests.support.training import TINY_VOCABULARY, a_plan, changed, some_rows
 from trainer.domain.plan import TrainPlan, ValidationPlan
 from trainer.pipe import CheckpointWritten, Doing, Finished, Sampled, StepTaken, Terms, Warned
-from trainer.training import peft_rail, run
+from trainer.training import peft_library, run
 from trainer.training.adapted_model import AdaptedModel
 from trainer.training.batches import Row
-from trainer.training.dataset import Desk, Reader
+from trainer.training.dataset import Reader, TrainingData
 from trainer.training.delivery import deliver
-from trainer.training.rails import Rails
+from trainer.training.generation import Generator, Prompt
+from trainer.training.libraries import TorchLibraries
+from trainer.training.model_cache import ModelCache
 from trainer.training.sampling import Sampler
-from trainer.training.speech import Prompt, Speaker
-from trainer.training.warm import Warm
 
 BACKENDS = [
     pytest.param(Backend.CPU, id="torch"),
     pytest.param(Backend.MLX, id="mlx", marks=needs_mlx),
 ]
-RAILS = Rails(terms=Terms(), peft=peft_rail, unsloth=None, failure="")
+RAILS = TorchLibraries(terms=Terms(), peft=peft_library, unsloth=None, failure="")
 STEPS = 6
 EVERY_SECOND_STEP = ValidationPlan(
     holdout_ratio=0.2, dataset=None, every_steps=2, early_stop_patience=0, early_stop_min_delta=0.0
@@ -57,14 +57,14 @@ def a_run(folder: Path, work: Path, backend: Backend, **changes: Any) -> TrainPl
     return changed(plan, base=replace(plan.base, folder=str(folder), digest=str(folder)))
 
 
-def some_data(plan: TrainPlan, **changes: Any) -> Desk:
+def some_data(plan: TrainPlan, **changes: Any) -> TrainingData:
     """Rows of random tokens, but for the rare one; answers are numbers."""
     rows = tuple(
         Row(ids=row.ids % RARE_TOKEN, labels=np.where(row.labels < 0, -100, row.ids % RARE_TOKEN))
         for row in some_rows(20)
     )
     tokenizer: Any = Words()
-    data = Desk(
+    data = TrainingData(
         rows=rows,
         validation_rows=(),
         tokenizer=tokenizer,
@@ -108,43 +108,43 @@ class Attempt:
     def __init__(
         self,
         plan: TrainPlan,
-        data: Desk | None = None,
+        data: TrainingData | None = None,
         *,
         finish_after: int = 0,
         room_for: int = 0,
         samples: bool = True,
     ) -> None:
         self.plan, self.data = plan, data or some_data(plan)
-        self.listener, cache = Listener(finish_after), Warm()
+        self.listener, cache = Listener(finish_after), ModelCache()
         backend = run.backend_for(plan, RAILS, cache, warn=self._warn)
         self.model: AdaptedModel = backend.adapt(plan, self.data, cache)
         if room_for:
             make_narrow(self.model, room_for)
         self.plan = run.padded_where_needed(plan, backend, self.model, warn=self._warn)
-        self.speaker = Speaker(
+        self.generator = Generator(
             model=self.model,
             tokenizer=self.data.tokenizer,
             end_ids=self.model.end_ids,
             special_tokens=frozenset(),
         )
         clock = Leaping() if samples else lambda: 0.0
-        sampler = Sampler(self.speaker, self.data.prompts, clock=clock)
+        sampler = Sampler(self.generator, self.data.prompts, clock=clock)
         channel: Any = self.listener
         with self.model.training_setup(plan.compute, plan.build):
-            self.course, self.last, self.step_count, self.losses = run._train(
+            self.continual_schedule, self.last, self.step_count, self.losses = run._train(
                 self.model, self.plan, self.data, channel, cache, sampler
             )
 
     def deliver(self) -> Finished:
         return deliver(
             self.plan,
-            self.speaker,
-            self.course,
+            self.generator,
+            self.continual_schedule,
             self.data,
             last=self.last,
             done_count=self.step_count,
             losses=self.losses,
-            warm=Warm(),
+            model_cache=ModelCache(),
         )
 
     @property
@@ -233,7 +233,7 @@ def test_a_validation_loss_that_is_not_finite_is_warned_of_once(
     attempt = Attempt(plan, some_data(plan, validation_rows=held))
     text = "The validation loss at step 2 is nan: it is never the best"
     assert attempt.warnings == [(FaultCode.RUNTIME_LOSS_NOT_FINITE.value, text)]
-    assert attempt.course.validation.best_loss is None
+    assert attempt.continual_schedule.validation.best_loss is None
     assert len(attempt.listener.losses) == STEPS
 
 
@@ -262,7 +262,7 @@ def test_a_resumed_run_is_bit_for_bit_the_same_run(
     ends = [each.listener.of(StepTaken)[-1] for each in (whole, second)]
     assert ends[0].trained_token_count == ends[1].trained_token_count
     assert ends[0].validation_loss == ends[1].validation_loss
-    kept = [each.course.validation for each in (whole, second)]
+    kept = [each.continual_schedule.validation for each in (whole, second)]
     assert kept[0].best_loss == kept[1].best_loss
     assert same(kept[0].best, kept[1].best)
 

@@ -87,6 +87,16 @@ def test_full_disk_keeps_the_last_good_one_and_says_why(
     assert [path.name for path in tmp_path.iterdir()] == [good.name]
 
 
+def test_a_manifest_keeps_the_keys_of_its_format(tmp_path: Path) -> None:
+    """Checkpoints outlive releases: a key is the format's, whatever the attribute is called."""
+    folder = checkpoint.write(tmp_path, replace(PROGRESS, continual_schedule={"runs": 2}), TENSORS)
+    written = json.loads((folder / checkpoint.MANIFEST_NAME).read_text())["progress"]
+    assert written["course"] == {"runs": 2}
+    assert "continual_schedule" not in written
+    found, _ = checkpoint.read(folder, run=PROGRESS.run, fingerprint=PROGRESS.fingerprint)
+    assert found.continual_schedule == {"runs": 2}
+
+
 @pytest.mark.parametrize("name", checkpoint.FILE_NAMES)
 def test_flipped_byte_is_noticed(tmp_path: Path, name: str) -> None:
     path = write(tmp_path) / name

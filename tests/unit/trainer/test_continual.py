@@ -27,7 +27,7 @@ from tests.support.training import (
 from trainer.domain.continual import MergeRecord, Outcome
 from trainer.domain.plan import MultiRunPlan, TrainPlan, ValidationPlan
 from trainer.training import checkpoint, history, loop, slao
-from trainer.training.continual import MERGED_PREFIX, TUNED_PREFIX, Course
+from trainer.training.continual import MERGED_PREFIX, TUNED_PREFIX, ContinualSchedule
 from trainer.training.validation import BEST_PREFIX, Validation
 
 RUNS = MultiRunPlan(
@@ -53,37 +53,37 @@ class Trial:
     held: tuple[Any, ...] = HELD
     rows: tuple[Any, ...] = POOL
     warnings: list[tuple[FaultCode, str]] = field(default_factory=list)
-    told: list[tuple[MergeRecord, Path | None]] = field(default_factory=list)
+    on_merge: list[tuple[MergeRecord, Path | None]] = field(default_factory=list)
     state: Any = None
-    course: Any = None
+    continual_schedule: Any = None
 
     def __post_init__(self) -> None:
         self.state = a_state(attached(a_tiny_model(), self.plan).train(), self.plan)
         validation = Validation(plan=self.plan.data.validation, rows=self.held)
-        self.course = Course.of(
+        self.continual_schedule = ContinualSchedule.of(
             self.plan.multi_run,
             self.rows,
             validation,
             self.state,
             places=self.plan.places,
             warn=lambda code, text: self.warnings.append((code, text)),
-            told=lambda record, path: self.told.append((record, path)),
+            on_merge=lambda record, path: self.on_merge.append((record, path)),
         )
 
     def train(self, *, until: int | None = None, poison: Poison | None = None) -> None:
         """Take the steps that are left, or those up to `until`."""
-        state, course = self.state, self.course
-        while state.step < (course.steps if until is None else until):
+        state, continual_schedule = self.state, self.continual_schedule
+        while state.step < (continual_schedule.steps if until is None else until):
             figures = loop.take_step(
                 state,
-                course.rows_at(state.step),
-                steps=course.run_steps,
+                continual_schedule.rows_at(state.step),
+                steps=continual_schedule.run_steps,
                 healed=lambda _: None,
             )
             if poison:
                 poison(state, state.step)
-            course.after_step(state, figures)
-            if course.validation.wants_stop:
+            continual_schedule.after_step(state, figures)
+            if continual_schedule.validation.wants_stop:
                 break
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -91,7 +91,7 @@ class Trial:
 
     @property
     def outcomes(self) -> list[Outcome]:
-        return [record.outcome for record in self.course.progress.history]
+        return [record.outcome for record in self.continual_schedule.progress.history]
 
 
 def a_multi_run(
@@ -117,12 +117,12 @@ def test_each_of_five_runs_changes_the_adapter(tmp_path: Path) -> None:
     trial, adapters = Trial(a_multi_run(tmp_path, run_count=5)), []
     for number in range(1, 6):
         trial.train(until=2 * number)
-        adapters.append(trial.course.merged)
+        adapters.append(trial.continual_schedule.merged)
     assert trial.outcomes == [Outcome.MERGED] * 5
     moves = [slao.distance(a, b) for a, b in itertools.pairwise(adapters)]
     assert min(moves) > 1e-3
-    assert all((record.delta_norm or 0.0) > 1e-3 for record, _ in trial.told)
-    weights = [record.weight for record, _ in trial.told]
+    assert all((record.delta_norm or 0.0) > 1e-3 for record, _ in trial.on_merge)
+    weights = [record.weight for record, _ in trial.on_merge]
     assert weights == pytest.approx([1, 2**-0.5, 3**-0.5, 0.5, 5**-0.5])
 
 
@@ -138,7 +138,7 @@ def test_merges_follow_the_formula_and_the_next_run_opens_by_qr(tmp_path: Path) 
     trial.train(until=4, poison=note)
     first, second = ends
     opened = trial.weights()
-    for name, tensor in trial.course.merged.items():
+    for name, tensor in trial.continual_schedule.merged.items():
         if "lora_B" in name:
             assert torch.allclose(tensor, first[name] + 2**-0.5 * (second[name] - first[name]))
             assert torch.equal(opened[name], second[name])
@@ -153,29 +153,37 @@ def test_merges_follow_the_formula_and_the_next_run_opens_by_qr(tmp_path: Path) 
 
 def test_steps_count_on_and_every_run_has_its_own_rows_and_schedule(tmp_path: Path) -> None:
     trial = Trial(changed(a_multi_run(tmp_path), max_steps=0, epochs=2))
-    course = trial.course
+    continual_schedule = trial.continual_schedule
     # Eight samples are one step of eight; two passes a run, three runs.
-    assert (course.run_steps, course.steps, course.epochs) == (2, 6, 6)
-    assert [course.epoch_of(step) for step in range(1, 7)] == list(range(1, 7))
-    seen = [course.rows_at(step) for step in range(6)]
+    assert (continual_schedule.run_steps, continual_schedule.steps, continual_schedule.epochs) == (
+        2,
+        6,
+        6,
+    )
+    assert [continual_schedule.epoch_of(step) for step in range(1, 7)] == list(range(1, 7))
+    seen = [continual_schedule.rows_at(step) for step in range(6)]
     assert [rows == POOL[8 * (step // 2) : 8 * (step // 2) + 8] for step, rows in enumerate(seen)]
     rates: list[float] = []
     for _ in range(4):
         figures = loop.take_step(trial.state, POOL[:8], steps=2, healed=lambda _: None)
         rates.append(figures.learning_rate)
-        course.after_step(trial.state, figures)
+        continual_schedule.after_step(trial.state, figures)
     assert rates[:2] == rates[2:]
 
 
 def test_an_ordinary_training_is_a_course_of_one_run(tmp_path: Path) -> None:
     trial = Trial(a_plan(work_folder=str(tmp_path)), rows=POOL[:20])
-    assert (trial.course.run_steps, trial.course.steps, trial.course.epochs) == (3, 3, 1)
+    assert (
+        trial.continual_schedule.run_steps,
+        trial.continual_schedule.steps,
+        trial.continual_schedule.epochs,
+    ) == (3, 3, 1)
     trial.train()
     before = trial.weights()
-    trial.course.finish(trial.state)
+    trial.continual_schedule.finish(trial.state)
     assert are_equal(before, trial.weights())
-    assert trial.course.document() is None
-    assert trial.course.tensors() == {}
+    assert trial.continual_schedule.document() is None
+    assert trial.continual_schedule.tensors() == {}
     assert write_history(trial, tmp_path) is None
 
 
@@ -183,7 +191,7 @@ def test_a_merge_that_is_not_finite_is_refused_and_the_adapter_stays(tmp_path: P
     """002-22: the runs after it go on from the last good one"""
     trial = Trial(a_multi_run(tmp_path))
     trial.train(until=2)
-    good = trial.course.merged
+    good = trial.continual_schedule.merged
 
     def overflow(state: loop.TrainState, step: int) -> None:
         if step == 4:
@@ -192,26 +200,26 @@ def test_a_merge_that_is_not_finite_is_refused_and_the_adapter_stays(tmp_path: P
 
     trial.train(until=4, poison=overflow)
     assert trial.outcomes == [Outcome.MERGED, Outcome.NOT_FINITE]
-    assert are_equal(trial.course.merged, good)
+    assert are_equal(trial.continual_schedule.merged, good)
     (warned,) = trial.warnings
     assert warned[0] is FaultCode.RUNTIME_MERGE_REFUSED
     assert "Run 2 of 3 was not merged" in warned[1]
     assert slao.is_finite(trial.weights())
     trial.train()
-    trial.course.finish(trial.state)
+    trial.continual_schedule.finish(trial.state)
     assert trial.outcomes[2:] == [Outcome.MERGED]
     # Lambda counts the runs that are in the adapter, so run 3 is the second of them.
-    assert trial.course.progress.history[2].weight == pytest.approx(2**-0.5)
-    json.dumps(trial.course.document(), allow_nan=False)
+    assert trial.continual_schedule.progress.history[2].weight == pytest.approx(2**-0.5)
+    json.dumps(trial.continual_schedule.document(), allow_nan=False)
 
 
 def test_the_drift_gate_keeps_the_adapter_and_says_so(tmp_path: Path) -> None:
     trial = Trial(a_multi_run(tmp_path, drift_minimum_cosine=1.0))
     trial.train()
-    trial.course.finish(trial.state)
+    trial.continual_schedule.finish(trial.state)
     assert trial.outcomes == [Outcome.MERGED, *[Outcome.DRIFTED] * 2]
     assert [code for code, _ in trial.warnings] == [FaultCode.RUNTIME_MERGE_REFUSED] * 2
-    kept = trial.course.progress.history
+    kept = trial.continual_schedule.progress.history
     assert all(record.drift_cosine < 1.0 for record in kept[1:])
     assert all(record.held_out_loss_after is None for record in kept[1:])
     first = load_file(tmp_path / "merges" / "run-001" / "adapter_model.safetensors")
@@ -224,12 +232,12 @@ def test_the_eval_gate_refuses_what_the_held_out_rows_lose_by(tmp_path: Path) ->
     plan = a_multi_run(tmp_path, eval_maximum_regression=0.0, run_count=2)
     trial = Trial(changed(plan, max_steps=12), held=POOL[:8])
     trial.train()
-    first, second = trial.course.progress.history
+    first, second = trial.continual_schedule.progress.history
     assert first.held_out_loss_after < first.held_out_loss_before
     assert second.outcome is Outcome.REGRESSED
     assert second.held_out_loss_after > second.held_out_loss_before == first.held_out_loss_after
-    assert trial.course.progress.held_out_loss == first.held_out_loss_after
-    assert trial.course.validation.latest_loss == first.held_out_loss_after
+    assert trial.continual_schedule.progress.held_out_loss == first.held_out_loss_after
+    assert trial.continual_schedule.validation.latest_loss == first.held_out_loss_after
 
 
 def test_validation_without_memory_leaves_train_mode_and_the_next_run_learns(
@@ -254,7 +262,7 @@ def test_validation_without_memory_leaves_train_mode_and_the_next_run_learns(
     backbone.forward = forward
     trial.train(until=4)
     assert trial.outcomes == [Outcome.NOT_VALIDATED, Outcome.MERGED]
-    assert trial.course.progress.history[1].delta_norm > 1e-3
+    assert trial.continual_schedule.progress.history[1].delta_norm > 1e-3
 
 
 def test_a_run_that_moves_nothing_ends_the_training(tmp_path: Path) -> None:
@@ -269,10 +277,12 @@ def test_flat_losses_from_run_two_on_are_flagged(tmp_path: Path) -> None:
     """002-22"""
     trial = Trial(changed(a_multi_run(tmp_path), lr_peak=1e-9))
     trial.train()
-    flat = replace(trial.course.progress.history[1], loss_begin=2.0, loss_end=2.0)
-    progress = trial.course.progress
-    trial.course.progress = replace(progress, history=(progress.history[0], *[flat] * 2))
-    trial.course.finish(trial.state)
+    flat = replace(trial.continual_schedule.progress.history[1], loss_begin=2.0, loss_end=2.0)
+    progress = trial.continual_schedule.progress
+    trial.continual_schedule.progress = replace(
+        progress, history=(progress.history[0], *[flat] * 2)
+    )
+    trial.continual_schedule.finish(trial.state)
     assert trial.warnings[-1][0] is FaultCode.RUNTIME_ADAPTER_UNCHANGED
     assert "flat from run 2 on" in trial.warnings[-1][1]
 
@@ -287,16 +297,16 @@ def test_no_merge_at_all_is_a_failure_with_its_reasons(tmp_path: Path) -> None:
 
     trial.train(poison=overflow)
     with pytest.raises(Fault, match=r"No run was merged\. Run 1 of 2") as caught:
-        trial.course.finish(trial.state)
+        trial.continual_schedule.finish(trial.state)
     assert caught.value.code is FaultCode.RUNTIME_MERGE_REFUSED
 
 
 def test_a_run_that_is_cut_short_is_folded_in(tmp_path: Path) -> None:
     trial = Trial(a_multi_run(tmp_path))
     trial.train(until=3)
-    trial.course.finish(trial.state)
-    assert [record.step_count for record in trial.course.progress.history] == [2, 1]
-    assert are_equal(trial.course.merged, trial.weights())
+    trial.continual_schedule.finish(trial.state)
+    assert [record.step_count for record in trial.continual_schedule.progress.history] == [2, 1]
+    assert are_equal(trial.continual_schedule.merged, trial.weights())
 
 
 def test_a_stop_before_a_run_has_moved_anything_keeps_the_runs_before_it(tmp_path: Path) -> None:
@@ -304,9 +314,9 @@ def test_a_stop_before_a_run_has_moved_anything_keeps_the_runs_before_it(tmp_pat
     trial = Trial(a_multi_run(tmp_path))
     trial.train(until=2)
     trial.state.step += 1
-    trial.course.finish(trial.state)
+    trial.continual_schedule.finish(trial.state)
     assert trial.outcomes == [Outcome.MERGED]
-    assert are_equal(trial.course.merged, trial.weights())
+    assert are_equal(trial.continual_schedule.merged, trial.weights())
 
 
 def test_patience_counts_runs_and_the_best_adapter_is_promoted(tmp_path: Path) -> None:
@@ -315,7 +325,7 @@ def test_patience_counts_runs_and_the_best_adapter_is_promoted(tmp_path: Path) -
     trial = Trial(plan, held=POOL[:8])
     trial.train()
     assert len(trial.outcomes) == 2
-    trial.course.finish(trial.state)
+    trial.continual_schedule.finish(trial.state)
     first = load_file(tmp_path / "merges" / "run-001" / "adapter_model.safetensors")
     final = {name.replace(".default", ""): tensor for name, tensor in trial.weights().items()}
     assert are_equal(final, first)
@@ -335,7 +345,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Trial:
     folder = tmp_path_factory.mktemp("whole")
     trial = Trial(changed(a_multi_run(folder), adapter=a_plan(adapter_dropout=0.1).build.adapter))
     trial.train()
-    trial.course.finish(trial.state)
+    trial.continual_schedule.finish(trial.state)
     return trial
 
 
@@ -358,12 +368,12 @@ def test_a_resumed_training_is_the_same_bit_for_bit(
     )
     resume(second, folder)
     second.train()
-    second.course.finish(second.state)
+    second.continual_schedule.finish(second.state)
     assert are_equal(second.weights(), whole.weights())
-    assert second.course.progress == whole.course.progress
-    assert [record for record, _ in second.told] == [record for record, _ in whole.told]
+    assert second.continual_schedule.progress == whole.continual_schedule.progress
+    assert [record for record, _ in second.on_merge] == [record for record, _ in whole.on_merge]
     assert not second.warnings
-    for record in whole.course.progress.history:
+    for record in whole.continual_schedule.progress.history:
         one, other = (history.file_of(trial.plan.places, record) for trial in (whole, second))
         assert one is not None
         assert other is not None
@@ -379,9 +389,9 @@ def test_a_lost_adapter_costs_the_way_back_and_no_more(tmp_path: Path) -> None:
     )
     resume(second, folder)
     assert [code for code, _ in second.warnings] == [FaultCode.STATE_CHECKPOINT_INVALID] * 2
-    assert [record.sha256 for record, _ in second.told] == ["", ""]
+    assert [record.sha256 for record, _ in second.on_merge] == ["", ""]
     second.train()
-    second.course.finish(second.state)
+    second.continual_schedule.finish(second.state)
     assert second.outcomes == [Outcome.MERGED] * 3
 
 
@@ -391,7 +401,7 @@ def test_a_disk_that_refuses_an_adapter_does_not_end_the_training(tmp_path: Path
     trial.train(until=4)
     assert trial.outcomes == [Outcome.MERGED] * 2
     assert [code for code, _ in trial.warnings] == [FaultCode.STORAGE_FULL] * 2
-    assert [path for _, path in trial.told] == [None, None]
+    assert [path for _, path in trial.on_merge] == [None, None]
 
 
 @contextmanager
@@ -414,7 +424,7 @@ def test_half_an_adapter_never_stays(tmp_path: Path) -> None:
         trial.train(until=2)
     trial.train(until=4)
     assert [code for code, _ in trial.warnings] == [FaultCode.STORAGE_FULL]
-    assert [bool(record.sha256) for record, _ in trial.told] == [False, True]
+    assert [bool(record.sha256) for record, _ in trial.on_merge] == [False, True]
     left = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
     assert left == [Path("merges/run-002/adapter_model.safetensors")]
 
@@ -423,7 +433,7 @@ def test_the_history_names_the_run_and_holds_adapters_that_load(tmp_path: Path) 
     """002-34"""
     trial = Trial(a_multi_run(tmp_path))
     trial.train()
-    trial.course.finish(trial.state)
+    trial.continual_schedule.finish(trial.state)
     adapter = tmp_path / "adapter"
     torch_model(trial.state).module.save_pretrained(str(adapter))
     folder = write_history(trial, adapter)
@@ -440,29 +450,29 @@ def test_the_history_names_the_run_and_holds_adapters_that_load(tmp_path: Path) 
 
 
 def write_checkpoint(trial: Trial, root: Path) -> Path:
-    course, state = trial.course, trial.state
+    continual_schedule, state = trial.continual_schedule, trial.state
     progress = checkpoint.Progress(
         run=trial.plan.attempt.run,
         attempt=1,
         fencing_epoch=1,
         step=state.step,
         fingerprint="f",
-        micro_batch_size=state.ladder.micro_batch_size,
+        micro_batch_size=state.recovery.micro_batch_size,
         trained_token_count=state.trained_token_count,
-        course=course.document(),
+        continual_schedule=continual_schedule.document(),
     )
-    return checkpoint.write(root, progress, {**loop.capture(state), **course.tensors()})
+    return checkpoint.write(root, progress, {**loop.capture(state), **continual_schedule.tensors()})
 
 
 def write_history(trial: Trial, adapter_folder: Path) -> Any:
     run, base_model = trial.plan.attempt.run, trial.plan.base.base_model
-    return trial.course.write_history(adapter_folder, run=run, base_model=base_model)
+    return trial.continual_schedule.write_history(adapter_folder, run=run, base_model=base_model)
 
 
 def resume(trial: Trial, folder: Path) -> None:
     progress, tensors = checkpoint.read(folder, run=trial.plan.attempt.run, fingerprint="f")
-    merges = trial.course.read(progress.course)
+    merges = trial.continual_schedule.read(progress.continual_schedule)
     sides = (BEST_PREFIX, TUNED_PREFIX, MERGED_PREFIX)
     loop.restore(trial.state, {k: v for k, v in tensors.items() if not k.startswith(sides)})
-    trial.course.restore(trial.state, merges, tensors, folder=folder)
+    trial.continual_schedule.restore(trial.state, merges, tensors, folder=folder)
     trial.state.step = progress.step

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from corpus.packing import holdout_split
 from trainer.domain.continual import (
-    CourseProgress,
+    ContinualProgress,
     HalfLosses,
     MergeRecord,
     Outcome,
@@ -182,10 +182,10 @@ def test_losses_are_kept_by_halves() -> None:
 
 
 def test_progress_survives_json() -> None:
-    progress = CourseProgress(
+    progress = ContinualProgress(
         history=(a_record(drift_cosine=0.1 + 0.2), a_record(number=2, outcome=Outcome.NOT_FINITE)),
         held_out_loss=1 / 3,
         losses=HalfLosses(begin_sum=0.1, begin_count=3),
     )
     document = msgspec.json.decode(msgspec.json.encode(progress))
-    assert msgspec.convert(document, CourseProgress) == progress
+    assert msgspec.convert(document, ContinualProgress) == progress

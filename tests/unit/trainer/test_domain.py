@@ -15,7 +15,7 @@ from tests.support.training import a_plan, changed
 from trainer.domain import plan as plans
 from trainer.domain.answers import flags
 from trainer.domain.card import model_card
-from trainer.domain.healing import Ladder, tells_out_of_memory
+from trainer.domain.healing import OomRecovery, means_out_of_memory
 from trainer.domain.loss_curve import BUCKETS_MAX, PLACES, LossCurve
 from trainer.domain.remaining import STEPS_BEFORE_ESTIMATE, StepTimer
 from trainer.domain.schedule import learning_rate
@@ -102,30 +102,32 @@ def test_sound_answer_has_no_flag() -> None:
 
 def test_ladder_halves_the_micro_batch_and_keeps_the_effective_batch() -> None:
     """002-03"""
-    ladder = Ladder(effective_batch_size=16, micro_batch_size=8).after_out_of_memory(allowed=True)
-    assert (ladder.micro_batch_size, ladder.accumulation_steps) == (4, 4)
+    recovery = OomRecovery(effective_batch_size=16, micro_batch_size=8).after_out_of_memory(
+        allowed=True
+    )
+    assert (recovery.micro_batch_size, recovery.accumulation_steps) == (4, 4)
 
 
 def test_ladder_gives_up_after_three_tries_at_one() -> None:
     """002-04, A9"""
-    ladder = Ladder(effective_batch_size=4, micro_batch_size=1)
-    ladder = ladder.after_out_of_memory(allowed=True).after_out_of_memory(allowed=True)
+    recovery = OomRecovery(effective_batch_size=4, micro_batch_size=1)
+    recovery = recovery.after_out_of_memory(allowed=True).after_out_of_memory(allowed=True)
     with pytest.raises(Fault) as caught:
-        ladder.after_out_of_memory(allowed=True)
+        recovery.after_out_of_memory(allowed=True)
     assert caught.value.code is FaultCode.RUNTIME_GPU_OOM
 
 
 def test_ladder_counts_only_tries_in_a_row() -> None:
-    ladder = Ladder(effective_batch_size=4, micro_batch_size=1)
+    recovery = OomRecovery(effective_batch_size=4, micro_batch_size=1)
     for _ in range(10):
-        ladder = ladder.after_out_of_memory(allowed=True).after_success()
-    assert ladder.tries_at_one == 0
+        recovery = recovery.after_out_of_memory(allowed=True).after_success()
+    assert recovery.tries_at_one == 0
 
 
 def test_healing_switched_off_fails_at_once() -> None:
     """002-06"""
     with pytest.raises(Fault) as caught:
-        Ladder(effective_batch_size=8, micro_batch_size=8).after_out_of_memory(allowed=False)
+        OomRecovery(effective_batch_size=8, micro_batch_size=8).after_out_of_memory(allowed=False)
     assert caught.value.code is FaultCode.RUNTIME_GPU_OOM
 
 
@@ -142,7 +144,7 @@ def test_healing_switched_off_fails_at_once() -> None:
 )
 def test_out_of_memory_is_known_by_its_words(text: str) -> None:
     """000-13, 002-02"""
-    assert tells_out_of_memory(text)
+    assert means_out_of_memory(text)
 
 
 @given(rows=st.integers(1, 400), micro=st.integers(1, 16), accumulation=st.integers(1, 8))

@@ -8,8 +8,8 @@ from tests.support.training import a_plan, a_tiny_model, a_torch_model, attached
 from trainer.domain.plan import TrainPlan, ValidationPlan
 from trainer.pipe import CheckpointWritten, StepTaken
 from trainer.training import run
-from trainer.training.dataset import Desk
-from trainer.training.warm import Warm
+from trainer.training.dataset import TrainingData
+from trainer.training.model_cache import ModelCache
 
 STEPS = 30
 # No step is worth so much: the first validation after the best one is a stop.
@@ -19,7 +19,7 @@ HELD = ValidationPlan(
 )  # fmt: skip
 
 
-class Told:
+class OnMerge:
     """A channel that keeps what is said, and asks for the end after so many steps."""
 
     def __init__(self, finish_after: int) -> None:
@@ -49,17 +49,17 @@ class NoSamples:
         return ()
 
 
-def attempt(plan: TrainPlan, *, finish_after: int = 0) -> Told:
+def attempt(plan: TrainPlan, *, finish_after: int = 0) -> OnMerge:
     """An attempt of a run on tiny weights, up to where the adapter would be delivered."""
-    told = Told(finish_after)
+    told = OnMerge(finish_after)
     parts: Any = (None, None)
-    desk = Desk(
+    data = TrainingData(
         rows=some_rows(20), validation_rows=(), tokenizer=parts[0], template=parts[1], prompts=()
     )
     channel: Any = told
     sampler: Any = NoSamples()
     model = a_torch_model(attached(a_tiny_model(), plan))
-    _, _, done, _ = run._train(model, plan, desk, channel, Warm(), sampler)
+    _, _, done, _ = run._train(model, plan, data, channel, ModelCache(), sampler)
     assert done == (told.steps or [done])[-1]
     return told
 

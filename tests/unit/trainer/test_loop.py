@@ -19,11 +19,10 @@ from tests.support.training import (
     some_rows,
     torch_model,
 )
-from trainer.domain.healing import Ladder
+from trainer.domain.healing import OomRecovery
 from trainer.domain.plan import TrainPlan, total_steps
-from trainer.training import checkpoint, loop, peft_rail
+from trainer.training import checkpoint, loop, peft_library
 from trainer.training.adapter import require_changed
-from trainer.training.arithmetic import arithmetic_for
 from trainer.training.batches import (
     IGNORED_LABEL,
     Row,
@@ -32,7 +31,8 @@ from trainer.training.batches import (
     padded,
     step_indices,
 )
-from trainer.training.objective import summed_loss
+from trainer.training.compute_precision import compute_precision_for
+from trainer.training.token_loss import summed_loss
 
 ROWS = some_rows(20)
 STEPS = 8
@@ -122,7 +122,7 @@ def test_base_weights_do_not_move() -> None:
     before = {name: p.clone() for name, p in model.named_parameters()}
     adapted = attached(model, plan)
     take(a_state(adapted.train(), plan), plan, 3)
-    after = dict(peft_rail.detach(adapted).named_parameters())
+    after = dict(peft_library.detach(adapted).named_parameters())
     assert same(before, {name: after[name].detach() for name in before})
 
 
@@ -171,17 +171,17 @@ def test_mixed_precision_is_what_the_plan_says(
     precision: Precision, device: str, weights_: torch.dtype, autocast: torch.dtype | None
 ) -> None:
     """001-27: mixed precision."""
-    found = arithmetic_for(precision, torch.device(device), width=4096)
+    found = compute_precision_for(precision, torch.device(device), width=4096)
     assert (found.weights, found.autocast) == (weights_, autocast)
 
 
 def test_a_mixed_precision_step_keeps_the_adapter_whole_and_learns() -> None:
     """001-27: the forward pass is in bf16, the adapter and its update are in fp32."""
     plan = a_plan(precision=Precision.BF16)
-    bf16 = arithmetic_for(plan.compute.precision, CPU, width=4096)
+    bf16 = compute_precision_for(plan.compute.precision, CPU, width=4096)
     model = attached(a_tiny_model().to(bf16.weights), plan)
     model.train()
-    state = a_state(model, plan, arithmetic=bf16)
+    state = a_state(model, plan, compute_precision=bf16)
     assert {p.dtype for p in torch_model(state).trainable.values()} == {torch.float32}
     losses = [
         loop.take_step(state, ROWS, steps=STEPS, healed=lambda _: None).loss for _ in range(STEPS)
@@ -248,7 +248,7 @@ def test_out_of_memory_in_the_forward_pass_changes_nothing(at: int) -> None:
     backbone = torch_model(state).module.get_base_model().model
     backbone.forward = Injected(backbone.forward, at={at})
     assert take(state, plan, STEPS) == pytest.approx(clean, abs=1e-6)
-    assert state.ladder.micro_batch_size == plan.batches.micro_batch_size // 2
+    assert state.recovery.micro_batch_size == plan.batches.micro_batch_size // 2
     assert torch_model(state).module.training
 
 
@@ -267,7 +267,7 @@ def test_out_of_memory_for_ever_ends_with_its_code() -> None:
     state = begin(plan)
     backbone = torch_model(state).module.get_base_model().model
     backbone.forward = Injected(backbone.forward, at=set(range(1, 100)))
-    rungs: list[Ladder] = []
+    rungs: list[OomRecovery] = []
     with pytest.raises(Fault) as caught:
         loop.take_step(state, ROWS, steps=STEPS, healed=rungs.append)
     assert caught.value.code is FaultCode.RUNTIME_GPU_OOM

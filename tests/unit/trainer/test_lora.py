@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from tests.support.training import TINY_VOCABULARY, a_tiny_model, some_rows
 from trainer.training import lora
 from trainer.training.batches import packed
-from trainer.training.objective import summed_loss
+from trainer.training.token_loss import summed_loss
 
 ROWS = some_rows(6)
 CPU = torch.device("cpu")

@@ -19,12 +19,12 @@ from tests.support.mlx import a_model_folder, an_mlx_plan, give_room_for, needs_
 from tests.support.training import a_plan, a_state, attached, changed, some_rows
 from trainer.domain.plan import TrainPlan, ValidationPlan
 from trainer.pipe import Terms
-from trainer.training import loop, mlx_presence, peft_rail
-from trainer.training.rails import TorchLibrary, find_rails
+from trainer.training import loop, mlx_presence, peft_library
+from trainer.training.generation import TOP_K
+from trainer.training.libraries import TorchLibrary, find_libraries
+from trainer.training.model_cache import ModelCache
 from trainer.training.run import train_run
-from trainer.training.speech import TOP_K
 from trainer.training.validation import Validation
-from trainer.training.warm import Warm
 
 IDS = np.arange(24).reshape(2, 12) * 5 % 64
 ROWS = some_rows(30)
@@ -190,14 +190,14 @@ def test_out_of_memory_takes_the_same_step_in_smaller_parts(folder: Path) -> Non
     sizes: list[int] = []
     one, other = (
         loop.take_step(
-            state, ROWS, steps=5, healed=lambda ladder: sizes.append(ladder.micro_batch_size)
+            state, ROWS, steps=5, healed=lambda recovery: sizes.append(recovery.micro_batch_size)
         )
         for state in (roomy, tight)
     )
     assert sizes == [4, 2]
     assert other.loss == pytest.approx(one.loss, abs=1e-6)
     tight.batches = changed(plan, oom_recovery=False).batches
-    tight.ladder = replace(tight.ladder, micro_batch_size=8)
+    tight.recovery = replace(tight.recovery, micro_batch_size=8)
     with pytest.raises(Fault) as caught:
         take(tight)
     assert caught.value.code is FaultCode.RUNTIME_GPU_OOM
@@ -340,14 +340,14 @@ def test_without_mlx_lm_the_training_step_says_so(backend: Backend) -> None:
 
     agent: Any = Agent()
     assert not mlx_presence.is_available()
-    apple = find_rails(
+    apple = find_libraries(
         Terms(tier="apple"),
         has_cuda=False,
         is_apple=True,
         import_unsloth=lambda: cast(TorchLibrary, None),
-        import_peft=lambda: peft_rail,
-        begin_anew=lambda _: None,
+        import_peft=lambda: peft_library,
+        restart=lambda _: None,
     )
     with pytest.raises(Fault) as caught:
-        train_run(a_plan(backend=backend), agent, apple, Warm())
+        train_run(a_plan(backend=backend), agent, apple, ModelCache())
     assert caught.value.code is FaultCode.DEP_MLX_UNAVAILABLE

@@ -9,12 +9,12 @@ from lexicon.faults import Fault, FaultCode
 from modelspec.recipe import Backend, Method, Optimizer, Precision
 from tests.support.training import a_plan, a_preference_plan
 from trainer.domain.mlx import (
+    as_mlx_reads,
     chosen_layers,
     require_same_layers,
     require_supported,
     to_mlx,
     to_peft,
-    told_as_mlx_reads,
 )
 from trainer.domain.plan import MultiRunPlan
 
@@ -148,7 +148,7 @@ def test_plain_lora_is_what_mlx_does() -> None:
 def test_rotary_positions_are_told_where_mlx_looks_for_them() -> None:
     """A model saved by transformers 5 would be computed with mlx-lm's default positions."""
     llama3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0}
-    assert told_as_mlx_reads({"rope_parameters": llama3}) == {
+    assert as_mlx_reads({"rope_parameters": llama3}) == {
         "rope_theta": 500000.0,
         "rope_scaling": {**llama3, "type": "llama3"},
     }
@@ -156,7 +156,7 @@ def test_rotary_positions_are_told_where_mlx_looks_for_them() -> None:
         "full_attention": {"rope_type": "default", "rope_theta": 1e6},
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
     }
-    assert told_as_mlx_reads({"rope_parameters": by_layer}) == {
+    assert as_mlx_reads({"rope_parameters": by_layer}) == {
         "rope_theta": 1e6,
         "rope_local_base_freq": 1e4,
     }
@@ -173,4 +173,4 @@ def test_rotary_positions_are_told_where_mlx_looks_for_them() -> None:
     ],
 )
 def test_a_config_that_mlx_reads_by_itself_is_left_alone(config: dict[str, Any]) -> None:
-    assert told_as_mlx_reads(config) == {}
+    assert as_mlx_reads(config) == {}

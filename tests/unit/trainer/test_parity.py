@@ -25,9 +25,9 @@ from tests.support.training import (
 )
 from trainer.domain.plan import TrainPlan
 from trainer.domain.schedule import learning_rate
-from trainer.training import loop, peft_rail
+from trainer.training import loop, peft_library
 from trainer.training.batches import Row, step_indices
-from trainer.training.warm import renew
+from trainer.training.model_cache import renew
 
 STEPS = 50
 ROWS = some_rows(7)
@@ -61,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def our_curve(plan: TrainPlan, *, four_bit: bool) -> list[float]:
-    model = peft_rail.load_base(plan.base, replace(FP32, four_bit=four_bit))
+    model = peft_library.load_base(plan.base, replace(FP32, four_bit=four_bit))
     state = a_state(attached(model, plan).train(), plan)
     return [
         loop.take_step(state, ROWS, steps=STEPS, healed=lambda _: None).loss for _ in range(STEPS)
@@ -130,7 +130,7 @@ def test_an_nf4_base_is_held_in_four_bits_and_its_adapter_is_not(folder: Path) -
     """001-26: the base's linear layers are packed, only the adapter's fp32 weights train."""
     plan = a_plan()
     base = replace(plan.base, folder=str(folder))
-    model = peft_rail.load_base(base, replace(FP32, four_bit=True))
+    model = peft_library.load_base(base, replace(FP32, four_bit=True))
     layer = model.model.layers[0].mlp.down_proj
     assert layer.weight.dtype is torch.uint8
     assert layer.weight.numel() == 2 * WIDTH * WIDTH // 2
@@ -142,7 +142,7 @@ def test_an_nf4_base_is_held_in_four_bits_and_its_adapter_is_not(folder: Path) -
     renew(adapted, seed=plan.batches.seed)
     fresh = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
     assert all(torch.equal(drawn[name], fresh[name]) for name in drawn)
-    again = peft_rail.detach(adapted)
+    again = peft_library.detach(adapted)
     assert not any(p.requires_grad for p in again.parameters())
     assert again.model.layers[0].mlp.down_proj.weight.dtype is torch.uint8
 
@@ -153,7 +153,7 @@ def test_a_validation_leaves_an_nf4_base_as_it_trains(folder: Path) -> None:
     plan = changed(plan, base=replace(plan.base, folder=str(folder)))
     curves = []
     for validates in (False, True):
-        model = peft_rail.load_base(plan.base, replace(FP32, four_bit=True))
+        model = peft_library.load_base(plan.base, replace(FP32, four_bit=True))
         state = a_state(attached(model, plan).train(), plan)
         found: list[tuple[float, float]] = []
         for _ in range(3):

@@ -22,11 +22,11 @@ from tests.support.training import (
     some_verdicts,
     torch_model,
 )
-from trainer.domain.healing import Ladder
+from trainer.domain.healing import OomRecovery
 from trainer.domain.plan import TrainPlan
 from trainer.domain.schedule import learning_rate
 from trainer.training import checkpoint, loop, preference
-from trainer.training.batches import Example, Judged, Pair, Row, packed, step_indices
+from trainer.training.batches import Example, KtoExample, Pair, Row, packed, step_indices
 
 METHODS = (Method.DPO, Method.ORPO, Method.SIMPO, Method.KTO)
 CPU = torch.device("cpu")
@@ -143,7 +143,7 @@ def test_cutting_a_step_changes_no_gradient(method: Method) -> None:
     expected, expected_loss = gradients(moved(whole, examples), whole, examples)
     for size in (3, 1):
         state = moved(whole, examples)
-        state.ladder = replace(state.ladder, micro_batch_size=size)
+        state.recovery = replace(state.recovery, micro_batch_size=size)
         found, loss = gradients(state, whole, examples)
         assert loss == pytest.approx(expected_loss, abs=1e-6)
         for name, gradient in expected.items():
@@ -169,7 +169,7 @@ def test_validation_does_not_depend_on_the_micro_batch(method: Method) -> None:
     state = moved(plan, examples)
     losses = []
     for size in (12, 5, 1):
-        state.ladder = Ladder(effective_batch_size=12, micro_batch_size=size)
+        state.recovery = OomRecovery(effective_batch_size=12, micro_batch_size=size)
         losses.append(loop.mean_loss(state, examples))
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-6)
 
@@ -183,7 +183,7 @@ def margins(state: loop.TrainState, examples: Sequence[Example]) -> list[float]:
     return [
         ratio if example.desirable else -ratio
         for ratio, example in zip(ratios, examples, strict=True)
-        if isinstance(example, Judged)
+        if isinstance(example, KtoExample)
     ]
 
 
@@ -252,7 +252,7 @@ def test_out_of_memory_anywhere_in_a_step_changes_nothing(method: Method, at: in
     backbone = torch_model(state).module.get_base_model().model
     backbone.forward = Injected(backbone.forward, at=at)
     assert take(state, plan, examples, 2) == pytest.approx(clean, abs=1e-6)
-    assert state.ladder.micro_batch_size == plan.batches.micro_batch_size // 2
+    assert state.recovery.micro_batch_size == plan.batches.micro_batch_size // 2
     assert torch_model(state).module.training
     assert all(parameter.requires_grad for parameter in torch_model(state).trainable.values())
 
@@ -308,7 +308,7 @@ def reference_point(state: loop.TrainState, plan: TrainPlan, examples: Sequence[
     return preference.reference_point(
         torch_model(state).module,
         examples,
-        preference.goal_of(plan.objective),
+        preference.objective_of(plan.objective),
         FP32,
         micro_batch_size=4,
         packing=True,

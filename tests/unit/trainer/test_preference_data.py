@@ -9,7 +9,7 @@ import pytest
 
 from lexicon.faults import Fault, FaultCode
 from modelspec.recipe import Method
-from tests.support.training import a_desk, a_plan, a_preference_plan
+from tests.support.training import a_plan, a_preference_plan, some_data
 from trainer import wire
 from trainer.domain.plan import (
     Base,
@@ -20,9 +20,9 @@ from trainer.domain.plan import (
     essence,
     verdict_weights,
 )
-from trainer.training.batches import Judged, Pair
-from trainer.training.dataset import Desk
-from trainer.training.preference import goal_of
+from trainer.training.batches import KtoExample, Pair
+from trainer.training.dataset import TrainingData
+from trainer.training.preference import objective_of
 from trainer.training.validation import split
 from tunesmith.api.dataset.v1 import dataset_pb2
 from tunesmith.api.run.v1 import spec_pb2
@@ -39,35 +39,35 @@ def a_file(folder: Path, rows: Sequence[dict[str, Any]], data_format: str) -> Da
     return DatasetFile(name="d", format=data_format, path=str(path))
 
 
-def prepare(plan: TrainPlan, warnings: list[FaultCode] | None = None) -> Desk:
+def prepare(plan: TrainPlan, warnings: list[FaultCode] | None = None) -> TrainingData:
     said = [] if warnings is None else warnings
-    return a_desk(plan, warn=lambda code, _: said.append(code))
+    return some_data(plan, warn=lambda code, _: said.append(code))
 
 
-def words(desk: Desk, row: Any) -> str:
+def words(data: TrainingData, row: Any) -> str:
     """What a row trains on."""
-    return str(desk.tokenizer.decode(row.labels[row.labels >= 0].tolist()))
+    return str(data.tokenizer.decode(row.labels[row.labels >= 0].tolist()))
 
 
 @pytest.mark.parametrize("method", [Method.DPO, Method.ORPO, Method.SIMPO])
 def test_a_pair_shares_its_prompt_and_trains_on_its_answers(method: Method, tmp_path: Path) -> None:
     file = a_file(tmp_path, [PAIR], "preference")
-    desk = prepare(a_preference_plan(method, datasets=(file,)))
-    (pair,) = desk.rows
+    data = prepare(a_preference_plan(method, datasets=(file,)))
+    (pair,) = data.rows
     assert isinstance(pair, Pair)
-    assert words(desk, pair.chosen).startswith("A sailor, ahoy!")
-    assert words(desk, pair.rejected).startswith("No one.")
+    assert words(data, pair.chosen).startswith("A sailor, ahoy!")
+    assert words(data, pair.rejected).startswith("No one.")
     read = [row.ids[row.labels < 0].tolist() for row in pair.sequences]
     assert read[0][: len(read[1])] == read[1][: len(read[0])]
 
 
 def test_verdicts_keep_their_label_and_are_balanced(tmp_path: Path) -> None:
     file = a_file(tmp_path, [LIKED, LIKED, LIKED, DISLIKED], "kto")
-    desk = prepare(a_preference_plan(Method.KTO, datasets=(file,)))
-    rows = [row for row in desk.rows if isinstance(row, Judged)]
+    data = prepare(a_preference_plan(Method.KTO, datasets=(file,)))
+    rows = [row for row in data.rows if isinstance(row, KtoExample)]
     assert [row.desirable for row in rows] == [True, True, True, False]
     assert [row.weight for row in rows] == [1.0, 1.0, 1.0, 3.0]
-    assert words(desk, rows[3].completion).startswith("No idea.")
+    assert words(data, rows[3].completion).startswith("No idea.")
 
 
 def test_validation_rows_weigh_what_training_rows_weigh(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_validation_rows_weigh_what_training_rows_weigh(tmp_path: Path) -> None:
     )  # fmt: skip
     plan = a_preference_plan(Method.KTO, datasets=(trained,), validation=validation)
     rows, validating = split(plan.data.validation, prepare(plan), seed=plan.batches.seed)
-    weights = [row.weight for row in validating.rows if isinstance(row, Judged)]
+    weights = [row.weight for row in validating.rows if isinstance(row, KtoExample)]
     assert weights == [1.0, 2.0]
     assert len(rows) == 3
 
@@ -90,8 +90,8 @@ def test_a_pair_with_a_side_without_words_is_left_out_and_told(tmp_path: Path) -
     file = a_file(tmp_path, [PAIR, long], "preference")
     warnings: list[FaultCode] = []
     plan = a_preference_plan(Method.DPO, datasets=(file,), max_sequence_tokens=64)
-    desk = prepare(plan, warnings)
-    assert len(desk.rows) == 1
+    data = prepare(plan, warnings)
+    assert len(data.rows) == 1
     assert warnings == [FaultCode.DATASET_ROW_INVALID, FaultCode.DATASET_NO_TRAINED_TOKENS]
 
 
@@ -183,4 +183,4 @@ def test_a_lease_says_what_is_preferred_how_strongly() -> None:
 
 def test_supervised_training_has_no_preference() -> None:
     assert plan_of(spec_pb2.TrainingConfig(method=spec_pb2.METHOD_SFT)).objective.preference is None
-    assert goal_of(a_plan().objective) is None
+    assert objective_of(a_plan().objective) is None

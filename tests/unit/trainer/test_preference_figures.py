@@ -80,7 +80,7 @@ def test_figures_do_not_depend_on_how_a_step_is_cut(method: Method) -> None:
     for size in (8, 3, 1):
         plan = a_preference_plan(method, micro_batch_size=8, accumulation_steps=1)
         state = begin(plan)
-        state.ladder = replace(state.ladder, micro_batch_size=size)
+        state.recovery = replace(state.recovery, micro_batch_size=size)
         step(state, examples, plan)
         taken = step(state, examples, plan)
         found.append((taken.preference_margin, taken.preference_accuracy))
@@ -99,10 +99,10 @@ def test_training_raises_margin_and_accuracy(method: Method) -> None:
 
 
 def test_a_verdict_is_right_on_its_own_side_of_the_reference_point() -> None:
-    judged = some_verdicts(4)
+    kto_examples = some_verdicts(4)
     tally = preference.Tally()
     ratios_B = torch.tensor([0.5, 0.1, -2.0, 3.0])
-    signs_B = preference._signs(judged, like=ratios_B)
+    signs_B = preference._signs(kto_examples, like=ratios_B)
     assert signs_B.tolist() == [-1.0, 1.0, 1.0, 1.0]
     tally.add(signs_B * 0.1 * (ratios_B - 0.2))
     assert tally.accuracy == 0.25

@@ -21,13 +21,13 @@ from tests.support.training import (
     some_verdicts,
     torch_model,
 )
-from trainer.domain.healing import Ladder
+from trainer.domain.healing import OomRecovery
 from trainer.domain.plan import TrainPlan
 from trainer.training import loop
 from trainer.training.batches import Example, micro_batches, sequences_of, step_indices
 from trainer.training.probe import (
-    Extent,
-    extent_of,
+    BatchShape,
+    batch_shape_of,
     largest_first,
     largest_micro_batch,
     probe,
@@ -47,11 +47,13 @@ def probed(
     state: loop.TrainState,
     plan: TrainPlan,
     rows: tuple[Example, ...] = ROWS,
-    proven: tuple[Extent, ...] = (),
-) -> tuple[Extent | None, list[Ladder]]:
-    rungs: list[Ladder] = []
-    extent = probe(state, rows, steps=range(state.step, STEPS), healed=rungs.append, proven=proven)
-    return extent, rungs
+    proven: tuple[BatchShape, ...] = (),
+) -> tuple[BatchShape | None, list[OomRecovery]]:
+    rungs: list[OomRecovery] = []
+    batch_shape = probe(
+        state, rows, steps=range(state.step, STEPS), healed=rungs.append, proven=proven
+    )
+    return batch_shape, rungs
 
 
 def test_what_is_tried_is_told_before_it_is_tried() -> None:
@@ -59,15 +61,15 @@ def test_what_is_tried_is_told_before_it_is_tried() -> None:
     plan = a_plan(max_steps=STEPS)
     state, told = begin(plan), list[tuple[str, int]]()
     seen = out_of_memory_beyond(state, 10**6)
-    extent = probe(
+    batch_shape = probe(
         state,
         ROWS,
         steps=range(STEPS),
         healed=lambda _: None,
         trying=lambda tried: told.append((words_of(tried), len(seen))),
     )
-    assert extent is not None
-    assert told == [(f"trying the longest batch: {extent.token_count:,} tokens", 0)]
+    assert batch_shape is not None
+    assert told == [(f"trying the longest batch: {batch_shape.token_count:,} tokens", 0)]
 
 
 def out_of_memory_beyond(state: loop.TrainState, tokens: int) -> list[int]:
@@ -172,10 +174,10 @@ def test_the_ladder_is_walked_before_the_first_step_and_losses_stay() -> None:
     out_of_memory_beyond(state, tokens=60)
     _, rungs = probed(state, plan)
     assert [rung.micro_batch_size for rung in rungs] == [4, 2]
-    assert state.ladder.effective_batch_size == plan.batches.effective_batch_size
+    assert state.recovery.effective_batch_size == plan.batches.effective_batch_size
 
-    def never(ladder: Ladder) -> None:
-        raise AssertionError(f"a step was healed: {ladder}")
+    def never(recovery: OomRecovery) -> None:
+        raise AssertionError(f"a step was healed: {recovery}")
 
     healed = [loop.take_step(state, ROWS, steps=STEPS, healed=never).loss for _ in range(STEPS)]
     assert healed == pytest.approx(losses, abs=1e-6)
@@ -216,15 +218,15 @@ def test_another_error_of_the_device_is_told_before_the_clock_runs() -> None:
 def test_what_was_proven_is_not_tried_again_and_what_is_larger_is() -> None:
     plan = a_plan()
     state = begin(plan)
-    extent, _ = probed(state, plan)
-    assert extent is not None
+    batch_shape, _ = probed(state, plan)
+    assert batch_shape is not None
     seen = out_of_memory_beyond(state, tokens=10**9)
-    other = Extent(token_count=10**6, longest_count=1, label_count=1)
-    assert probed(state, plan, proven=(other, extent)) == (None, [])
+    other = BatchShape(token_count=10**6, longest_count=1, label_count=1)
+    assert probed(state, plan, proven=(other, batch_shape)) == (None, [])
     assert not seen
-    smaller = replace(extent, label_count=extent.label_count - 1)
-    assert probed(state, plan, proven=(other, smaller))[0] == extent
-    assert seen == [extent.token_count]
+    smaller = replace(batch_shape, label_count=batch_shape.label_count - 1)
+    assert probed(state, plan, proven=(other, smaller))[0] == batch_shape
+    assert seen == [batch_shape.token_count]
 
 
 def test_a_run_that_was_finished_tries_nothing() -> None:
@@ -251,6 +253,6 @@ def test_of_several_runs_the_one_with_the_largest_batch_is_tried_first() -> None
     ]
     assert ordered[-1] is over
     assert batches.pop() == ()
-    counts = [extent_of(batch, packing=True).token_count for batch in batches]
+    counts = [batch_shape_of(batch, packing=True).token_count for batch in batches]
     assert counts == sorted(counts, reverse=True)
     assert len(set(counts)) > 1

@@ -12,9 +12,9 @@ from tokenizers import Tokenizer
 from corpus.chat import CHATML
 from deploy.models.anvil.grammar import HOME
 from lexicon.faults import Fault, FaultCode
-from tests.support.training import FP32, a_desk, a_plan, changed
+from tests.support.training import FP32, a_plan, changed, some_data
 from trainer.domain.plan import TrainPlan
-from trainer.training import peft_rail
+from trainer.training import peft_library
 from trainer.training.dataset import load_tokenizer, require_known_tokens
 
 
@@ -32,7 +32,7 @@ def test_an_unknown_architecture_is_named_exactly(plan: TrainPlan) -> None:
     path = Path(plan.base.folder) / "config.json"
     config = json.loads(path.read_text("utf-8"))
     path.write_text(json.dumps({**config, "model_type": "new", "architectures": ["SomeNewModel"]}))
-    for look in (peft_rail.width_of, lambda base: peft_rail.load_base(base, FP32)):
+    for look in (peft_library.width_of, lambda base: peft_library.load_base(base, FP32)):
         with pytest.raises(Fault) as caught:
             look(plan.base)
         assert caught.value.code is FaultCode.MODEL_ARCHITECTURE_UNSUPPORTED
@@ -44,7 +44,7 @@ def test_a_model_without_a_tokenizer_is_not_trained(plan: TrainPlan) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (Path(plan.base.folder) / name).unlink(missing_ok=True)
     with pytest.raises(Fault) as caught:
-        a_desk(plan, warn=lambda *_: None)
+        some_data(plan, warn=lambda *_: None)
     assert caught.value.code is FaultCode.MODEL_TOKENIZER_NOT_FOUND
     assert caught.value.message == "Tokenizer not found for model org/some-model"
 
@@ -70,11 +70,11 @@ def test_a_model_without_a_template_is_trained_with_chatml_and_told(plan: TrainP
         settings.pop("chat_template", None)
         config.write_text(json.dumps(settings))
     told: list[str] = []
-    desk = a_desk(plan, warn=lambda code, text: told.append(text))
+    data = some_data(plan, warn=lambda code, text: told.append(text))
     expected = "Chat template missing for model org/some-model; falling back to ChatML"
     assert told == [expected]
-    assert desk.template.source == CHATML
-    assert desk.rows
+    assert data.template.source == CHATML
+    assert data.rows
 
 
 ALTERNATING = (
@@ -103,8 +103,8 @@ def test_a_few_rows_that_the_template_refuses_are_left_out_and_named(
     """001-25: one conversation that begins with the assistant does not end a run of thousands."""
     told: list[tuple[FaultCode, str]] = []
     odd = with_rows(plan, tmp_path, good_count=9, odd_count=2)
-    desk = a_desk(odd, warn=lambda code, text: told.append((code, text)))
-    assert len(desk.rows) == 9
+    data = some_data(odd, warn=lambda code, text: told.append((code, text)))
+    assert len(data.rows) == 9
     ((code, text),) = told
     assert code is FaultCode.MODEL_CHAT_TEMPLATE_INVALID
     assert text.startswith("2 rows were left out: row 10, 11. Row 10 of projects/")
@@ -116,7 +116,7 @@ def test_a_template_that_refuses_most_rows_ends_the_run_and_names_the_first(
 ) -> None:
     odd = with_rows(plan, tmp_path, good_count=2, odd_count=2)
     with pytest.raises(Fault) as caught:
-        a_desk(odd, warn=lambda *_: None)
+        some_data(odd, warn=lambda *_: None)
     assert caught.value.code is FaultCode.MODEL_CHAT_TEMPLATE_INVALID
     assert caught.value.metadata["row"] == "3"
 
@@ -127,19 +127,19 @@ def test_a_template_that_fails_is_no_matter_of_single_rows(plan: TrainPlan, tmp_
     failing = ALTERNATING.replace("raise_exception('roles must alternate')", "1 / 0")
     (Path(plan.base.folder) / "chat_template.jinja").write_text(failing)
     with pytest.raises(Fault) as caught:
-        a_desk(odd, warn=lambda *_: None)
+        some_data(odd, warn=lambda *_: None)
     assert caught.value.code is FaultCode.MODEL_CHAT_TEMPLATE_INVALID
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(plan: TrainPlan) -> None:
     """004-09: on a GPU the look-up beyond the end would take the process along."""
-    desk = a_desk(plan, warn=lambda *_: None)
-    model = peft_rail.load_base(plan.base, FP32)
+    data = some_data(plan, warn=lambda *_: None)
+    model = peft_library.load_base(plan.base, FP32)
     count = model.get_input_embeddings().weight.shape[0]
-    assert peft_rail.vocabulary_of(plan.base) == count
-    require_known_tokens(desk, count)
+    assert peft_library.vocabulary_of(plan.base) == count
+    require_known_tokens(data, count)
     with pytest.raises(Fault) as caught:
-        require_known_tokens(desk, 8)
+        require_known_tokens(data, 8)
     assert caught.value.code is FaultCode.MODEL_CONFIG_INVALID
 
 
@@ -152,19 +152,19 @@ def test_a_tokenizer_at_which_its_library_panics_is_none(plan: TrainPlan) -> Non
     path = Path(plan.base.folder) / "tokenizer.json"
     path.write_text(json.dumps({"version": "1.0", "model": model}))
     with pytest.raises(Fault) as caught:
-        a_desk(plan, warn=lambda *_: None)
+        some_data(plan, warn=lambda *_: None)
     assert caught.value.code is FaultCode.MODEL_TOKENIZER_NOT_FOUND
 
 
 def test_a_model_whose_files_lack_a_weight_is_refused(plan: TrainPlan) -> None:
     """004-09: the library fills it with noise, and what is trained on that is of no use."""
-    peft_rail.require_whole(plan.base)
+    peft_library.require_whole(plan.base)
     path = Path(plan.base.folder) / "model.safetensors"
     tensors = load_file(path)
     del tensors["model.layers.1.mlp.up_proj.weight"]
     path.unlink()
     save_file(tensors, path, metadata={"format": "pt"})
-    for look in (peft_rail.require_whole, lambda base: peft_rail.load_base(base, FP32)):
+    for look in (peft_library.require_whole, lambda base: peft_library.load_base(base, FP32)):
         with pytest.raises(Fault, match=r"layers\.1\.mlp\.up_proj") as caught:
             look(plan.base)
         assert caught.value.code is FaultCode.MODEL_WEIGHTS_INVALID
@@ -176,5 +176,5 @@ def test_a_model_whose_weights_have_another_shape_is_refused(plan: TrainPlan) ->
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "vocab_size": config["vocab_size"] + 8}))
     with pytest.raises(Fault, match="embed_tokens") as caught:
-        peft_rail.load_base(plan.base, FP32)
+        peft_library.load_base(plan.base, FP32)
     assert caught.value.code is FaultCode.MODEL_WEIGHTS_INVALID

@@ -22,7 +22,7 @@ from tests.support.training import a_plan, a_state, a_tiny_model, attached, chan
 from trainer.domain.plan import TrainPlan, ValidationPlan
 from trainer.training import checkpoint, loop
 from trainer.training.checkpoint import MANIFEST_NAME, STATE_NAME
-from trainer.training.continual import Course
+from trainer.training.continual import ContinualSchedule
 from trainer.training.run import fingerprint, resume, save_checkpoint
 from trainer.training.validation import Validation
 from trainer.training.writer import CheckpointWriter
@@ -55,36 +55,36 @@ class Run:
     """A run on tiny weights, from whichever checkpoints its plan names; tells as a channel does."""
 
     def __init__(self, plan: TrainPlan) -> None:
-        self.told: list[Any] = []
+        self.on_merge: list[Any] = []
         self.state = a_state(attached(a_tiny_model(), plan).train(), plan)
         held = Validation(plan=HELD, rows=ROWS[20:])
-        self.course = Course.of(
+        self.continual_schedule = ContinualSchedule.of(
             plan.multi_run,
             ROWS[:20],
             held,
             self.state,
             places=plan.places,
             warn=lambda *_: None,
-            told=lambda *_: None,
+            on_merge=lambda *_: None,
         )
         self.plan = plan
-        resume(plan, self.state, self.course, self)  # type: ignore[arg-type]
+        resume(plan, self.state, self.continual_schedule, self)  # type: ignore[arg-type]
 
     def send(self, message: Any) -> None:
-        self.told.append(message)
+        self.on_merge.append(message)
 
     def train(self, *, until: int) -> list[float]:
         losses = []
         while self.state.step < until:
             try:
                 figures = loop.take_step(
-                    self.state, self.course.rows, steps=8, healed=lambda _: None
+                    self.state, self.continual_schedule.rows, steps=8, healed=lambda _: None
                 )
             except Fault as fault:
                 if fault.code is FaultCode.RUNTIME_LOSS_NOT_FINITE:
                     raise NotFinite from fault
                 raise
-            self.course.after_step(self.state, figures)
+            self.continual_schedule.after_step(self.state, figures)
             losses.append(figures.loss)
         return losses
 
@@ -94,7 +94,7 @@ class Run:
             root, written=lambda _, folder: folders.append(folder), failed=_raise
         )
         with writer:
-            save_checkpoint(writer, self.plan, self.state, self.course)
+            save_checkpoint(writer, self.plan, self.state, self.continual_schedule)
         return folders[0]
 
 
@@ -117,12 +117,12 @@ def trained() -> Run:
 
 def resumes_or_stays(run: Run, folder: Path) -> None:
     """What is taken for sound is trained on and saved again; what is not has changed nothing."""
-    run.told.clear()
+    run.on_merge.clear()
     before, step = loop.capture(run.state), run.state.step
     plan = changed(PLAN, checkpoint_folder=str(folder))
-    resume(plan, run.state, run.course, run)  # type: ignore[arg-type]
-    if run.told:
-        (warning,) = run.told
+    resume(plan, run.state, run.continual_schedule, run)  # type: ignore[arg-type]
+    if run.on_merge:
+        (warning,) = run.on_merge
         assert warning.code == "STATE_CHECKPOINT_INVALID"
         after = loop.capture(run.state)
         assert run.state.step == step
@@ -131,7 +131,7 @@ def resumes_or_stays(run: Run, folder: Path) -> None:
     # Numbers that were moved about need not be finite.
     with suppress(NotFinite):
         run.train(until=run.state.step + 1)
-        run.course.finish(run.state)
+        run.continual_schedule.finish(run.state)
 
 
 def refusal(folder: Path) -> str:
@@ -281,7 +281,7 @@ def test_the_checkpoint_before_a_bad_one_is_used_and_the_run_is_the_same(
     bad = change(third, tmp_path / "c", act)
     run = Run(changed(PLAN, checkpoint_folder=str(bad), earlier_checkpoint_folders=(str(second),)))
     assert run.state.step == 2
-    (warning,) = run.told
+    (warning,) = run.on_merge
     assert warning.code == "STATE_CHECKPOINT_INVALID"
     assert warning.message.endswith("the one before it is tried")
     assert run.train(until=5) == losses
@@ -294,9 +294,9 @@ def test_without_a_sound_checkpoint_training_begins_anew(
     bad = change(saved[1], tmp_path / "c", lambda each: each.clear())
     run = Run(changed(PLAN, checkpoint_folder=str(bad), earlier_checkpoint_folders=(str(bad),)))
     assert run.state.step == 0
-    assert [told.message.rpartition("; ")[2] for told in run.told] == [
+    assert [on_merge.message.rpartition("; ")[2] for on_merge in run.on_merge] == [
         "the one before it is tried",
-        "training begins anew",
+        "training starts over",
     ]
     fresh = Run(PLAN)
     assert run.train(until=2) == fresh.train(until=2)

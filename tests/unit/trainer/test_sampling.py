@@ -11,20 +11,20 @@ from modelspec.recipe import DEFAULT_PROMPTS
 from tests.support.sampling import Leaping, Words
 from tests.support.training import (
     FP32,
-    a_desk,
     a_plan,
     a_state,
     a_tiny_model,
     a_torch_model,
     attached,
+    some_data,
     some_rows,
     torch_model,
 )
 from trainer.domain.plan import TrainPlan
 from trainer.domain.sampling import SECONDS_BETWEEN_MIN, samples_due
-from trainer.training import loop, peft_rail
+from trainer.training import loop, peft_library
+from trainer.training.generation import BRIEF_TOKENS_MAX, Generator, Prompt
 from trainer.training.sampling import Sampler
-from trainer.training.speech import BRIEF_TOKENS_MAX, Prompt, Speaker
 
 ROWS = some_rows(16)
 PROMPTS = tuple(Prompt(text=f"p{n}", ids=(3 + n, 5, 7)) for n in range(4))
@@ -42,13 +42,13 @@ class Ticking:
 
 
 def a_sampler(model: Any, *, clock: Callable[[], float] | None = None) -> Sampler:
-    speaker = Speaker(
+    generator = Generator(
         model=model,
         tokenizer=Words(),
         end_ids=frozenset({2}),
         special_tokens=frozenset({"<|im_start|>"}),
     )
-    return Sampler(speaker, PROMPTS, clock=clock or Leaping())
+    return Sampler(generator, PROMPTS, clock=clock or Leaping())
 
 
 def begin(plan: TrainPlan) -> loop.TrainState:
@@ -149,21 +149,21 @@ def test_samples_that_fail_are_told_once_and_training_goes_on(
 def test_the_demo_model_answers_in_words() -> None:
     """With the real tokenizer and template."""
     plan = a_plan()
-    desk = a_desk(plan, warn=never)
-    module = attached(peft_rail.load_base(plan.base, FP32), plan).train()
+    data = some_data(plan, warn=never)
+    module = attached(peft_library.load_base(plan.base, FP32), plan).train()
     model = a_torch_model(module)
-    speaker = Speaker(
+    generator = Generator(
         model=model,
-        tokenizer=desk.tokenizer,
-        end_ids=desk.end_ids(model.end_ids),
-        special_tokens=desk.special_tokens,
+        tokenizer=data.tokenizer,
+        end_ids=data.end_ids(model.end_ids),
+        special_tokens=data.special_tokens,
     )
-    sampler = Sampler(speaker, desk.prompts, clock=Leaping())
+    sampler = Sampler(generator, data.prompts, clock=Leaping())
     answers = sampler.after_checkpoint(1, warn=never)
     assert [answer.prompt for answer in answers] == list(plan.data.sample_prompts)
     assert all(answer.base_completion and not answer.flags for answer in answers)
 
 
 def test_a_plan_without_prompts_asks_the_platforms_own() -> None:
-    desk = a_desk(a_plan(sample_prompts=()), warn=never)
-    assert tuple(prompt.text for prompt in desk.prompts) == DEFAULT_PROMPTS
+    data = some_data(a_plan(sample_prompts=()), warn=never)
+    assert tuple(prompt.text for prompt in data.prompts) == DEFAULT_PROMPTS

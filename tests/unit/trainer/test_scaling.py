@@ -10,18 +10,18 @@ from tests.support.training import a_plan, a_state, a_tiny_model, attached, some
 from trainer.domain.plan import TrainPlan
 from trainer.domain.scaling import FACTOR_MIN, GROWTH_STEPS, LossScale
 from trainer.training import loop
-from trainer.training.arithmetic import Arithmetic
+from trainer.training.compute_precision import ComputePrecision
 
 ROWS = some_rows(16)
 STEPS = 6
-FP16 = Arithmetic(device=torch.device("cpu"), weights=torch.float16, autocast=torch.float16)
+FP16 = ComputePrecision(device=torch.device("cpu"), weights=torch.float16, autocast=torch.float16)
 # So large that the first gradients overflow.
 TOO_LARGE = LossScale(factor=2.0**20)
 
 
 def begin(plan: TrainPlan, scale: LossScale) -> loop.TrainState:
     model = attached(a_tiny_model().to(FP16.weights), plan)
-    return a_state(model.train(), plan, arithmetic=FP16, loss_scale=scale)
+    return a_state(model.train(), plan, compute_precision=FP16, loss_scale=scale)
 
 
 def take(state: loop.TrainState, plan: TrainPlan, count: int) -> list[loop.StepFigures]:

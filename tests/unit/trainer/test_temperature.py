@@ -33,5 +33,5 @@ def test_abort_wins_in_any_state() -> None:
 
 def test_limits_are_configurable() -> None:
     """002-15"""
-    warm = Limits(warn_celsius=40, pause_celsius=50, abort_celsius=60)
-    assert actions(45, 55, 39, limits=warm) == [Action.WARN, Action.PAUSE, Action.RESUME]
+    model_cache = Limits(warn_celsius=40, pause_celsius=50, abort_celsius=60)
+    assert actions(45, 55, 39, limits=model_cache) == [Action.WARN, Action.PAUSE, Action.RESUME]

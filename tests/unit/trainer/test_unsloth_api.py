@@ -13,7 +13,7 @@ PROGRAM = """
 import unsloth, inspect
 from unsloth import FastLanguageModel
 from trainer.training import unsloth_rail
-from trainer.training.rails import TorchLibrary
+from trainer.training.libraries import TorchLibrary
 
 load = inspect.signature(FastLanguageModel.from_pretrained)
 load.bind(

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load
 
 from lexicon.faults import Fault, FaultCode
-from tests.support.lending import Lent
+from tests.support.borrowing import Borrowing
 from tests.support.training import a_plan
 from tests.unit.trainer.test_checkpoint import PROGRESS
 from trainer.pipe import CheckpointWritten, Warned
@@ -31,7 +31,7 @@ EVERY_KIND = {
 }
 
 
-class Told:
+class OnMerge:
     """Keeps what a writer tells."""
 
     def __init__(self) -> None:
@@ -85,31 +85,31 @@ def test_snapshot_keeps_its_room_and_takes_the_latest_numbers() -> None:
 
 def test_what_training_does_next_does_not_reach_the_checkpoint(tmp_path: Path) -> None:
     """002-12"""
-    told, weight = Told(), torch.ones(1000)
+    told, weight = OnMerge(), torch.ones(1000)
     with told.writer(tmp_path) as writer:
         for step in (1, 2, 3):
-            lender = Lent({"weight/a": weight})
-            writer.save(at(step), lender, {})
-            lender.before_change()
+            owner = Borrowing({"weight/a": weight})
+            writer.save(at(step), owner, {})
+            owner.before_change()
             weight.add_(1.0)
     assert told.written == [1, 2, 3]
     assert [read(folder)["weight/a"][0].item() for folder in told.folders] == [1.0, 2.0, 3.0]
 
 
 def test_a_checkpoint_is_durable_before_the_next_snapshot_is_taken(tmp_path: Path) -> None:
-    told = Told()
+    told = OnMerge()
     with told.writer(tmp_path) as writer:
         for step in (1, 2, 3):
-            writer.save(at(step), Lent({"weight/a": torch.ones(1000)}), {})
+            writer.save(at(step), Borrowing({"weight/a": torch.ones(1000)}), {})
             assert told.written[: step - 1] == list(range(1, step))
 
 
 def test_the_last_one_is_waited_for_even_when_training_fails(tmp_path: Path) -> None:
-    told = Told()
+    told = OnMerge()
 
     def train() -> None:
         with told.writer(tmp_path) as writer:
-            writer.save(at(1), Lent({"weight/a": torch.ones(10)}), {})
+            writer.save(at(1), Borrowing({"weight/a": torch.ones(10)}), {})
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -121,19 +121,19 @@ def test_full_disk_is_told_with_its_cause_and_the_next_one_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """002-11"""
-    told, live = Told(), {"weight/a": torch.ones(10)}
+    told, live = OnMerge(), {"weight/a": torch.ones(10)}
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with told.writer(tmp_path) as writer:
-        writer.save(at(1), Lent(live), {})
+        writer.save(at(1), Borrowing(live), {})
         writer.wait()
         with monkeypatch.context() as patched:
             patched.setattr(os, "fsync", full)
-            writer.save(at(2), Lent(live), {})
+            writer.save(at(2), Borrowing(live), {})
             writer.wait()
-        writer.save(at(3), Lent(live), {})
+        writer.save(at(3), Borrowing(live), {})
     (fault,) = told.faults
     assert fault.code is FaultCode.STATE_CHECKPOINT_INVALID
     assert "the disk is full" in fault.message
@@ -142,11 +142,11 @@ def test_full_disk_is_told_with_its_cause_and_the_next_one_is_written(
 
 
 def test_want_of_memory_costs_the_checkpoint_and_not_the_run(tmp_path: Path) -> None:
-    told = Told()
+    told = OnMerge()
     too_large = torch.empty(1 << 50, dtype=torch.uint8, device="meta")
     with told.writer(tmp_path) as writer:
-        writer.save(at(1), Lent({"weight/a": too_large}), {})
-        writer.save(at(2), Lent({"weight/a": torch.ones(3)}), {})
+        writer.save(at(1), Borrowing({"weight/a": too_large}), {})
+        writer.save(at(2), Borrowing({"weight/a": torch.ones(3)}), {})
     assert [fault.code for fault in told.faults] == [FaultCode.STATE_CHECKPOINT_INVALID]
     assert told.written == [2]
 
@@ -165,7 +165,7 @@ def sent_by_a_run_in(folder: Path) -> list[Any]:
     channel = FakeChannel()
     plan = a_plan(work_folder=str(folder))
     with checkpoint_writer(plan.places, channel) as writer:  # type: ignore[arg-type]
-        writer.save(at(1), Lent({"weight/a": torch.ones(3)}), {})
+        writer.save(at(1), Borrowing({"weight/a": torch.ones(3)}), {})
     return channel.sent
 
 

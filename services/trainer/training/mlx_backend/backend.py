@@ -6,12 +6,12 @@ from typing import Any
 import mlx.core as mx
 
 from trainer.domain.plan import TrainPlan
-from trainer.training.dataset import Desk, require_known_tokens
+from trainer.training.dataset import TrainingData, require_known_tokens
 from trainer.training.mlx_backend.base import load_base
 from trainer.training.mlx_backend.faithful import reference_logprobs, require_faithful
 from trainer.training.mlx_backend.model import MlxModel, attach
-from trainer.training.peft_rail import vocabulary_of
-from trainer.training.warm import Warm
+from trainer.training.model_cache import ModelCache
+from trainer.training.peft_library import vocabulary_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +20,7 @@ class MlxBackend:
 
     packs_rows: bool = False
 
-    def adapt(self, plan: TrainPlan, data: Desk, cache: Warm) -> MlxModel:
+    def adapt(self, plan: TrainPlan, data: TrainingData, cache: ModelCache) -> MlxModel:
         """See `backend.Backend`; a base of torch gives way to it, and it stays for no other run."""
         cache.drop_base()
         mx.reset_peak_memory()
@@ -30,7 +30,7 @@ class MlxBackend:
         return attach(base, plan.base, plan.build.adapter, seed=plan.batches.seed)
 
 
-def _faithful_base(plan: TrainPlan, data: Desk) -> Any:
+def _faithful_base(plan: TrainPlan, data: TrainingData) -> Any:
     """The base model, which says what transformers says after the first tokens of the data."""
     base, precision = plan.base, plan.compute.precision
     longest = max((row.sequences[0].ids for row in data.rows), key=len)

@@ -31,7 +31,7 @@ def load_base(base: Base, precision: Precision) -> Any:
     try:
         config = json.loads((folder / CONFIG_FILE).read_bytes())
         model, _ = load_model(
-            folder, model_config=layout.told_as_mlx_reads(config), trust_remote_code=False
+            folder, model_config=layout.as_mlx_reads(config), trust_remote_code=False
         )
     except OSError as error:
         raise _unreadable(base, error) from error

@@ -16,10 +16,10 @@ import torch
 from lexicon.faults import Fault, FaultCode
 from modelspec.recipe import Precision
 from trainer.domain.plan import Base
-from trainer.training.arithmetic import Arithmetic
+from trainer.training.compute_precision import ComputePrecision
 from trainer.training.memory import release_memory
 from trainer.training.mlx_backend.base import dtype_for
-from trainer.training.peft_rail import load_base
+from trainer.training.peft_library import load_base
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,8 @@ def reference_logprobs(base: Base, ids: np.ndarray, precision: Precision) -> np.
         Fault: MODEL_ARCHITECTURE_UNSUPPORTED, MODEL_WEIGHTS_INVALID.
     """
     weights = torch.float32 if dtype_for(precision) == mx.float32 else torch.bfloat16
-    arithmetic = Arithmetic(device=torch.device("cpu"), weights=weights, autocast=None)
-    model = load_base(base, arithmetic)
+    compute_precision = ComputePrecision(device=torch.device("cpu"), weights=weights, autocast=None)
+    model = load_base(base, compute_precision)
     model.set_attn_implementation("sdpa")
     window = getattr(model.config.get_text_config(), "sliding_window", None)
     count = len(ids) if window and window < len(ids) else PROBE_TOKENS_MAX

@@ -38,11 +38,11 @@ from trainer.training.adapted_model import Tensors
 from trainer.training.batches import Example, MicroBatch
 from trainer.training.mlx_backend.base import end_ids_of, stored_shapes
 from trainer.training.optimizer import ADAM_BETAS, ADAM_EPSILON
-from trainer.training.peft_rail import scale
-from trainer.training.preference import Goal, Tally
+from trainer.training.peft_library import scale
+from trainer.training.preference import PreferenceObjective, Tally
 
 ADAPTER_FILE = "adapter_model.safetensors"
-# Two ways to the same logits may differ by the last digits of their arithmetic.
+# Two ways to the same logits may differ in their last digits.
 SAME_LOGITS_TOLERANCE = 1e-2
 # Names of AdamW's two moments in a checkpoint, and in MLX's optimizer.
 MOMENTS = {"exp_avg": "m", "exp_avg_sq": "v"}
@@ -148,20 +148,20 @@ class MlxModel:
     def reference_point(
         self,
         examples: Sequence[Example],
-        goal: Goal | None,
+        objective: PreferenceObjective | None,
         *,
         micro_batch_size: int,
         packing: bool,
     ) -> float:
         """See `AdaptedModel`."""
         del examples, micro_batch_size, packing
-        assert goal is None, "preference methods were refused by name"
+        assert objective is None, "preference methods were refused by name"
         return 0.0
 
     def accumulate(
         self,
         batch: MicroBatch,
-        goal: Goal | None,
+        objective: PreferenceObjective | None,
         *,
         divisor: int,
         scale: float = 1.0,
@@ -170,7 +170,7 @@ class MlxModel:
     ) -> float:
         """See `AdaptedModel`."""
         del reference_point, tally
-        assert goal is None, "preference methods were refused by name"
+        assert objective is None, "preference methods were refused by name"
         assert scale == 1.0, "nothing is computed with a loss scale"
 
         def loss_and_parts(*arrays: mx.array) -> tuple[Any, Any]:
@@ -204,10 +204,16 @@ class MlxModel:
         """See `AdaptedModel`."""
         self._gradient = None
 
-    def loss(self, batch: MicroBatch, goal: Goal | None, *, reference_point: float = 0.0) -> float:
+    def loss(
+        self,
+        batch: MicroBatch,
+        objective: PreferenceObjective | None,
+        *,
+        reference_point: float = 0.0,
+    ) -> float:
         """See `AdaptedModel`."""
         del reference_point
-        assert goal is None, "preference methods were refused by name"
+        assert objective is None, "preference methods were refused by name"
         return float(_losses(self, *_arrays(batch)).sum().item())
 
     def weights(self) -> dict[str, torch.Tensor]:

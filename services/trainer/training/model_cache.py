@@ -1,7 +1,7 @@
 """What stays in memory between two runs on one base, so that the second begins at once.
 
 A second run must be bit for bit what it would be in a fresh process. So nothing that a run changes
-is kept as it is: the base is frozen, the adapter's weights are drawn anew from the run's own seed,
+is kept as it is: the base is frozen, the adapter's weights are drawn again from the run's own seed,
 encoded rows cannot be written to. A run that fails leaves nothing behind at all.
 """
 
@@ -17,19 +17,19 @@ from peft.tuners.lora import LoraLayer
 
 from modelspec.recipe import Method
 from trainer.domain.plan import Base, BatchPlan, Build, Objective
-from trainer.training import peft_rail
-from trainer.training.arithmetic import Arithmetic, one_thread
-from trainer.training.dataset import Shelf
+from trainer.training import peft_library
+from trainer.training.compute_precision import ComputePrecision, one_thread
+from trainer.training.dataset import DatasetCache
+from trainer.training.libraries import TorchLibrary
 from trainer.training.memory import release_memory
-from trainer.training.probe import Extent
-from trainer.training.rails import TorchLibrary
+from trainer.training.probe import BatchShape
 
 log = logging.getLogger(__name__)
 
 # What nn.Linear passes to its own initialisation, and PEFT to that of A.
 KAIMING_SLOPE = math.sqrt(5)
 # Datasets whose largest micro-batches are remembered at once, none of them larger in every way.
-EXTENTS_MAX = 16
+BATCH_SHAPES_MAX = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,47 +46,53 @@ class Loaded:
     """A base model in memory, and what it was loaded as."""
 
     digest: str
-    arithmetic: Arithmetic
+    compute_precision: ComputePrecision
     library: TorchLibrary
     model: Any
 
 
 @dataclass(slots=True, kw_only=True)
-class Warm:
+class ModelCache:
     """The base in memory with the last run's adapter on it, and what is known of both.
 
     Attributes:
         base: None before the first run, and after one that failed.
         adapted: `base.model` as it was adapted by `build`; None when it carries no adapter.
-        shelf: tokenizer, template and datasets as they were read.
+        dataset_cache: tokenizer, template and datasets as they were read.
         proven: the largest micro-batches that were tried on this base, the latest first.
     """
 
     base: Loaded | None = None
     adapted: PeftModel | None = None
     build: Build | None = None
-    shelf: Shelf = field(default_factory=Shelf)
-    proven: dict[Conditions, tuple[Extent, ...]] = field(default_factory=dict)
+    dataset_cache: DatasetCache = field(default_factory=DatasetCache)
+    proven: dict[Conditions, tuple[BatchShape, ...]] = field(default_factory=dict)
 
     def width_of(self, base: Base) -> int:
-        """Size of the model's hidden state; the files of a base that is warm are not read again.
+        """Size of the model's hidden state; the files of a cached base are not read again.
 
         Raises:
             Fault: MODEL_ARCHITECTURE_UNSUPPORTED when the architecture is not known.
         """
         if self.base is None or self.base.digest != base.digest:
-            return peft_rail.width_of(base)
+            return peft_library.width_of(base)
         return int(self.base.model.config.get_text_config().hidden_size)
 
     def adapted_for(
-        self, base: Base, build: Build, library: TorchLibrary, arithmetic: Arithmetic, *, seed: int
+        self,
+        base: Base,
+        build: Build,
+        library: TorchLibrary,
+        compute_precision: ComputePrecision,
+        *,
+        seed: int,
     ) -> PeftModel:
         """The base with a fresh adapter, out of what is in memory as far as that goes.
 
         Raises:
             Fault: the codes of the library's `load_base` and `attach`.
         """
-        loaded = self._found(base, library, arithmetic)
+        loaded = self._found(base, library, compute_precision)
         if loaded is not None and self.adapted is not None:
             if self.build == build and is_renewable(self.adapted, library):
                 renew(self.adapted, seed=seed)
@@ -95,8 +101,13 @@ class Warm:
         if loaded is None:
             # The old base goes before the new one comes: there may not be room for both.
             self.drop_base()
-            model = library.load_base(base, arithmetic)
-            loaded = Loaded(digest=base.digest, arithmetic=arithmetic, library=library, model=model)
+            model = library.load_base(base, compute_precision)
+            loaded = Loaded(
+                digest=base.digest,
+                compute_precision=compute_precision,
+                library=library,
+                model=model,
+            )
             self.base = loaded
         # Forgotten before it is made: a failed attempt must not pass for the one before.
         self.adapted, self.build = None, None
@@ -104,10 +115,10 @@ class Warm:
         self.adapted, self.build = adapted, build
         return adapted
 
-    def prove(self, conditions: Conditions, extent: Extent) -> None:
+    def prove(self, conditions: Conditions, batch_shape: BatchShape) -> None:
         """Remember a micro-batch that was tried and fits; smaller ones are forgotten for it."""
-        larger = [e for e in self.proven.get(conditions, ()) if not extent.covers(e)]
-        self.proven[conditions] = (extent, *larger)[:EXTENTS_MAX]
+        larger = [e for e in self.proven.get(conditions, ()) if not batch_shape.covers(e)]
+        self.proven[conditions] = (batch_shape, *larger)[:BATCH_SHAPES_MAX]
 
     def keep(self) -> bool:
         """Make what is in memory ready for the next run; whether a base stays."""
@@ -125,7 +136,7 @@ class Warm:
 
     def drop(self) -> None:
         """Forget everything and give its memory back."""
-        self.shelf = Shelf()
+        self.dataset_cache = DatasetCache()
         self.drop_base()
 
     def drop_base(self) -> None:
@@ -134,12 +145,17 @@ class Warm:
         self.proven.clear()
         release_memory()
 
-    def _found(self, base: Base, library: TorchLibrary, arithmetic: Arithmetic) -> Loaded | None:
+    def _found(
+        self, base: Base, library: TorchLibrary, compute_precision: ComputePrecision
+    ) -> Loaded | None:
         loaded = self.base
-        wanted = (base.digest, arithmetic, library.NAME)
-        if loaded is None or (loaded.digest, loaded.arithmetic, loaded.library.NAME) != wanted:
+        wanted = (base.digest, compute_precision, library.NAME)
+        if (
+            loaded is None
+            or (loaded.digest, loaded.compute_precision, loaded.library.NAME) != wanted
+        ):
             return None
-        log.info("base %s is warm", base.base_model)
+        log.info("base %s is cached", base.base_model)
         return loaded
 
 
@@ -154,7 +170,7 @@ def is_renewable(adapted: PeftModel, library: TorchLibrary) -> bool:
     It has to be plain LoRA on linear layers, made by PEFT itself: DoRA's magnitudes depend on the
     base, and Unsloth draws its numbers in its own way.
     """
-    return library.NAME == peft_rail.NAME and all(
+    return library.NAME == peft_library.NAME and all(
         not layer.lora_variant and not layer.lora_embedding_A and not any(layer.lora_bias.values())
         for layer in _layers(adapted)
     )

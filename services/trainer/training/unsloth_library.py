@@ -1,7 +1,7 @@
-"""Unsloth: its kernels under our own loop, on NVIDIA; this module is a `rails.TorchLibrary`.
+"""Unsloth: its kernels under our own loop, on NVIDIA; this module is a `libraries.TorchLibrary`.
 
 Unsloth has to be imported before transformers and PEFT, because it changes both while it is: that
-is why it stands first here, and why `rails` imports this module before any other.
+is why it comes first here, and why `libraries` imports this module before any other.
 
 Its forward pass knows packed rows by the lengths of their segments, under a name of its own; the
 rest of what we ask of a model (label positions only, summed loss) is asked of it as of any other.
@@ -22,8 +22,8 @@ import torch
 
 from lexicon.faults import Fault
 from trainer.domain.plan import Base, Build
-from trainer.training import peft_rail
-from trainer.training.arithmetic import Arithmetic
+from trainer.training import peft_library
+from trainer.training.compute_precision import ComputePrecision
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +35,15 @@ GRADIENT_CHECKPOINTING = "unsloth"
 NUMPY_SEEDS = 1 << 32
 
 
-def load_base(base: Base, arithmetic: Arithmetic) -> Any:
+def load_base(base: Base, compute_precision: ComputePrecision) -> Any:
     """The base with Unsloth's kernels; anything that is raised is a reason to fall back to PEFT."""
     _require_whole(base)
     model, _ = FastLanguageModel.from_pretrained(
         model_name=base.folder,
         max_seq_length=_context_tokens(base),
-        dtype=arithmetic.weights,
-        load_in_4bit=arithmetic.four_bit,
-        device_map={"": arithmetic.device.index or 0},
+        dtype=compute_precision.weights,
+        load_in_4bit=compute_precision.four_bit,
+        device_map={"": compute_precision.device.index or 0},
         # The folder is the model: no look-up of a quantised twin on a hub.
         use_exact_model_name=True,
         # Rows are encoded by our own tokenizer; theirs is not looked at.
@@ -58,7 +58,7 @@ def load_base(base: Base, arithmetic: Arithmetic) -> Any:
 def _require_whole(base: Base) -> None:
     """Unsloth looks for a sentence in the log that transformers no longer writes."""
     try:
-        peft_rail.require_whole(base)
+        peft_library.require_whole(base)
     except Fault:
         raise
     except Exception:
@@ -72,7 +72,7 @@ def attach(model: Any, build: Build, *, seed: int) -> Any:
     adapted = FastLanguageModel.get_peft_model(
         model,
         r=adapter.rank,
-        target_modules=peft_rail.targets(adapter),
+        target_modules=peft_library.targets(adapter),
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
         use_rslora=adapter.use_rslora,

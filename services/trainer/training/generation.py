@@ -1,4 +1,4 @@
-"""The fresh model speaks: samples beside the base's, and the reference that proves the export.
+"""Generation by the trained model: samples beside the base's, and the reference of the proof.
 
 Shapes: T tokens, K likeliest tokens.
 """
@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from trainer.domain.answers import flags
-from trainer.domain.healing import Ladder
+from trainer.domain.healing import OomRecovery
 from trainer.pipe import Answer
 from trainer.training.adapted_model import AdaptedModel
 from trainer.training.memory import is_out_of_memory
@@ -30,7 +30,7 @@ PROOF_NAME = "proof_reference.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Speaker:
+class Generator:
     """A model with what is needed to ask it: tokenizer, and the tokens that end an answer.
 
     Attributes:
@@ -52,21 +52,21 @@ class Prompt:
 
 
 def ask_both(
-    speaker: Speaker, prompts: Sequence[Prompt], *, step: int = 0
+    generator: Generator, prompts: Sequence[Prompt], *, step: int = 0
 ) -> tuple[tuple[Answer, ...], list[list[int]]]:
     """Three samples, and the adapter's greedy answers to all prompts, as ids with the end token.
 
     Args:
         step: optimizer steps that the adapter has done.
     """
-    adapter_ids = generate(speaker, prompts)
-    with speaker.model.as_base():
-        base_ids = generate(speaker, prompts[:SAMPLES_COUNT])
-    return side_by_side(speaker, prompts, adapter_ids, base_ids, step=step), adapter_ids
+    adapter_ids = generate(generator, prompts)
+    with generator.model.as_base():
+        base_ids = generate(generator, prompts[:SAMPLES_COUNT])
+    return side_by_side(generator, prompts, adapter_ids, base_ids, step=step), adapter_ids
 
 
 def side_by_side(
-    speaker: Speaker,
+    generator: Generator,
     prompts: Sequence[Prompt],
     adapter_ids: Sequence[Sequence[int]],
     base_ids: Sequence[Sequence[int]],
@@ -77,9 +77,9 @@ def side_by_side(
     return tuple(
         Answer(
             prompt=prompt.text,
-            completion=(text := decode(speaker, said)),
-            base_completion=decode(speaker, base_said),
-            flags=flags(text, special_tokens=sorted(speaker.special_tokens)),
+            completion=(text := decode(generator, said)),
+            base_completion=decode(generator, base_said),
+            flags=flags(text, special_tokens=sorted(generator.special_tokens)),
             step=step,
         )
         for prompt, said, base_said in zip(prompts, adapter_ids, base_ids, strict=False)
@@ -87,7 +87,7 @@ def side_by_side(
 
 
 def generate(
-    speaker: Speaker, prompts: Sequence[Prompt], *, tokens_max: int = ANSWER_TOKENS_MAX
+    generator: Generator, prompts: Sequence[Prompt], *, tokens_max: int = ANSWER_TOKENS_MAX
 ) -> list[list[int]]:
     """Greedy answers as token ids, the end token included where one came.
 
@@ -96,34 +96,34 @@ def generate(
     Raises:
         Fault: RUNTIME_GPU_OOM when there is no memory for a single prompt.
     """
-    ladder = Ladder(effective_batch_size=len(prompts), micro_batch_size=len(prompts))
+    recovery = OomRecovery(effective_batch_size=len(prompts), micro_batch_size=len(prompts))
     answers: list[list[int]] = []
     while len(answers) < len(prompts):
-        batch = prompts[len(answers) : len(answers) + ladder.micro_batch_size]
+        batch = prompts[len(answers) : len(answers) + recovery.micro_batch_size]
         try:
-            said = speaker.model.generate(
-                [prompt.ids for prompt in batch], end_ids=speaker.end_ids, tokens_max=tokens_max
+            said = generator.model.generate(
+                [prompt.ids for prompt in batch], end_ids=generator.end_ids, tokens_max=tokens_max
             )
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         else:
-            answers += [until_end(ids, speaker.end_ids) for ids in said]
-            ladder = ladder.after_success()
+            answers += [until_end(ids, generator.end_ids) for ids in said]
+            recovery = recovery.after_success()
             continue
-        speaker.model.free_memory()
-        ladder = ladder.after_out_of_memory(allowed=True)
+        generator.model.free_memory()
+        recovery = recovery.after_out_of_memory(allowed=True)
     return answers
 
 
-def decode(speaker: Speaker, ids: Sequence[int]) -> str:
-    """The answer as text: its end token gone, any other special token left to be seen."""
-    spoken = ids[:-1] if ids and ids[-1] in speaker.end_ids else ids
-    return str(speaker.tokenizer.decode(list(spoken), skip_special_tokens=False)).strip()
+def decode(generator: Generator, ids: Sequence[int]) -> str:
+    """The answer as text, without its end token; other special tokens stay visible."""
+    answer = ids[:-1] if ids and ids[-1] in generator.end_ids else ids
+    return str(generator.tokenizer.decode(list(answer), skip_special_tokens=False)).strip()
 
 
 def write_proof(
-    speaker: Speaker,
+    generator: Generator,
     prompts: Sequence[Prompt],
     answers: Sequence[Sequence[int]],
     path: Path,
@@ -145,9 +145,9 @@ def write_proof(
         ids += conversation
         scored += [0] * (len(prompt.ids) - 1) + [1] * len(answer) + [0]
         offsets.append(len(ids))
-        for who, context in (("base", speaker.model.as_base()), ("adapter", nullcontext())):
+        for who, context in (("base", generator.model.as_base()), ("adapter", nullcontext())):
             with context:
-                logprobs_TK, ids_TK = speaker.model.top_logprobs(conversation, count=TOP_K)
+                logprobs_TK, ids_TK = generator.model.top_logprobs(conversation, count=TOP_K)
             tables[f"{who}_ids"].append(ids_TK)
             tables[f"{who}_logprobs"].append(logprobs_TK)
     save_file(

@@ -12,7 +12,7 @@ from deploy.models.anvil.grammar import HOME
 from lexicon.faults import Fault, FaultCode
 from modelspec.recipe import Backend
 from tests.support.training import FP32, a_plan
-from trainer.domain.rails import (
+from trainer.domain.device import (
     CAUSE_CHARACTERS_MAX,
     Device,
     UnslothPolicy,
@@ -22,9 +22,9 @@ from trainer.domain.rails import (
     tries_unsloth,
 )
 from trainer.pipe import Terms
-from trainer.training import peft_rail
-from trainer.training.peft_rail import load_base
-from trainer.training.rails import Rails, TorchLibrary, find_rails, loading
+from trainer.training import peft_library
+from trainer.training.libraries import TorchLibraries, TorchLibrary, find_libraries, loading
+from trainer.training.peft_library import load_base
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 NO_GPU = FaultCode.DEP_GPU_NOT_AVAILABLE
@@ -87,14 +87,14 @@ def test_auto_leaves_what_mlx_does_not_do_to_the_processor() -> None:
     assert on_apple("cpu").resolve(a_plan(backend=Backend.AUTO, adapter_use_dora=True)) == "cpu"
 
 
-def on_apple(tier: str) -> Rails:
-    return find_rails(
+def on_apple(tier: str) -> TorchLibraries:
+    return find_libraries(
         Terms(tier=tier),
         has_cuda=False,
         is_apple=True,
         import_unsloth=lambda: UNSLOTH,
-        import_peft=lambda: peft_rail,
-        begin_anew=lambda _: None,
+        import_peft=lambda: peft_library,
+        restart=lambda _: None,
     )
 
 
@@ -113,7 +113,7 @@ def test_unsloth_is_tried_where_there_is_cuda_or_the_operator_says_so(
     assert tries_unsloth(policy, has_cuda=has_cuda) is tries
 
 
-def some_rails(failure: Exception | None, *, terms: Terms | None = None) -> Rails:
+def some_libraries(failure: Exception | None, *, terms: Terms | None = None) -> TorchLibraries:
     """The rails of a node with CUDA, on which the import of Unsloth ends like this."""
 
     def unsloth() -> TorchLibrary:
@@ -121,40 +121,44 @@ def some_rails(failure: Exception | None, *, terms: Terms | None = None) -> Rail
             raise failure
         return UNSLOTH
 
-    return find_rails(
+    return find_libraries(
         terms or Terms(tier="a100"),
         has_cuda=True,
         import_unsloth=unsloth,
-        import_peft=lambda: peft_rail,
-        begin_anew=lambda _: None,
+        import_peft=lambda: peft_library,
+        restart=lambda _: None,
     )
 
 
-def chosen(rails: Rails, device: torch.device, **plan: Any) -> tuple[TorchLibrary, list[str]]:
+def chosen(
+    libraries: TorchLibraries, device: torch.device, **plan: Any
+) -> tuple[TorchLibrary, list[str]]:
     told: list[str] = []
-    rail = rails.choose(a_plan(**plan).compute, device, warn=lambda code, text: told.append(text))
-    return rail, told
+    library = libraries.choose(
+        a_plan(**plan).compute, device, warn=lambda code, text: told.append(text)
+    )
+    return library, told
 
 
 def test_unsloth_drives_cuda_and_never_an_unasked_processor() -> None:
-    rails = some_rails(None)
-    assert chosen(rails, CUDA) == (UNSLOTH, [])
-    assert chosen(rails, CPU) == (peft_rail, [])
+    libraries = some_libraries(None)
+    assert chosen(libraries, CUDA) == (UNSLOTH, [])
+    assert chosen(libraries, CPU) == (peft_library, [])
 
 
 def test_unsloth_comes_before_the_libraries_that_it_changes() -> None:
     order: list[str] = []
 
-    def bring(name: str, rail: TorchLibrary) -> TorchLibrary:
+    def bring(name: str, library: TorchLibrary) -> TorchLibrary:
         order.append(name)
-        return rail
+        return library
 
-    find_rails(
+    find_libraries(
         Terms(),
         has_cuda=True,
         import_unsloth=lambda: bring("unsloth", UNSLOTH),
-        import_peft=lambda: bring("peft", peft_rail),
-        begin_anew=lambda _: None,
+        import_peft=lambda: bring("peft", peft_library),
+        restart=lambda _: None,
     )
     assert order == ["unsloth", "peft"]
 
@@ -166,12 +170,12 @@ def test_an_import_that_fails_halfway_leaves_its_process_to_another() -> None:
     def broken() -> TorchLibrary:
         raise ImportError("cut_cross_entropy")
 
-    find_rails(
+    find_libraries(
         Terms(tier="a100"),
         has_cuda=True,
         import_unsloth=broken,
-        import_peft=lambda: peft_rail,
-        begin_anew=anew.append,
+        import_peft=lambda: peft_library,
+        restart=anew.append,
     )
     assert anew == [Terms(tier="a100", unsloth_failure="ImportError: cut_cross_entropy")]
 
@@ -188,8 +192,8 @@ def test_a_failed_import_falls_back_with_the_words_that_users_know(
     error: Exception, cause: str
 ) -> None:
     """002-24"""
-    rail, told = chosen(some_rails(error), CUDA)
-    assert rail is peft_rail
+    library, told = chosen(some_libraries(error), CUDA)
+    assert library is peft_library
     assert told == [
         (
             f"Unsloth load failed ({type(error).__name__}: {error}); falling back to "
@@ -202,30 +206,30 @@ def test_a_failed_import_falls_back_with_the_words_that_users_know(
 def test_without_the_fallback_a_failed_import_ends_the_run() -> None:
     """002-25"""
     with pytest.raises(Fault) as caught:
-        chosen(some_rails(ImportError("broken")), CUDA, unsloth_fallback=False)
+        chosen(some_libraries(ImportError("broken")), CUDA, unsloth_fallback=False)
     assert caught.value.code is FaultCode.RUNTIME_UNSLOTH_FAILED
 
 
 def test_a_node_that_does_not_want_unsloth_says_nothing_of_it() -> None:
     terms = Terms(tier="a100", unsloth=UnslothPolicy.NEVER)
-    assert chosen(some_rails(ImportError("broken"), terms=terms), CUDA) == (peft_rail, [])
+    assert chosen(some_libraries(ImportError("broken"), terms=terms), CUDA) == (peft_library, [])
 
 
 def test_a_child_that_takes_over_leaves_unsloth_out_and_knows_why() -> None:
     """002-24: a load that failed has changed the libraries, so another process trains."""
     terms = Terms(tier="a100", unsloth_failure="RuntimeError: no kernel image")
-    rails = some_rails(None, terms=terms)
-    assert rails.unsloth is None
-    assert chosen(rails, CUDA)[1] == [fallback_text("RuntimeError: no kernel image")]
+    libraries = some_libraries(None, terms=terms)
+    assert libraries.unsloth is None
+    assert chosen(libraries, CUDA)[1] == [fallback_text("RuntimeError: no kernel image")]
 
 
 def test_what_goes_wrong_while_unsloth_loads_is_its_fault_and_no_other_rails() -> None:
-    rails = some_rails(None)
-    with pytest.raises(Fault) as caught, loading(UNSLOTH, rails):
+    libraries = some_libraries(None)
+    with pytest.raises(Fault) as caught, loading(UNSLOTH, libraries):
         raise RuntimeError("CUDA error: no kernel image is available\nmore")
     assert caught.value.code is FaultCode.RUNTIME_UNSLOTH_FAILED
     assert caught.value.metadata["cause"].endswith("no kernel image is available")
-    with pytest.raises(RuntimeError), loading(rails.peft, rails):
+    with pytest.raises(RuntimeError), loading(libraries.peft, libraries):
         raise RuntimeError("ours")
 
 

@@ -15,7 +15,7 @@ import torch
 
 from lexicon.faults import Fault
 from modelspec.recipe import Optimizer
-from tests.support.lending import AtTheLastMoment, Lent
+from tests.support.borrowing import AtTheLastMoment, Borrowing
 from tests.support.training import a_plan, torch_model
 from tests.unit.trainer.test_checkpoint import PROGRESS
 from tests.unit.trainer.test_continual import Trial, a_multi_run
@@ -47,7 +47,7 @@ class Kept:
 
     def save(self, trial: Trial) -> None:
         self.held[trial.state.step] = everything(trial)
-        save_checkpoint(self.writer, trial.plan, trial.state, trial.course)
+        save_checkpoint(self.writer, trial.plan, trial.state, trial.continual_schedule)
         assert self.thread.is_behind
 
     def wrong(self, plan: TrainPlan) -> list[int]:
@@ -64,7 +64,7 @@ class Kept:
 
 def everything(trial: Trial) -> Tensors:
     """What a checkpoint holds, copied at once."""
-    beside = {**trial.course.validation.tensors(), **trial.course.tensors()}
+    beside = {**trial.continual_schedule.validation.tensors(), **trial.continual_schedule.tensors()}
     return loop.capture(trial.state) | {name: tensor.clone() for name, tensor in beside.items()}
 
 
@@ -75,10 +75,10 @@ def same(left: Tensors, right: Tensors) -> bool:
 def train(trial: Trial, kept: Kept) -> None:
     """Train to the end with a checkpoint after every step."""
     with kept.writer:
-        while trial.state.step < trial.course.steps:
+        while trial.state.step < trial.continual_schedule.steps:
             trial.train(until=trial.state.step + 1)
             kept.save(trial)
-        trial.course.finish(trial.state)
+        trial.continual_schedule.finish(trial.state)
 
 
 @pytest.mark.parametrize("optimizer", [Optimizer.ADAMW_TORCH, Optimizer.ADAMW_8BIT])
@@ -104,7 +104,7 @@ def test_promoting_the_best_weights_waits_for_the_copy(tmp_path: Path) -> None:
     plan = a_plan(max_steps=6, lr_peak=0.5, validation=VALIDATION)
     trial, kept = Trial(plan), Kept(tmp_path)
     train(trial, kept)
-    assert trial.course.validation.without_gain_count > 0
+    assert trial.continual_schedule.validation.without_gain_count > 0
     assert kept.wrong(plan) == []
     best = {
         name: kept.held[6][f"{BEST_PREFIX}{name}"] for name in torch_model(trial.state).trainable
@@ -170,7 +170,7 @@ def test_out_of_memory_in_the_next_step_leaves_the_checkpoint_as_it_was(tmp_path
         trial.train(until=2)
         hook.remove()
         kept.save(trial)
-    assert trial.state.ladder.micro_batch_size < 4
+    assert trial.state.recovery.micro_batch_size < 4
     assert kept.wrong(trial.plan) == []
 
 
@@ -179,11 +179,11 @@ def test_a_change_that_did_not_wait_is_noticed_and_its_checkpoint_not_written(
 ) -> None:
     """What the rule above forbids, done on purpose."""
     kept, weight = Kept(tmp_path), torch.ones(3)
-    kept.writer.save(replace(PROGRESS, step=1), Lent({"weight/a": weight}), {})
+    kept.writer.save(replace(PROGRESS, step=1), Borrowing({"weight/a": weight}), {})
     weight.add_(1.0)
-    with pytest.raises(AssertionError, match="while they were lent"):
+    with pytest.raises(AssertionError, match="while they were borrowed"):
         kept.writer.wait()
-    kept.writer.save(replace(PROGRESS, step=2), Lent({"weight/a": weight}), {})
+    kept.writer.save(replace(PROGRESS, step=2), Borrowing({"weight/a": weight}), {})
     kept.writer.wait()
     assert list(kept.folders) == [2]
 
@@ -193,7 +193,7 @@ def test_what_the_thread_did_not_expect_reaches_training_once(tmp_path: Path) ->
         raise ZeroDivisionError
 
     writer = CheckpointWriter(tmp_path, written=unforeseen, failed=lambda _: None)
-    writer.save(PROGRESS, Lent({"weight/a": torch.ones(3)}), {})
+    writer.save(PROGRESS, Borrowing({"weight/a": torch.ones(3)}), {})
     with pytest.raises(ZeroDivisionError):
         writer.wait()
     with writer:
@@ -202,14 +202,14 @@ def test_what_the_thread_did_not_expect_reaches_training_once(tmp_path: Path) ->
 
 def test_the_lender_waits_for_the_copy_and_not_for_the_disk(tmp_path: Path) -> None:
     """The step after a checkpoint goes on while the checkpoint is written."""
-    thread, lender, written = AtTheLastMoment(), Lent({"weight/a": torch.ones(3)}), list[int]()
+    thread, owner, written = AtTheLastMoment(), Borrowing({"weight/a": torch.ones(3)}), list[int]()
     writer = CheckpointWriter(
         tmp_path, written=lambda step, _: written.append(step), failed=print, thread=thread
     )
     with writer:
-        writer.save(PROGRESS, lender, {})
-        lender.before_change()
-        lender.tensors["weight/a"].zero_()
+        writer.save(PROGRESS, owner, {})
+        owner.before_change()
+        owner.tensors["weight/a"].zero_()
         assert written == []
     assert written == [PROGRESS.step]
     folder = tmp_path / f"step-{PROGRESS.step:08d}"
@@ -230,7 +230,7 @@ def test_many_steps_with_a_real_thread_are_the_same(tmp_path: Path) -> None:
         while trial.state.step < 30:
             trial.train(until=trial.state.step + 1)
             kept.held[trial.state.step] = everything(trial)
-            save_checkpoint(writer, trial.plan, trial.state, trial.course)
+            save_checkpoint(writer, trial.plan, trial.state, trial.continual_schedule)
     kept.folders = folders
     assert len(folders) == 30
     assert kept.wrong(trial.plan) == []

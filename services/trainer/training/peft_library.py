@@ -1,4 +1,4 @@
-"""transformers + PEFT, which train on any device; this module is a `rails.TorchLibrary`."""
+"""transformers + PEFT, which train on any device; this module is a `libraries.TorchLibrary`."""
 
 import json
 import logging
@@ -18,9 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from lexicon.faults import Fault, FaultCode
 from trainer.domain.plan import AdapterPlan, Base, Build
 from trainer.training import lora
-from trainer.training.arithmetic import Arithmetic
 from trainer.training.attention import SEGMENTED, implementation_for
 from trainer.training.capabilities import require_bitsandbytes
+from trainer.training.compute_precision import ComputePrecision
 from trainer.training.memory import is_out_of_memory, release_memory
 
 log = logging.getLogger(__name__)
@@ -60,17 +60,17 @@ def _text_config(base: Base) -> Any:
     return config.get_text_config()
 
 
-def load_base(base: Base, arithmetic: Arithmetic) -> Any:
+def load_base(base: Base, compute_precision: ComputePrecision) -> Any:
     """The base model from its local folder: safetensors only, no code of the folder is run.
 
     Raises:
         Fault: MODEL_ARCHITECTURE_UNSUPPORTED, MODEL_WEIGHTS_INVALID, RUNTIME_GPU_OOM,
             CONFIG_INVALID_SETTING for nf4 on a node that cannot.
     """
-    if arithmetic.four_bit:
+    if compute_precision.four_bit:
         require_bitsandbytes(
             "4-bit weights",
-            arithmetic.device,
+            compute_precision.device,
             field="training.load_in_4bit",
             instead="Leave load_in_4bit out, or take another tier.",
         )
@@ -80,11 +80,11 @@ def load_base(base: Base, arithmetic: Arithmetic) -> Any:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
-            dtype=arithmetic.weights,
+            dtype=compute_precision.weights,
             attn_implementation=implementation_for(config),
-            quantization_config=_nf4(arithmetic) if arithmetic.four_bit else None,
+            quantization_config=_nf4(compute_precision) if compute_precision.four_bit else None,
             # Placed while it is read: a whole model in 16 bits need not fit where four bits do.
-            device_map={"": arithmetic.device} if arithmetic.four_bit else None,
+            device_map={"": compute_precision.device} if compute_precision.four_bit else None,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -102,13 +102,13 @@ def load_base(base: Base, arithmetic: Arithmetic) -> Any:
             f"The weights of {base.model_id} cannot be read: {why}",
             model=base.model_id,
         ) from error
-    model, told = loaded
-    _require_whole(model, base, told)
+    model, loading_info = loaded
+    _require_whole(model, base, loading_info)
     model.requires_grad_(False)
-    if arithmetic.four_bit:
+    if compute_precision.four_bit:
         _keep_differentiable(model)
         return model
-    return model.to(arithmetic.device)
+    return model.to(compute_precision.device)
 
 
 def require_whole(base: Base) -> None:
@@ -126,15 +126,15 @@ def require_whole(base: Base) -> None:
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
-    model, told = loaded
-    _require_whole(model, base, told)
+    model, loading_info = loaded
+    _require_whole(model, base, loading_info)
 
 
-def _require_whole(model: Any, base: Base, told: Mapping[str, Any]) -> None:
+def _require_whole(model: Any, base: Base, loading_info: Mapping[str, Any]) -> None:
     """Refuses a model of which the files lack a part: the library makes that up from noise."""
-    mismatched = {name for name, *_ in told["mismatched_keys"]}
+    mismatched = {name for name, *_ in loading_info["mismatched_keys"]}
     parameters = {name for name, _ in model.named_parameters()}
-    made_up = sorted(parameters & {*told["missing_keys"], *mismatched})
+    made_up = sorted(parameters & {*loading_info["missing_keys"], *mismatched})
     if made_up:
         why = "of another shape than its config says" if mismatched else "not in its files"
         raise Fault(
@@ -205,14 +205,14 @@ def detach(adapted: PeftModel) -> Any:
 
 
 def targets(adapter: AdapterPlan) -> str | list[str]:
-    """The modules that get an adapter, as PEFT wants to be told."""
+    """The modules that get an adapter, in PEFT's form."""
     wanted = adapter.target_modules
     return ALL_LINEAR if ALL_LINEAR in wanted else list(wanted)
 
 
 def over_whole_base(
-    base: Base, build: Build, folder: Path, arithmetic: Arithmetic, *, seed: int
-) -> tuple[PeftModel, Arithmetic]:
+    base: Base, build: Build, folder: Path, compute_precision: ComputePrecision, *, seed: int
+) -> tuple[PeftModel, ComputePrecision]:
     """The adapter in `folder` over its unquantised base, and what that is computed in.
 
     An export merges into this base; one in four bits is another model. It may be too large for the
@@ -221,11 +221,11 @@ def over_whole_base(
     Raises:
         Fault: RUNTIME_GPU_OOM when the host's memory does not suffice either.
     """
-    whole = replace(arithmetic, four_bit=False)
+    whole = replace(compute_precision, four_bit=False)
     try:
         model = load_base(base, whole)
     except (RuntimeError, MemoryError) as error:
-        if arithmetic.device.type == "cpu" or not is_out_of_memory(error):
+        if compute_precision.device.type == "cpu" or not is_out_of_memory(error):
             raise
         model = None
     if model is None:
@@ -245,7 +245,7 @@ def scale(adapter: AdapterPlan) -> float:
     return adapter.alpha / (math.sqrt(rank) if adapter.use_rslora else rank)
 
 
-def _nf4(arithmetic: Arithmetic) -> BitsAndBytesConfig:
+def _nf4(compute_precision: ComputePrecision) -> BitsAndBytesConfig:
     """4-bit normal floats whose scales are quantised in turn.
 
     Source: Dettmers et al. 2023, arXiv:2305.14314, sections 3.1 and 3.2.
@@ -254,7 +254,7 @@ def _nf4(arithmetic: Arithmetic) -> BitsAndBytesConfig:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=arithmetic.weights,
+        bnb_4bit_compute_dtype=compute_precision.weights,
     )
 
 

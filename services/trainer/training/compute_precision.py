@@ -17,7 +17,7 @@ WIDE_MODEL = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Arithmetic:
+class ComputePrecision:
     """In which numbers the model is held and computed.
 
     `four_bit` says that the base's linear layers are held as nf4; `weights` is then what they are
@@ -41,9 +41,9 @@ class Arithmetic:
         return torch.autocast(self.device.type, dtype=self.autocast)
 
 
-def arithmetic_for(
+def compute_precision_for(
     precision: Precision, device: torch.device, *, width: int, four_bit: bool = False
-) -> Arithmetic:
+) -> ComputePrecision:
     """The numbers to compute in: what was asked for, or what the hardware is good at.
 
     bf16 on a CPU without matrix units for it is several times slower than fp32; a GPU without bf16
@@ -71,7 +71,7 @@ def arithmetic_for(
         case _:
             weights = torch.float32
     autocast = None if weights is torch.float32 else weights
-    return Arithmetic(device=device, weights=weights, autocast=autocast, four_bit=four_bit)
+    return ComputePrecision(device=device, weights=weights, autocast=autocast, four_bit=four_bit)
 
 
 def threads_for(width: int, *, available: int) -> int:

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 
 
-class Lent:
+class Borrowing:
     """A lender of whatever it is given; `before_change` waits as training does."""
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         self.tensors = tensors
         self.before_change: Callable[[], None] = lambda: None
 
-    def lend(self, given_back: Callable[[], None]) -> dict[str, torch.Tensor]:
-        self.before_change = given_back
+    def borrow(self, release: Callable[[], None]) -> dict[str, torch.Tensor]:
+        self.before_change = release
         return self.tensors
 
 

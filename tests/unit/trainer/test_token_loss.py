@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from modelspec.vram import LOGIT_CHUNK_TOKENS
 from tests.support.training import TINY_VOCABULARY, some_rows
-from trainer.training import objective
+from trainer.training import token_loss
 from trainer.training.batches import MicroBatch, packed, padded
 
 ROWS = some_rows(120, longest=26)
@@ -74,7 +74,7 @@ def test_losses_and_gradients_equal_those_of_all_logits(
     assert len(batch.at_N) > LOGIT_CHUNK_TOKENS
     # What attention sees does not matter here: the row is one sequence to both.
     batch = replace(batch, segment_lengths=None)
-    ours, theirs = objective.token_losses(model, batch), all_logits(model, batch)
+    ours, theirs = token_loss.token_losses(model, batch), all_logits(model, batch)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     found, wanted = gradients(model, ours.sum()), gradients(model, theirs.sum())
     assert found.keys() == wanted.keys()
@@ -104,14 +104,14 @@ def test_no_more_logits_than_a_chunk_are_there_at_once(model_type: str) -> None:
     batch = padded(ROWS, CPU)
     assert len(batch.at_N) > LOGIT_CHUNK_TOKENS
     with LogitSizes() as sizes:
-        objective.token_losses(model, batch)
+        token_loss.token_losses(model, batch)
     assert 0 < sizes.rows_max <= LOGIT_CHUNK_TOKENS
 
 
 def test_mode_is_what_it_was_after_the_first_look_at_a_model() -> None:
     """002-21"""
     model = a_model("llama", trained_head=False)
-    objective.token_losses(model, packed(ROWS[:2], CPU))
+    token_loss.token_losses(model, packed(ROWS[:2], CPU))
     assert all(module.training for module in model.modules())
 
 
@@ -133,5 +133,5 @@ def test_a_backbone_that_sees_what_follows_is_not_taken_for_the_model() -> None:
     model.register_forward_pre_hook(whole, with_kwargs=True)
     model.register_forward_hook(lambda *_: alone.update({"is": True}))
     (batch,) = [packed(ROWS[:1], CPU)]
-    losses = objective.token_losses(model, replace(batch, segment_lengths=None))
+    losses = token_loss.token_losses(model, replace(batch, segment_lengths=None))
     assert torch.allclose(losses, all_logits(model, batch), atol=1e-5)

@@ -1,4 +1,4 @@
-"""On which device and rail a run trains: what was asked for, against what the node has."""
+"""The device and library of a run: what was asked for, against what the node has."""
 
 import enum
 from typing import assert_never
@@ -8,12 +8,12 @@ from modelspec.recipe import Backend
 
 # The tier whose nodes train on their processor.
 CPU_TIER = "cpu"
-# A cause stands within a sentence; the whole of it is in the run's log.
+# A cause is part of a sentence; the whole of it is in the run's log.
 CAUSE_CHARACTERS_MAX = 160
 
 
 class Device(enum.StrEnum):
-    """What the arithmetic runs on."""
+    """What a run computes on."""
 
     CUDA = "cuda"
     CPU = "cpu"

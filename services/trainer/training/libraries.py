@@ -17,8 +17,7 @@ import torch
 
 from lexicon.faults import Fault, FaultCode
 from trainer.domain import mlx
-from trainer.domain.plan import Base, Build, ComputePlan, TrainPlan
-from trainer.domain.rails import (
+from trainer.domain.device import (
     Device,
     UnslothPolicy,
     device_of,
@@ -26,8 +25,9 @@ from trainer.domain.rails import (
     short_cause,
     tries_unsloth,
 )
+from trainer.domain.plan import Base, Build, ComputePlan, TrainPlan
 from trainer.pipe import Terms
-from trainer.training.arithmetic import Arithmetic
+from trainer.training.compute_precision import ComputePrecision
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class TorchLibrary(Protocol):
         """Whether it brings kernels of its own for what would be compiled."""
         ...
 
-    def load_base(self, base: Base, arithmetic: Arithmetic) -> Any:
+    def load_base(self, base: Base, compute_precision: ComputePrecision) -> Any:
         """The frozen base model from its local folder; no code of the folder is run.
 
         Raises:
@@ -73,7 +73,7 @@ class TorchLibrary(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rails:
+class TorchLibraries:
     """The libraries of this process.
 
     Attributes:
@@ -120,15 +120,15 @@ class Rails:
         return self.peft
 
 
-def find_rails(
+def find_libraries(
     terms: Terms,
     *,
     has_cuda: bool,
     is_apple: bool = False,
     import_unsloth: Callable[[], TorchLibrary],
     import_peft: Callable[[], TorchLibrary],
-    begin_anew: Callable[[Terms], None],
-) -> Rails:
+    restart: Callable[[Terms], None],
+) -> TorchLibraries:
     """The libraries of this process, imported in the order that they need.
 
     Args:
@@ -142,8 +142,8 @@ def find_rails(
         except Exception as error:
             log.exception("Unsloth cannot be imported")
             terms = msgspec.structs.replace(terms, unsloth_failure=short_cause(error))
-            begin_anew(terms)
-    return Rails(
+            restart(terms)
+    return TorchLibraries(
         terms=terms,
         peft=import_peft(),
         unsloth=unsloth,
@@ -161,20 +161,20 @@ def import_unsloth() -> TorchLibrary:
     compiled.chmod(0o700)
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
     os.environ["UNSLOTH_COMPILE_LOCATION"] = str(compiled)
-    from trainer.training import unsloth_rail
+    from trainer.training import unsloth_library
 
-    return unsloth_rail
+    return unsloth_library
 
 
 def import_peft() -> TorchLibrary:
     """transformers + PEFT, imported by this."""
-    from trainer.training import peft_rail
+    from trainer.training import peft_library
 
-    return peft_rail
+    return peft_library
 
 
 @contextmanager
-def loading(library: TorchLibrary, rails: Rails) -> Iterator[None]:
+def loading(library: TorchLibrary, libraries: TorchLibraries) -> Iterator[None]:
     """Names Unsloth as the cause of whatever goes wrong while it loads.
 
     Raises:
@@ -183,7 +183,7 @@ def loading(library: TorchLibrary, rails: Rails) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if library is not rails.unsloth:
+        if library is not libraries.unsloth:
             raise
         log.exception("Unsloth failed")
         raise unsloth_failed(short_cause(error)) from error

@@ -13,8 +13,8 @@ from modelspec.recipe import Backend, Optimizer, Precision
 from tests.gpu.conftest import StartChild
 from tests.support.training import a_plan, changed
 from trainer.child import Child
+from trainer.domain.device import UnslothPolicy
 from trainer.domain.plan import TrainPlan
-from trainer.domain.rails import UnslothPolicy
 from trainer.pipe import Failed, Finished, FromChild, StepTaken, Warned
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
@@ -132,7 +132,7 @@ async def test_a_second_run_after_unsloth_begins_from_the_untouched_base(
     first = await trained(child, plan_of(), tmp_path / "first")
     second = await trained(child, plan_of(), tmp_path / "second")
     assert losses(second)[0] == pytest.approx(losses(first)[0], rel=0.01)
-    assert finished(first).warm == ()
+    assert finished(first).cached_models == ()
 
 
 async def test_broken_kernels_fall_back_on_the_gpu(
