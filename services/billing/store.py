@@ -22,7 +22,7 @@ from billing.domain.ledger import (
     apply,
 )
 from billing.domain.settlement import Bill, Hold
-from billing.domain.timeline import Clock, Ending, Fact, Outcome, Phase
+from billing.domain.timeline import Clock, Ending, Fact, Phase, RunEnd
 from chassis import idempotency
 from chassis.postgres import Connection, Pool, Queries
 
@@ -279,7 +279,7 @@ def _entry(row: asyncpg.Record | None) -> Entry:
 def _fact(row: asyncpg.Record) -> Fact:
     outcome = None
     if row["ending"] is not None:
-        outcome = Outcome(
+        outcome = RunEnd(
             ending=Ending(row["ending"]),
             refundable=row["refundable"],
             fault_code=row["fault_code"],

@@ -7,7 +7,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from billing.domain.ledger import Entry, EntryKind, Transfer, Wallet
 from billing.domain.settlement import Bill, Hold
-from billing.domain.timeline import Clock, Ending, Fact, Interval, Outcome, Phase, Timeline
+from billing.domain.timeline import Clock, Ending, Fact, Interval, Phase, RunEnd, Timeline
 from lexicon.names import AccountName, ProjectName, TransactionName
 from tunesmith.api.billing.v1 import billing_pb2
 from tunesmith.api.event.v1 import event_pb2
@@ -186,8 +186,8 @@ def _phase(event: event_pb2.Event) -> Phase:
     return _PHASES.get(event.stage, Phase.QUEUED)
 
 
-def _outcome(ended: event_pb2.RunEnded) -> Outcome:
-    return Outcome(
+def _outcome(ended: event_pb2.RunEnded) -> RunEnd:
+    return RunEnd(
         ending=_ENDINGS[ended.state],
         refundable=ended.refundable,
         fault_code=ended.fault.code,

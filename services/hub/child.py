@@ -55,7 +55,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class ReadAnswer:
     """What was found, or the fault in its place.
 
     Attributes:
@@ -74,15 +74,15 @@ class Answer:
     is_last: bool = False
 
 
-def run(job: Job) -> Answer:
+def run(job: Job) -> ReadAnswer:
     """Does the job; what the file makes of its reader is an answer too."""
     path = Path(job.path)
     try:
         if job.row_count:
-            return Answer(
+            return ReadAnswer(
                 rows=row_texts(row for _, row in islice(iterate_rows(path), job.row_count))
             )
-        return Answer(inspection=inspect_file(path, file_name=job.file_name))
+        return ReadAnswer(inspection=inspect_file(path, file_name=job.file_name))
     except Fault as fault:
         if _is_from_memory(fault):
             return _out_of_room(job)
@@ -90,7 +90,7 @@ def run(job: Job) -> Answer:
     except MemoryError:
         return _out_of_room(job)
     except Exception as error:  # noqa: BLE001 (the edge of this process; reported without its text)
-        return Answer(unexpected=_place_of(error), is_last=True)
+        return ReadAnswer(unexpected=_place_of(error), is_last=True)
 
 
 def row_texts(rows: Iterable[Any]) -> list[str]:
@@ -162,7 +162,7 @@ def _bound(job: Job | None, bare_bytes: int) -> None:
     signal.setitimer(signal.ITIMER_REAL, job.wall_seconds if job else 0.0)
 
 
-def _out_of_room(job: Job) -> Answer:
+def _out_of_room(job: Job) -> ReadAnswer:
     mib = job.memory_bytes >> 20
     fault = Fault(
         FaultCode.DATASET_FILE_INVALID,
@@ -173,8 +173,8 @@ def _out_of_room(job: Job) -> Answer:
     return _refusal(fault, is_last=True)
 
 
-def _refusal(fault: Fault, *, is_last: bool = False) -> Answer:
-    return Answer(
+def _refusal(fault: Fault, *, is_last: bool = False) -> ReadAnswer:
+    return ReadAnswer(
         code=fault.code.value,
         message=fault.message,
         remedy=fault.remedy,

@@ -18,7 +18,7 @@ import msgspec
 from chassis import telemetry
 from chassis.child.process import Cause, End, Process, Program, environment_of
 from corpus.formats import Inspection
-from hub.child import WALL_REMEDY, Answer, Job
+from hub.child import WALL_REMEDY, Job, ReadAnswer
 from lexicon.faults import Fault, FaultCode
 
 # Reading is work for one core; more at once would only take turns on it.
@@ -87,8 +87,8 @@ class Readers:
         self._limits = limits or Limits()
         self._module = module
         self._gate = asyncio.Semaphore(PARALLEL)
-        self._idle: list[Process[Answer]] = []
-        self._busy: set[Process[Answer]] = set()
+        self._idle: list[Process[ReadAnswer]] = []
+        self._busy: set[Process[ReadAnswer]] = set()
 
     @property
     def process_ids(self) -> list[int]:
@@ -126,7 +126,7 @@ class Readers:
         """
         return (await self._ask(self._limits.job(path, row_count=row_count))).rows
 
-    async def _ask(self, job: Job) -> Answer:
+    async def _ask(self, job: Job) -> ReadAnswer:
         async with self._gate:
             reader = self._take()
             self._busy.add(reader)
@@ -154,7 +154,7 @@ class Readers:
             )
         return answer
 
-    def _take(self) -> Process[Answer]:
+    def _take(self) -> Process[ReadAnswer]:
         while self._idle:
             reader = self._idle.pop()
             if reader.alive:
@@ -162,13 +162,13 @@ class Readers:
             reader.end_now()
         return self._started()
 
-    def _started(self) -> Process[Answer]:
+    def _started(self) -> Process[ReadAnswer]:
         program = Program(
             module=self._module,
             environment=environment_of(os.environ, own=_OWN_ENVIRONMENT),
             message_bytes_max=MAX_ANSWER_BYTES,
         )
-        return Process.start(program, msgspec.json.Decoder(Answer))
+        return Process.start(program, msgspec.json.Decoder(ReadAnswer))
 
 
 def _fault_of(end: End, job: Job) -> Fault:

@@ -14,7 +14,7 @@ from nats.js.api import RetentionPolicy, StorageType, StreamConfig
 from chassis import jetstream, telemetry
 from chassis.tls import is_loopback
 from scheduler import wire
-from scheduler.domain.alerts import Channel, Delivery, reason_for
+from scheduler.domain.alerts import AlertChannel, Delivery, reason_for
 from scheduler.domain.tasks import Lease, RunFault
 from scheduler.kinds import About
 from scheduler.store import Store, Transaction
@@ -42,7 +42,7 @@ class Alerts:
         self._store = store
         self._nats_url = nats_url
         self._webhook_url = webhook_url
-        self._channels = [Channel.NATS, *([Channel.WEBHOOK] if webhook_url else [])]
+        self._channels = [AlertChannel.NATS, *([AlertChannel.WEBHOOK] if webhook_url else [])]
 
     async def record(
         self,
@@ -112,7 +112,7 @@ class Alerts:
     async def _deliver(self, delivery: Delivery) -> str:
         """Tries once; returns what went wrong, empty when nothing did."""
         try:
-            if delivery.channel is Channel.NATS:
+            if delivery.channel is AlertChannel.NATS:
                 await self._publish(delivery)
                 return ""
             return await self._post(delivery)

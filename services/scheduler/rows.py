@@ -23,7 +23,7 @@ from scheduler.domain.run import (
     Submission,
     Terms,
 )
-from scheduler.domain.tasks import Lease, Outcome, RunFault, Task, TaskKind, TaskState
+from scheduler.domain.tasks import Lease, LeaseOutcome, RunFault, Task, TaskKind, TaskState
 
 
 class Row(Protocol):
@@ -130,7 +130,7 @@ def lease_of(row: Row) -> Lease:
         report_time=row["report_time"],
         start_time=row["start_time"],
         end_time=row["end_time"],
-        outcome=None if row["outcome"] is None else Outcome(row["outcome"]),
+        outcome=None if row["outcome"] is None else LeaseOutcome(row["outcome"]),
         fault=decoded(row["fault"], RunFault),
         resumed_from_step=row["resumed_from_step"],
     )

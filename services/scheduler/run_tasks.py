@@ -13,7 +13,7 @@ from scheduler.domain.exports import Source
 from scheduler.domain.node import NodeRecord
 from scheduler.domain.run import Record, StoredFile
 from scheduler.domain.signals import ExportCompleted, Signal, TrainingCompleted
-from scheduler.domain.tasks import Lease, Outcome, TaskKind
+from scheduler.domain.tasks import Lease, LeaseOutcome, TaskKind
 from scheduler.kinds import About, Kind, Lock
 from scheduler.peers import Peers
 from scheduler.rows import project_of
@@ -67,7 +67,7 @@ class Runs:
         )
 
     def farewell(self, owner: Record, lease: Lease) -> str:
-        if lease.outcome is Outcome.CANCELLED:
+        if lease.outcome is LeaseOutcome.CANCELLED:
             return _CANCELLED
         return lease.fault.message if lease.fault else ""
 

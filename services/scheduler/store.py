@@ -18,7 +18,7 @@ from lexicon.faults import Fault, FaultCode
 from scheduler import rows
 from scheduler.domain import alerts, leftovers
 from scheduler.domain import events as domain_events
-from scheduler.domain.alerts import Channel, Delivery
+from scheduler.domain.alerts import AlertChannel, Delivery
 from scheduler.domain.effects import Decision
 from scheduler.domain.leftovers import Superseded, Sweep
 from scheduler.domain.node import NodeRecord
@@ -298,17 +298,17 @@ class Transaction:
         await self._execute("forget_superseded", position)
 
     async def note_alert(
-        self, alert_id: str, channels: Sequence[Channel], *, code: str, payload: bytes
+        self, alert_id: str, channels: Sequence[AlertChannel], *, code: str, payload: bytes
     ) -> None:
         """Records an alert for these channels with this transaction."""
         await self._execute("note_alert", alert_id, list(channels), code, payload)
 
-    async def claim_alert(self, channels: Sequence[Channel]) -> Delivery | None:
+    async def claim_alert(self, channels: Sequence[AlertChannel]) -> Delivery | None:
         """The delivery that has been due for the longest; it is due again later unless settled."""
         rest, doublings = alerts.RETRY_REST, alerts.RETRY_DOUBLINGS
         query = self._queries["claim_alert"]
         row = await self._connection.fetchrow(query, list(channels), rest, doublings)
-        return None if row is None else Delivery(**{**row, "channel": Channel(row["channel"])})
+        return None if row is None else Delivery(**{**row, "channel": AlertChannel(row["channel"])})
 
     async def settle_alert(self, delivery: Delivery, *, delivered: bool, gives_up: bool) -> None:
         """Records how a try went; one that failed, except the last, is repeated when it is due."""

@@ -23,7 +23,7 @@ from scheduler.alerts import Alerts
 from scheduler.domain import tasks
 from scheduler.domain.node import NodeRecord
 from scheduler.domain.signals import Heartbeat, LeaseLost, Loss, TaskFailed, TaskReleased
-from scheduler.domain.tasks import Lease, Outcome, TaskKind, TaskLeased, TaskState
+from scheduler.domain.tasks import Lease, LeaseOutcome, TaskKind, TaskLeased, TaskState
 from scheduler.kinds import Kind, Kinds, Lock, Owner
 from scheduler.peers import Peers
 from scheduler.rows import EXPORT_TIER
@@ -168,7 +168,7 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
     ) -> work_service_pb2.CompleteTaskResponse:
         async with self._store.transaction() as transaction:
             held = await self._lock(transaction, request)
-            if held.lease.outcome is not Outcome.COMPLETED:
+            if held.lease.outcome is not LeaseOutcome.COMPLETED:
                 owner = await self._report(transaction, held, request)
                 wire_work.check_files(request.outputs, prefix=held.prefix)
                 # The row stays locked meanwhile, so that a cancelled owner leaves no hub entry.
@@ -181,7 +181,7 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
     ) -> work_service_pb2.FailTaskResponse:
         async with self._store.transaction() as transaction:
             held = await self._lock(transaction, request)
-            if held.lease.outcome is not Outcome.FAILED:
+            if held.lease.outcome is not LeaseOutcome.FAILED:
                 owners, lease = held.kind.owners, held.lease
                 owner = await self._report(transaction, held, request)
                 about = owners.about(owner)
@@ -202,7 +202,7 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
     ) -> work_service_pb2.ReleaseTaskResponse:
         async with self._store.transaction() as transaction:
             held = await self._lock(transaction, request)
-            if held.lease.outcome is not Outcome.RELEASED:
+            if held.lease.outcome is not LeaseOutcome.RELEASED:
                 signal = TaskReleased(fencing_epoch=held.lease.fencing_epoch)
                 await held.kind.owners.commit(transaction, held.owner, signal, held.now)
         return work_service_pb2.ReleaseTaskResponse()
@@ -341,7 +341,7 @@ class WorkService(work_service_pb2_grpc.WorkServiceServicer):
         owner, now = locked
         # It may have ended while we waited for the lock.
         found = await transaction.tasks.lease(request.lease_id)
-        if found is None or found[0].outcome is Outcome.LOST:
+        if found is None or found[0].outcome is LeaseOutcome.LOST:
             raise Fault(FaultCode.RUN_LEASE_LOST, fencing_epoch=request.fencing_epoch)
         return _Held(kind=kind, owner=owner, lease=found[0], now=now)
 
@@ -385,7 +385,7 @@ def _farewell(held: _Held) -> work_service_pb2.HeartbeatTaskResponse:
         directive=work_service_pb2.DIRECTIVE_ABORT,
         acknowledged_report_number=held.lease.report_number,
     )
-    if held.lease.outcome in (Outcome.COMPLETED, Outcome.RELEASED):
+    if held.lease.outcome in (LeaseOutcome.COMPLETED, LeaseOutcome.RELEASED):
         # It crossed with the call that ended the lease.
         response.directive = work_service_pb2.DIRECTIVE_CONTINUE
     else:

@@ -52,7 +52,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class EncodeAnswer:
     """The rows, or the fault in their place."""
 
     rows: list[SeenRow]
@@ -61,7 +61,7 @@ class Answer:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-def run(job: Job) -> Answer:
+def run(job: Job) -> EncodeAnswer:
     """Does the job."""
     from tokenizers import Tokenizer
 
@@ -83,10 +83,10 @@ def run(job: Job) -> Answer:
             train_on=TrainOn(job.train_on),
         )
     except Fault as fault:
-        return Answer(
+        return EncodeAnswer(
             rows=[], code=fault.code.value, message=fault.message, metadata=fault.metadata
         )
-    return Answer(rows=rows)
+    return EncodeAnswer(rows=rows)
 
 
 def main() -> None:

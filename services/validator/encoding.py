@@ -12,7 +12,7 @@ import msgspec
 
 from chassis.child.process import Cause, End, Process, Program, environment_of
 from lexicon.faults import Fault, FaultCode
-from validator.child import Answer, Job, Row
+from validator.child import EncodeAnswer, Job, Row
 from validator.domain.preview import SeenRow
 
 MODULE: Final = "validator.child"
@@ -48,7 +48,7 @@ class Encoder:
         job = Job(folder=str(folder), rows=list(rows), max_tokens=max_tokens, train_on=train_on)
         async with self._gate:
             deadline = asyncio.get_running_loop().time() + self._wall_seconds
-            process = Process.start(self._program, msgspec.json.Decoder(Answer))
+            process = Process.start(self._program, msgspec.json.Decoder(EncodeAnswer))
             try:
                 await process.send(job, seconds=self._wall_seconds)
                 left_seconds = max(0.0, deadline - asyncio.get_running_loop().time())

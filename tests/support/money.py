@@ -4,20 +4,20 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from billing.domain.settlement import Hold
-from billing.domain.timeline import Clock, Ending, Fact, Outcome, Phase
+from billing.domain.timeline import Clock, Ending, Fact, Phase, RunEnd
 
 START = datetime(2024, 2, 29, 12, 0, tzinfo=UTC)
 RUN = "projects/acme/runs/run-1"
 
-COMPLETED = Outcome(ending=Ending.COMPLETED, refundable=True, fault_code="", fault_refundable=False)
-CANCELLED = Outcome(ending=Ending.CANCELLED, refundable=True, fault_code="", fault_refundable=False)
+COMPLETED = RunEnd(ending=Ending.COMPLETED, refundable=True, fault_code="", fault_refundable=False)
+CANCELLED = RunEnd(ending=Ending.CANCELLED, refundable=True, fault_code="", fault_refundable=False)
 
 
 def failed(
     *, refundable: bool = True, code: str = "RUNTIME_GPU_OOM", code_refundable: bool = True
-) -> Outcome:
+) -> RunEnd:
     """A failure; `refundable` is the run's verdict, `code_refundable` that of the code alone."""
-    return Outcome(
+    return RunEnd(
         ending=Ending.FAILED,
         refundable=refundable,
         fault_code=code,
@@ -60,7 +60,7 @@ class Story:
         since = None if void_from is None else START + timedelta(seconds=void_from)
         return self._tell(clock=change, void_from=since, reason=reason)
 
-    def ends(self, outcome: Outcome) -> "Story":
+    def ends(self, outcome: RunEnd) -> "Story":
         self.phase = Phase.DONE
         return self._tell(outcome=outcome)
 
@@ -70,7 +70,7 @@ class Story:
         clock: Clock | None = None,
         void_from: datetime | None = None,
         reason: str = "",
-        outcome: Outcome | None = None,
+        outcome: RunEnd | None = None,
     ) -> "Story":
         self.facts.append(
             Fact(

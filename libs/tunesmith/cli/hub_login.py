@@ -16,7 +16,7 @@ from tunesmith.cli import output
 from tunesmith.cli.session import settings
 from tunesmith.errors import TunesmithError
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 HfToken = Annotated[
     str,
@@ -32,7 +32,7 @@ LOAD_FAILED = "DEP_MODEL_LOAD_FAILED"
 REFUSALS = ("(HTTP 401)", "(HTTP 403)")
 
 
-def with_login(ask: Callable[[str], Answer], *, given: str) -> tuple[Answer, str]:
+def with_login(ask: Callable[[str], Result], *, given: str) -> tuple[Result, str]:
     """The answer of the platform, and the token that it took.
 
     Args:

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Final
 
 from billing.domain.ledger import EntryKind, Transfer, credits_text, run_transfer
-from billing.domain.timeline import Ending, Outcome, Timeline
+from billing.domain.timeline import Ending, RunEnd, Timeline
 
 _SECOND_MICROS: Final = 1_000_000
 
@@ -75,7 +75,7 @@ def charged_minutes(hold: Hold, timeline: Timeline) -> int:
 
 
 def settle(
-    hold: Hold, timeline: Timeline, outcome: Outcome, *, event_time: datetime
+    hold: Hold, timeline: Timeline, outcome: RunEnd, *, event_time: datetime
 ) -> tuple[Transfer, ...]:
     """The entries that end a run: a charge, maybe of nothing; the rest; a refund if one is due."""
     minutes = charged_minutes(hold, timeline)
@@ -102,7 +102,7 @@ def settle(
     return tuple(entries)
 
 
-def is_refunded(outcome: Outcome) -> bool:
+def is_refunded(outcome: RunEnd) -> bool:
     """Whether the platform gives the charge back: a failure that it vouched against (A2)."""
     return outcome.ending is Ending.FAILED and outcome.refundable
 
@@ -156,7 +156,7 @@ def _unequal(recorded: Transfer, recomputed: Transfer) -> list[str]:
     return sentences
 
 
-def _capture_reason(hold: Hold, timeline: Timeline, outcome: Outcome) -> str:
+def _capture_reason(hold: Hold, timeline: Timeline, outcome: RunEnd) -> str:
     minutes = charged_minutes(hold, timeline)
     if timeline.billable_micros == 0:
         return "Charged nothing: the run ended before any training that counts."
@@ -172,7 +172,7 @@ def _capture_reason(hold: Hold, timeline: Timeline, outcome: Outcome) -> str:
     return sentence + _kept_reason(outcome)
 
 
-def _kept_reason(outcome: Outcome) -> str:
+def _kept_reason(outcome: RunEnd) -> str:
     """Why a charge stays, for the endings after which one might expect it back."""
     if outcome.ending is Ending.CANCELLED:
         return " Minutes used before a cancellation are not given back."
@@ -194,7 +194,7 @@ def _release_reason(charge_micros: int) -> str:
     return "Given back: the part of the reservation that was not charged."
 
 
-def _refund_reason(outcome: Outcome, charge_micros: int) -> str:
+def _refund_reason(outcome: RunEnd, charge_micros: int) -> str:
     if charge_micros == 0:
         return f"Refund for a run that failed with {outcome.fault_code}: nothing had been charged."
     code = outcome.fault_code

@@ -62,7 +62,7 @@ class Ending(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class RunEnd:
     """The end of a run, as its last event reports it."""
 
     ending: Ending
@@ -82,7 +82,7 @@ class Fact:
     clock: Clock | None = None
     reason: str = ""
     void_from: datetime | None = None
-    outcome: Outcome | None = None
+    outcome: RunEnd | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,7 +249,7 @@ def timeline(facts: Iterable[Fact], *, now: datetime | None = None) -> Timeline:
     )
 
 
-def outcome_of(facts: Iterable[Fact]) -> tuple[Outcome, datetime] | None:
+def outcome_of(facts: Iterable[Fact]) -> tuple[RunEnd, datetime] | None:
     """Returns how and when a run ended, or None while it has not."""
     ended = [fact for fact in facts if fact.outcome is not None]
     if not ended:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from exporter.domain.gates import Figures
 from exporter.domain.quantization import Quantization
-from exporter.domain.template_probes import GROUPS, PLAIN, Outcome
+from exporter.domain.template_probes import GROUPS, PLAIN, Probed
 from lexicon.names import OLLAMA_NAME_LENGTH_MAX
 
 # Order of the files in the archive (001-37).
@@ -49,7 +49,7 @@ class BundleFacts:
     run: str
     quantization: Quantization
     template: str | None
-    outcomes: Mapping[str, Outcome]
+    outcomes: Mapping[str, Probed]
     stops: Sequence[str]
     context_tokens: int
     generation: Mapping[str, Any]
@@ -194,15 +194,15 @@ def _template_text(facts: BundleFacts) -> str:
         return f"""{inside} The `Modelfile` holds
 no TEMPLATE, since none was found that prints the same for:
 
-{_listed(facts, Outcome.DIFFERENT, required_only=True) or f"- {PLAIN.words}"}
+{_listed(facts, Probed.DIFFERENT, required_only=True) or f"- {PLAIN.words}"}
 
 Ollama then uses the chat template inside `model.gguf`. Where an old version of Ollama cannot read
 it, update Ollama, or use a runtime that reads it, such as llama.cpp with `--jinja`."""
     text = f"""{inside} The TEMPLATE of the
 `Modelfile` was compared with it and carries the same for:
 
-{_listed(facts, Outcome.EQUAL)}"""
-    if different := _listed(facts, Outcome.DIFFERENT):
+{_listed(facts, Probed.EQUAL)}"""
+    if different := _listed(facts, Probed.DIFFERENT):
         text += f"""
 
 It does not carry:
@@ -211,7 +211,7 @@ It does not carry:
 
 For these use a runtime that reads the chat template from the GGUF, such as llama.cpp with
 `--jinja`, or a current Ollama that was started with `OLLAMA_GO_TEMPLATE=0`."""
-    if not_probed := _listed(facts, Outcome.NOT_PROBED):
+    if not_probed := _listed(facts, Probed.NOT_PROBED):
         text += f"""
 
 Not compared, because the chat template itself refuses it or leaves it out:
@@ -220,7 +220,7 @@ Not compared, because the chat template itself refuses it or leaves it out:
     return text
 
 
-def _listed(facts: BundleFacts, outcome: Outcome, *, required_only: bool = False) -> str:
+def _listed(facts: BundleFacts, outcome: Probed, *, required_only: bool = False) -> str:
     return "\n".join(
         f"- {group.words}"
         for group in GROUPS

@@ -18,7 +18,7 @@ TURN_COUNT: Final = 40
 _CALL_ID: Final = "call00001"
 
 
-class Outcome(enum.StrEnum):
+class Probed(enum.StrEnum):
     """What comparing a group of conversations gave."""
 
     EQUAL = "equal"

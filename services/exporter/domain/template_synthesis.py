@@ -17,7 +17,7 @@ from exporter.domain.template_probes import (
     GROUPS,
     PLAIN,
     Conversation,
-    Outcome,
+    Probed,
     ProbeGroup,
     Render,
     Texts,
@@ -142,7 +142,7 @@ class Synthesis:
     """
 
     source: str | None
-    outcomes: Mapping[str, Outcome]
+    outcomes: Mapping[str, Probed]
     assistant_end: str = ""
 
 
@@ -161,7 +161,7 @@ def synthesise(
         is_sayable: whether a Modelfile can hold the source.
     """
     wanted = rendered_groups(render)
-    best = Synthesis(source=None, outcomes={PLAIN.key: Outcome.DIFFERENT})
+    best = Synthesis(source=None, outcomes={PLAIN.key: Probed.DIFFERENT})
     for marks in candidates(render, end_token=end_token):
         best = replace(best, assistant_end=marks.assistant_end)
         source = go_source(marks.without_begin(begin_token))
@@ -174,16 +174,16 @@ def synthesise(
     return best if is_shippable(best.outcomes) else replace(best, source=None)
 
 
-def is_shippable(outcomes: Mapping[str, Outcome]) -> bool:
+def is_shippable(outcomes: Mapping[str, Probed]) -> bool:
     """Whether a TEMPLATE prints the same for what ordinary chats contain."""
-    return outcomes[PLAIN.key] is Outcome.EQUAL and not any(
-        outcomes[group.key] is Outcome.DIFFERENT for group in GROUPS if group.is_required
+    return outcomes[PLAIN.key] is Probed.EQUAL and not any(
+        outcomes[group.key] is Probed.DIFFERENT for group in GROUPS if group.is_required
     )
 
 
 def compare(
     source: str, wanted: Sequence[tuple[ProbeGroup, Texts]], *, begin_token: str
-) -> dict[str, Outcome]:
+) -> dict[str, Probed]:
     """How a TEMPLATE compares with the chat template, by key of a group."""
     return {
         group.key: _outcome(source, group, texts, begin_token=begin_token)
@@ -281,11 +281,11 @@ def probes_of(render: Render) -> Iterator[tuple[Conversation, str]]:
     return rendered(render, PLAIN)
 
 
-def _rank(outcomes: Mapping[str, Outcome]) -> tuple[bool, int]:
-    return is_shippable(outcomes), sum(each is Outcome.EQUAL for each in outcomes.values())
+def _rank(outcomes: Mapping[str, Probed]) -> tuple[bool, int]:
+    return is_shippable(outcomes), sum(each is Probed.EQUAL for each in outcomes.values())
 
 
-def _outcome(source: str, group: ProbeGroup, texts: Texts, *, begin_token: str) -> Outcome:
+def _outcome(source: str, group: ProbeGroup, texts: Texts, *, begin_token: str) -> Probed:
     """How a TEMPLATE compares over what the chat template prints, without the begin token."""
     try:
         are_equal = all(
@@ -293,10 +293,10 @@ def _outcome(source: str, group: ProbeGroup, texts: Texts, *, begin_token: str) 
             for conversation, text in texts
         )
     except go_template.GoTemplateError:
-        return Outcome.DIFFERENT
+        return Probed.DIFFERENT
     if not are_equal:
-        return Outcome.DIFFERENT
-    return Outcome.EQUAL if any(group.shows in text for _, text in texts) else Outcome.NOT_PROBED
+        return Probed.DIFFERENT
+    return Probed.EQUAL if any(group.shows in text for _, text in texts) else Probed.NOT_PROBED
 
 
 def _with_system(render: Render, marks: Marks) -> Marks:

@@ -36,7 +36,7 @@ from objects import cache
 PROGRESS_SECONDS: Final = 0.25
 
 
-class Channel:
+class ExportChannel:
     """The channel to the agent: jobs in, messages out."""
 
     def __init__(self, descriptors: str) -> None:
@@ -71,7 +71,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--cache-bytes", type=int, default=0)
     arguments = parser.parse_args()
-    agent = Channel(arguments.channel)
+    agent = ExportChannel(arguments.channel)
     llama_version = version("llama-cpp-python")
     try:
         selftest.check_parts(arguments.vendor)
@@ -97,7 +97,7 @@ def main() -> int:
         _work(engine, agent, agent.next_job())
 
 
-def _work(engine: Engine, agent: Channel, job: Export) -> None:
+def _work(engine: Engine, agent: ExportChannel, job: Export) -> None:
     agent.step = ""
     try:
         agent.send(export(engine, job, agent.progress, agent.evicted))

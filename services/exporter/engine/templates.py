@@ -18,7 +18,7 @@ from exporter.domain.gguf_format import (
 )
 from exporter.domain.template_probes import (
     Conversation,
-    Outcome,
+    Probed,
     chat_turns,
     ollama_data,
     rendered_groups,
@@ -51,7 +51,7 @@ class TrainedTemplate:
     template: chat.ChatTemplate
     tokenizer: Tokenizer
     go: str | None
-    outcomes: Mapping[str, Outcome]
+    outcomes: Mapping[str, Probed]
     stops: Sequence[str]
     forbids_begin: bool
 
@@ -227,7 +227,7 @@ def _proven_probes(
 ) -> Iterator[tuple[Conversation, str, bool]]:
     """Yields conversations with the text of the training, and whether the TEMPLATE carries them."""
     for group, texts in rendered_groups(trained.render):
-        is_carried = trained.outcomes.get(group.key) is Outcome.EQUAL
+        is_carried = trained.outcomes.get(group.key) is Probed.EQUAL
         if is_sentencepiece and group.has_outer_blanks:
             continue
         if group.is_required or is_carried:

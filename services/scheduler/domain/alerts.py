@@ -34,7 +34,7 @@ class Reason(enum.StrEnum):
     OOM_REPEATED = "OOM_REPEATED"
 
 
-class Channel(enum.StrEnum):
+class AlertChannel(enum.StrEnum):
     """How operators are notified."""
 
     NATS = "nats"
@@ -50,7 +50,7 @@ class Delivery:
     """
 
     alert_id: str
-    channel: Channel
+    channel: AlertChannel
     code: str
     payload: Document
     try_count: int

@@ -37,7 +37,7 @@ class TaskState(StrEnum):
     CANCELLED = "CANCELLED"
 
 
-class Outcome(StrEnum):
+class LeaseOutcome(StrEnum):
     """How a lease ended."""
 
     COMPLETED = "COMPLETED"
@@ -95,7 +95,7 @@ class Lease:
     report_time: datetime
     start_time: datetime | None = None
     end_time: datetime | None = None
-    outcome: Outcome | None = None
+    outcome: LeaseOutcome | None = None
     fault: RunFault | None = None
     resumed_from_step: int = 0
 
@@ -253,12 +253,12 @@ def _retry_delay(failures: int) -> timedelta:
     return _RETRY_DELAY * (1 << max(failures - 1, 0))
 
 
-_ENDINGS: Final[Mapping[Ending, tuple[Outcome, TaskState]]] = {
-    Ending.COMPLETED: (Outcome.COMPLETED, TaskState.DONE),
-    Ending.FAILED_RETRY: (Outcome.FAILED, TaskState.QUEUED),
-    Ending.FAILED: (Outcome.FAILED, TaskState.FAILED),
-    Ending.LOST_RETRY: (Outcome.LOST, TaskState.QUEUED),
-    Ending.LOST: (Outcome.LOST, TaskState.FAILED),
-    Ending.RELEASED: (Outcome.RELEASED, TaskState.QUEUED),
-    Ending.CANCELLED: (Outcome.CANCELLED, TaskState.CANCELLED),
+_ENDINGS: Final[Mapping[Ending, tuple[LeaseOutcome, TaskState]]] = {
+    Ending.COMPLETED: (LeaseOutcome.COMPLETED, TaskState.DONE),
+    Ending.FAILED_RETRY: (LeaseOutcome.FAILED, TaskState.QUEUED),
+    Ending.FAILED: (LeaseOutcome.FAILED, TaskState.FAILED),
+    Ending.LOST_RETRY: (LeaseOutcome.LOST, TaskState.QUEUED),
+    Ending.LOST: (LeaseOutcome.LOST, TaskState.FAILED),
+    Ending.RELEASED: (LeaseOutcome.RELEASED, TaskState.QUEUED),
+    Ending.CANCELLED: (LeaseOutcome.CANCELLED, TaskState.CANCELLED),
 }

@@ -7,7 +7,7 @@ from lexicon.faults import Fault, FaultCode
 from modelspec.recipe import Method
 from validator.domain.case import Case
 from validator.domain.facts import DatasetFacts
-from validator.domain.finding import Finding, Outcome, info, outcome, red
+from validator.domain.finding import CheckOutcome, Finding, info, outcome, red
 
 SUPERVISED = frozenset(
     {
@@ -30,7 +30,7 @@ LEARNS_FROM = {
 MAX_NAMED_ROWS = 5
 
 
-def check_datasets(case: Case) -> Outcome:
+def check_datasets(case: Case) -> CheckOutcome:
     """Every dataset is there and not deleted (003-02, 000-33)."""
     found: list[Finding] = []
     for index, dataset in enumerate(case.facts.datasets):
@@ -50,7 +50,7 @@ def check_datasets(case: Case) -> Outcome:
     return outcome(f"{len(case.facts.datasets)} datasets with {rows:,} rows", found)
 
 
-def check_formats(case: Case) -> Outcome:
+def check_formats(case: Case) -> CheckOutcome:
     """The method learns from rows of these formats; files may differ from each other (A10)."""
     method = case.training.method
     assert method is not None
@@ -66,7 +66,7 @@ def check_formats(case: Case) -> Outcome:
     return outcome(f"{method.upper()} learns from {', '.join(formats)}", found)
 
 
-def check_labels(case: Case) -> Outcome:
+def check_labels(case: Case) -> CheckOutcome:
     """Something is trained on in the first rows, and they are not cut too much (A12)."""
     labels = case.facts.labels
     if labels is None:

@@ -25,7 +25,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Outcome:
+class CheckOutcome:
     """What one check found: a sentence for the checklist, and findings."""
 
     detail: str
@@ -52,8 +52,8 @@ def info(fault: Fault, field: str) -> Finding:
     return Finding(severity=Severity.INFO, fault=fault, field=field)
 
 
-def outcome(detail: str, findings: Iterable[Finding] = ()) -> Outcome:
+def outcome(detail: str, findings: Iterable[Finding] = ()) -> CheckOutcome:
     """The detail, or the messages of what was found in its place."""
     found = tuple(findings)
     said = " ".join(finding.fault.message for finding in found)
-    return Outcome(detail=said or detail, findings=found)
+    return CheckOutcome(detail=said or detail, findings=found)

@@ -29,7 +29,7 @@ from modelspec.vram import (
 from validator.domain.case import Case
 from validator.domain.facts import LabelFacts
 from validator.domain.filling import holdout_ratio
-from validator.domain.finding import Outcome, info, outcome, red
+from validator.domain.finding import CheckOutcome, info, outcome, red
 from validator.domain.ranges import ranges_hold
 from validator.domain.settings import EIGHT_BIT
 from validator.domain.spec import Training
@@ -114,7 +114,7 @@ def training_load(training: Training, tier: Tier) -> TrainingLoad:
     )
 
 
-def check_memory(case: Case, needs: Needs | None) -> Outcome:
+def check_memory(case: Case, needs: Needs | None) -> CheckOutcome:
     """The model fits the tier: by its size (000-08), and by the estimate of the worst batch."""
     shape, tier = case.shape, case.tier
     if shape is None or tier is None:
@@ -144,7 +144,7 @@ def check_memory(case: Case, needs: Needs | None) -> Outcome:
     return outcome("", [red(_does_not_fit(case, shape, tier, needs), "gpu_tier")])
 
 
-def check_quota(case: Case, needs: Needs | None) -> Outcome:
+def check_quota(case: Case, needs: Needs | None) -> CheckOutcome:
     """Adapter and GGUF fit into what the project may store (000-34)."""
     if needs is None:
         return outcome(NOT_KNOWN)
@@ -163,7 +163,7 @@ def check_quota(case: Case, needs: Needs | None) -> Outcome:
     return outcome("", [red(fault, "export")])
 
 
-def check_timeout(case: Case, needs: Needs | None) -> Outcome:
+def check_timeout(case: Case, needs: Needs | None) -> CheckOutcome:
     """The run may take longer than its estimate (003-24)."""
     if needs is None:
         return outcome(NOT_KNOWN)
@@ -183,7 +183,7 @@ def check_timeout(case: Case, needs: Needs | None) -> Outcome:
     return outcome("", [info(fault, "budget.timeout")])
 
 
-def check_cost(case: Case, needs: Needs | None) -> Outcome:
+def check_cost(case: Case, needs: Needs | None) -> CheckOutcome:
     """The price is known before anything starts (003-27), and the budget pays a minute of it."""
     if needs is None or case.tier is None:
         return outcome(NOT_KNOWN)

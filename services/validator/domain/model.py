@@ -9,13 +9,13 @@ from modelspec.lora import resolve_targets
 from modelspec.shape import ModelShape
 from validator.domain.case import Case
 from validator.domain.facts import ModelFacts
-from validator.domain.finding import Finding, Outcome, amber, info, outcome, red
+from validator.domain.finding import CheckOutcome, Finding, amber, info, outcome, red
 
 FIELD = "base_model"
 ABSENT = "not checked: the base model was not found"
 
 
-def check_existence(case: Case) -> Outcome:
+def check_existence(case: Case) -> CheckOutcome:
     """The model is where the spec says (003-03), or was moved (003-05)."""
     match case.facts.model:
         case None:
@@ -33,7 +33,7 @@ def check_existence(case: Case) -> Outcome:
             return outcome("", [info(fault, FIELD)])
 
 
-def check_vouching(case: Case) -> Outcome:
+def check_vouching(case: Case) -> CheckOutcome:
     """A model that is not verified needs the waiver, and stays the user's risk (000-05)."""
     model = case.model
     if model is None:
@@ -52,7 +52,7 @@ def check_vouching(case: Case) -> Outcome:
     return outcome("", [amber(_unverified(model, case), FIELD)])
 
 
-def check_architecture(case: Case) -> Outcome:
+def check_architecture(case: Case) -> CheckOutcome:
     """The architecture is one of those we have numbers for (000-21, 004-09)."""
     model = case.model
     if model is None:
@@ -66,7 +66,7 @@ def check_architecture(case: Case) -> Outcome:
     )
 
 
-def check_tokenizer(case: Case) -> Outcome:
+def check_tokenizer(case: Case) -> CheckOutcome:
     """Without a tokenizer there is no training; without a template there is ChatML (000-24/25)."""
     model = case.model
     if model is None:
@@ -88,7 +88,7 @@ def check_tokenizer(case: Case) -> Outcome:
     return outcome("tokenizer and chat template are there")
 
 
-def check_weights(case: Case) -> Outcome:
+def check_weights(case: Case) -> CheckOutcome:
     """Weights are data: safetensors, never pickle."""
     model = case.model
     if model is None:
@@ -104,7 +104,7 @@ def check_weights(case: Case) -> Outcome:
     return outcome("weights are safetensors")
 
 
-def check_targets(case: Case) -> Outcome:
+def check_targets(case: Case) -> CheckOutcome:
     """The adapter's targets are modules of this architecture."""
     if case.shape is None:
         return outcome(ABSENT)
@@ -115,7 +115,7 @@ def check_targets(case: Case) -> Outcome:
     return outcome(f"adapter on {', '.join(targets)}")
 
 
-def check_convertibility(case: Case) -> Outcome:
+def check_convertibility(case: Case) -> CheckOutcome:
     """The merged model can become a GGUF."""
     model, shape = case.model, case.shape
     if model is None or shape is None:

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from lexicon.faults import Fault, FaultCode
 from lexicon.names import quoted
 from validator.domain.case import Case
-from validator.domain.finding import Finding, Outcome, outcome, red
+from validator.domain.finding import CheckOutcome, Finding, outcome, red
 
 MAX_DATASETS = 64
 MAX_PROMPTS = 16
 MAX_PROMPT_CHARACTERS = 8192
 
 
-def check_parts(case: Case) -> Outcome:
+def check_parts(case: Case) -> CheckOutcome:
     """Names each required part that is not connected (000-31)."""
     spec = case.spec
     missing = [
@@ -46,7 +46,7 @@ def check_parts(case: Case) -> Outcome:
     )
 
 
-def check_attestations(case: Case) -> Outcome:
+def check_attestations(case: Case) -> CheckOutcome:
     """Both rights must be attested; a missing part is named by `check_parts`."""
     given = case.spec.attestations
     if given is None:
@@ -83,7 +83,7 @@ def check_attestations(case: Case) -> Outcome:
     )
 
 
-def check_tier(case: Case) -> Outcome:
+def check_tier(case: Case) -> CheckOutcome:
     """The tier exists and the project's plan includes it (000-32)."""
     name = case.spec.gpu_tier
     if not name:

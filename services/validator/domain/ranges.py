@@ -7,7 +7,7 @@ from lexicon.faults import Fault, FaultCode
 from modelspec.artifact import check_quantization
 from modelspec.lora import RANK_MAX
 from validator.domain.case import Case
-from validator.domain.finding import Finding, Outcome, outcome, red
+from validator.domain.finding import CheckOutcome, Finding, outcome, red
 
 MAX_TIMEOUT_SECONDS = 30 * 24 * 3600
 ENDLESS = float("inf")
@@ -91,7 +91,7 @@ BUDGET = {
 LEAST_SEQUENCE_TOKENS = 16
 
 
-def check_ranges(case: Case) -> Outcome:
+def check_ranges(case: Case) -> CheckOutcome:
     """All numbers, each by its own name."""
     return outcome("all values are in range", _findings(case))
 

@@ -9,7 +9,7 @@ from modelspec.catalog import Catalog
 from validator.domain import data, fit, model, parts, ranges, settings
 from validator.domain.case import Case, examine
 from validator.domain.facts import Facts
-from validator.domain.finding import Finding, Outcome, Severity
+from validator.domain.finding import CheckOutcome, Finding, Severity
 from validator.domain.fit import Needs
 from validator.domain.spec import Export, Lora, Spec, Training
 
@@ -85,7 +85,7 @@ class Report:
     snapshot: Snapshot | None
 
 
-CHECKS: tuple[tuple[str, Callable[[Case], Outcome]], ...] = (
+CHECKS: tuple[tuple[str, Callable[[Case], CheckOutcome]], ...] = (
     ("all required parts are there", parts.check_parts),
     ("rights are attested", parts.check_attestations),
     ("GPU tier exists and is in the plan", parts.check_tier),
@@ -102,7 +102,7 @@ CHECKS: tuple[tuple[str, Callable[[Case], Outcome]], ...] = (
     ("there is something to learn", data.check_labels),
     ("model can be exported to GGUF", model.check_convertibility),
 )
-ESTIMATES: tuple[tuple[str, Callable[[Case, Needs | None], Outcome]], ...] = (
+ESTIMATES: tuple[tuple[str, Callable[[Case, Needs | None], CheckOutcome]], ...] = (
     ("hardware fits the model", fit.check_memory),
     ("artifacts fit the quota", fit.check_quota),
     ("timeout is longer than the estimate", fit.check_timeout),

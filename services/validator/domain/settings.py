@@ -7,13 +7,13 @@ from lexicon.faults import Fault, FaultCode
 from modelspec.recipe import Backend, Method, Optimizer, Precision
 from validator.domain.case import Case
 from validator.domain.filling import holdout_ratio
-from validator.domain.finding import Finding, Outcome, info, outcome, red
+from validator.domain.finding import CheckOutcome, Finding, info, outcome, red
 from validator.domain.spec import Mode
 
 EIGHT_BIT = frozenset({Optimizer.ADAMW_8BIT, Optimizer.PAGED_ADAMW_8BIT})
 
 
-def check_settings(case: Case) -> Outcome:
+def check_settings(case: Case) -> CheckOutcome:
     """Refuses combinations that no node can run."""
     findings = [
         *_mode(case),

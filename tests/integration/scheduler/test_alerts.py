@@ -17,7 +17,7 @@ import pytest
 from chassis import postgres
 from chassis.identity import Role
 from scheduler.alerts import STREAM, Alerts, webhook_url
-from scheduler.domain.alerts import MAX_TRIES, Channel
+from scheduler.domain.alerts import MAX_TRIES, AlertChannel
 from scheduler.store import Store
 from tests.support.nats import NatsServer
 from tests.support.scheduler_calls import NODE, fail, leased, registered, submitted
@@ -181,7 +181,7 @@ async def test_what_cannot_be_delivered_is_given_up_after_a_bounded_number_of_tr
         store = Store(pool)
         alerts = Alerts(store, nats_url="nats://127.0.0.1:9", webhook_url="http://127.0.0.1:9/hook")
         async with store.transaction() as transaction:
-            await transaction.note_alert("a-1", [Channel.WEBHOOK], code="X", payload=b"")
+            await transaction.note_alert("a-1", [AlertChannel.WEBHOOK], code="X", payload=b"")
         for tries in range(1, MAX_TRIES + 1):
             assert await alerts.run_once() == 1
             assert await alerts.run_once() == 0, "it rests between two tries"

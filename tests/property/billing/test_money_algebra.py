@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from billing.domain.ledger import EntryKind, apply, grant
 from billing.domain.settlement import bill_of, hold_transfer, is_refunded, settle
-from billing.domain.timeline import Clock, Ending, Fact, Outcome, Phase, outcome_of, timeline
+from billing.domain.timeline import Clock, Ending, Fact, Phase, RunEnd, outcome_of, timeline
 from tests.support.money import COMPLETED, START, a_hold
 
 # Few whole seconds, so that times are often equal and clocks often step back, and any others.
@@ -18,7 +18,7 @@ SECONDS = st.integers(min_value=-3, max_value=12).map(float) | st.floats(
     min_value=-100, max_value=20_000, allow_nan=False
 )
 OUTCOMES = st.builds(
-    Outcome,
+    RunEnd,
     ending=st.sampled_from(Ending),
     refundable=st.booleans(),
     fault_code=st.just("RUNTIME_GPU_OOM"),

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.domain.timeline import Clock, Ending, Fact, Outcome, Phase, timeline
+from billing.domain.timeline import Clock, Ending, Fact, Phase, RunEnd, timeline
 from scheduler.domain.clock import Clock as RunningClock
 from tests.support.money import START
 
@@ -80,7 +80,7 @@ class Life:
     def end(self) -> None:
         if self.clock.ticks:
             self.step("stop")
-        outcome = Outcome(
+        outcome = RunEnd(
             ending=Ending.COMPLETED, refundable=False, fault_code="", fault_refundable=False
         )
         self.facts.append(

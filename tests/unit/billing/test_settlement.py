@@ -2,7 +2,7 @@
 
 from billing.domain.ledger import EntryKind, Transfer
 from billing.domain.settlement import bill_of, differences, hold_transfer, release_whole, settle
-from billing.domain.timeline import Clock, Outcome, timeline
+from billing.domain.timeline import Clock, RunEnd, timeline
 from tests.support.money import (
     CANCELLED,
     COMPLETED,
@@ -15,7 +15,7 @@ from tests.support.money import (
 )
 
 
-def ended(story: Story, outcome: Outcome, **hold: object) -> dict[EntryKind, Transfer]:
+def ended(story: Story, outcome: RunEnd, **hold: object) -> dict[EntryKind, Transfer]:
     story.ends(outcome)
     transfers = settle(a_hold(**hold), timeline(story.facts), outcome, event_time=START)
     return {each.kind: each for each in transfers}

@@ -14,7 +14,7 @@ from exporter.domain import bundle
 from exporter.domain.bundle import BundleFacts
 from exporter.domain.gates import Closeness, Figures
 from exporter.domain.quantization import Quantization
-from exporter.domain.template_probes import GROUPS, Outcome
+from exporter.domain.template_probes import GROUPS, Probed
 from lexicon.names import ollama_name
 
 FACTS = BundleFacts(
@@ -23,7 +23,7 @@ FACTS = BundleFacts(
     run="projects/local/runs/run-1a2b",
     quantization=Quantization.Q4_K_M,
     template="{{ .System }}",
-    outcomes=dict.fromkeys((group.key for group in GROUPS), Outcome.EQUAL),
+    outcomes=dict.fromkeys((group.key for group in GROUPS), Probed.EQUAL),
     stops=("<|im_end|>", 'a"b'),
     context_tokens=32_768,
     generation={"temperature": 0.7, "top_k": 20, "repetition_penalty": 1.05, "do_sample": True},
@@ -65,13 +65,13 @@ def test_settings_that_are_no_numbers_are_left_out() -> None:
     assert bundle.sampling_lines(numbers) == []
 
 
-def with_outcomes(**outcomes: Outcome) -> BundleFacts:
+def with_outcomes(**outcomes: Probed) -> BundleFacts:
     return replace(FACTS, outcomes={**FACTS.outcomes, **outcomes})
 
 
 def test_without_a_template_the_readme_says_why_and_what_to_use() -> None:
     facts = with_outcomes(
-        thoughts_in_history=Outcome.DIFFERENT, second_system_message=Outcome.DIFFERENT
+        thoughts_in_history=Probed.DIFFERENT, second_system_message=Probed.DIFFERENT
     )
     facts = replace(facts, template=None)
     assert "TEMPLATE" not in bundle.modelfile(facts)
@@ -85,15 +85,15 @@ def test_without_a_template_the_readme_says_why_and_what_to_use() -> None:
 
 
 def test_a_template_that_could_not_be_made_has_a_reason_too() -> None:
-    facts = replace(FACTS, template=None, outcomes={"plain_turns": Outcome.DIFFERENT})
+    facts = replace(FACTS, template=None, outcomes={"plain_turns": Probed.DIFFERENT})
     assert "prints the same for:\n\n- plain turns\n" in bundle.readme(facts)
 
 
 def test_the_readme_says_what_the_template_carries_and_what_not() -> None:
     facts = with_outcomes(
-        tool_definitions=Outcome.DIFFERENT,
-        tool_turns=Outcome.DIFFERENT,
-        late_system_message=Outcome.NOT_PROBED,
+        tool_definitions=Probed.DIFFERENT,
+        tool_turns=Probed.DIFFERENT,
+        late_system_message=Probed.NOT_PROBED,
     )
     carried, _, rest = bundle.readme(facts).partition("It does not carry:")
     lacking, _, untold = rest.partition("Not compared")

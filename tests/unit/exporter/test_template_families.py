@@ -16,7 +16,7 @@ from exporter.domain import go_template
 from exporter.domain.template_probes import (
     GROUPS,
     Conversation,
-    Outcome,
+    Probed,
     Render,
     chat_turns,
     ollama_data,
@@ -92,7 +92,7 @@ def test_a_family_s_modelfile_prints_what_its_chat_template_prints(name: str) ->
     count = 0
     for group, texts in rendered_groups(render):
         for conversation, text in texts:
-            if group.is_required or made.outcomes[group.key] is Outcome.EQUAL:
+            if group.is_required or made.outcomes[group.key] is Probed.EQUAL:
                 printed = go_template.render(made.source, ollama_data(conversation))
                 assert BEGIN + printed in {text, BEGIN + text}
                 count += 1
@@ -103,41 +103,41 @@ def test_a_family_s_modelfile_prints_what_its_chat_template_prints(name: str) ->
 def test_a_template_that_drops_earlier_thoughts_gets_no_modelfile_template(name: str) -> None:
     made = derived_family(name)
     assert made.source is None
-    assert made.outcomes["plain_turns"] is Outcome.EQUAL
-    assert made.outcomes["thoughts_in_history"] is Outcome.DIFFERENT
+    assert made.outcomes["plain_turns"] is Probed.EQUAL
+    assert made.outcomes["thoughts_in_history"] is Probed.DIFFERENT
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_tools", "llama3_1"])
 def test_tools_that_a_modelfile_cannot_say_are_known(name: str) -> None:
     made = derived_family(name)
     assert made.source is not None
-    assert made.outcomes["tool_definitions"] is Outcome.DIFFERENT
-    assert made.outcomes["tool_turns"] is Outcome.DIFFERENT
+    assert made.outcomes["tool_definitions"] is Probed.DIFFERENT
+    assert made.outcomes["tool_turns"] is Probed.DIFFERENT
 
 
 def test_a_template_that_trims_is_told_from_one_that_does_not() -> None:
-    assert derived_family("llama3").outcomes["surrounding_blanks"] is Outcome.DIFFERENT
-    assert derived_family("qwen2_5").outcomes["surrounding_blanks"] is Outcome.EQUAL
+    assert derived_family("llama3").outcomes["surrounding_blanks"] is Probed.DIFFERENT
+    assert derived_family("qwen2_5").outcomes["surrounding_blanks"] is Probed.EQUAL
 
 
 def test_what_a_template_refuses_or_leaves_out_was_not_probed() -> None:
     gemma = derived_family("gemma2").outcomes
-    assert gemma["empty_system_message"] is Outcome.NOT_PROBED
+    assert gemma["empty_system_message"] is Probed.NOT_PROBED
     # Definitions of tools do not show in what it prints: an equal text says nothing of them.
-    assert gemma["tool_definitions"] is Outcome.NOT_PROBED
-    assert gemma["many_turns"] is Outcome.EQUAL
+    assert gemma["tool_definitions"] is Probed.NOT_PROBED
+    assert gemma["many_turns"] is Probed.EQUAL
 
 
 @pytest.mark.parametrize("name", ["chatml", "qwen2_5", "llama3_2", "granite", "mistral_v7"])
 def test_late_and_empty_system_messages_stand_in_their_place(name: str) -> None:
     outcomes = derived_family(name).outcomes
-    assert outcomes["late_system_message"] is Outcome.EQUAL
-    assert outcomes["empty_system_message"] is Outcome.EQUAL
+    assert outcomes["late_system_message"] is Probed.EQUAL
+    assert outcomes["empty_system_message"] is Probed.EQUAL
 
 
 @pytest.mark.parametrize("name", ["gemma3", "mistral_v3"])
 def test_an_empty_system_text_inside_a_user_s_message_keeps_its_marks(name: str) -> None:
-    assert derived_family(name).outcomes["empty_system_message"] is Outcome.EQUAL
+    assert derived_family(name).outcomes["empty_system_message"] is Probed.EQUAL
 
 
 def test_a_late_system_message_is_printed_where_the_template_joins_all_of_them() -> None:
@@ -150,8 +150,8 @@ def test_a_late_system_message_is_printed_where_the_template_joins_all_of_them()
     )
     made = derived(render)
     assert made.source is not None
-    assert made.outcomes["late_system_message"] is Outcome.EQUAL
-    assert made.outcomes["second_system_message"] is Outcome.EQUAL
+    assert made.outcomes["late_system_message"] is Probed.EQUAL
+    assert made.outcomes["second_system_message"] is Probed.EQUAL
 
 
 def test_models_without_a_template_get_chatml() -> None:
@@ -172,7 +172,7 @@ def test_an_answer_that_stands_last_stays_open() -> None:
 def test_the_demo_model_s_template_is_translated() -> None:
     made = derived(renderer((ANVIL / "chat_template.jinja").read_text(encoding="utf-8")))
     assert made.source is not None
-    assert {key for key in REQUIRED if made.outcomes[key] is not Outcome.EQUAL} == set()
+    assert {key for key in REQUIRED if made.outcomes[key] is not Probed.EQUAL} == set()
 
 
 @pytest.mark.parametrize(
@@ -212,17 +212,17 @@ def test_a_template_that_is_more_than_marks_is_not_guessed_at(source: str) -> No
 def test_each_required_group_finds_its_own_fault(source: str, broken: str) -> None:
     made = derived(renderer("{% for m in messages %}" + source + "{% endfor %}" + PROMPT))
     assert made.source is None
-    different = {key for key, found in made.outcomes.items() if found is Outcome.DIFFERENT}
+    different = {key for key, found in made.outcomes.items() if found is Probed.DIFFERENT}
     assert different & REQUIRED == {broken}
 
 
 def test_a_template_over_which_nothing_was_compared_is_not_shipped() -> None:
-    nothing = dict.fromkeys((group.key for group in GROUPS), Outcome.NOT_PROBED)
+    nothing = dict.fromkeys((group.key for group in GROUPS), Probed.NOT_PROBED)
     assert not is_shippable(nothing)
-    assert is_shippable({**nothing, "plain_turns": Outcome.EQUAL})
-    assert is_shippable({**nothing, "plain_turns": Outcome.EQUAL, "tool_turns": Outcome.DIFFERENT})
+    assert is_shippable({**nothing, "plain_turns": Probed.EQUAL})
+    assert is_shippable({**nothing, "plain_turns": Probed.EQUAL, "tool_turns": Probed.DIFFERENT})
     for key in REQUIRED:
-        assert not is_shippable({**nothing, "plain_turns": Outcome.EQUAL, key: Outcome.DIFFERENT})
+        assert not is_shippable({**nothing, "plain_turns": Probed.EQUAL, key: Probed.DIFFERENT})
 
 
 def test_braces_in_marks_are_text() -> None:
@@ -236,7 +236,7 @@ def test_a_wrong_template_does_not_print_the_same() -> None:
     source = derived_family("qwen2_5").source
     assert source is not None
     outcomes = compare(source, rendered_groups(family("llama3")), begin_token=BEGIN)
-    assert {outcomes[key] for key in REQUIRED} == {Outcome.DIFFERENT}
+    assert {outcomes[key] for key in REQUIRED} == {Probed.DIFFERENT}
 
 
 def test_a_source_that_a_modelfile_cannot_hold_is_not_taken() -> None:
@@ -244,7 +244,7 @@ def test_a_source_that_a_modelfile_cannot_hold_is_not_taken() -> None:
         family("chatml"), begin_token="", end_token=END, is_sayable=lambda _source: False
     )
     assert made.source is None
-    assert made.outcomes == {"plain_turns": Outcome.DIFFERENT}
+    assert made.outcomes == {"plain_turns": Probed.DIFFERENT}
 
 
 @pytest.mark.parametrize("name", ["qwen3", "chatml"])

@@ -30,7 +30,7 @@ from scheduler.domain.signals import (
     TaskFailed,
     TaskReleased,
 )
-from scheduler.domain.tasks import Outcome, RunFault, TaskLeased, queued
+from scheduler.domain.tasks import LeaseOutcome, RunFault, TaskLeased, queued
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 LEASE = timedelta(seconds=15)
@@ -77,7 +77,7 @@ def test_it_goes_from_queued_to_completed() -> None:
     done = decide(running, ExportStored(fencing_epoch=1, file=b"f", proof=b"p"), NOW)
     assert (done.state, done.file, done.proof, done.end_time) == ("COMPLETED", b"f", b"p", NOW)
     assert done.lease is not None
-    assert done.lease.outcome is Outcome.COMPLETED
+    assert done.lease.outcome is LeaseOutcome.COMPLETED
     assert done.sequence == 3
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lexicon.faults import Fault, FaultCode
 from scheduler.domain import tasks
-from scheduler.domain.tasks import MAX_ATTEMPTS, Ending, Outcome, Task, TaskLeased, TaskState
+from scheduler.domain.tasks import MAX_ATTEMPTS, Ending, LeaseOutcome, Task, TaskLeased, TaskState
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 LEASE = timedelta(seconds=15)
@@ -24,17 +24,17 @@ def leased(task: Task, now: datetime = NOW) -> Task:
 @pytest.mark.parametrize(
     ("ending", "state", "failures", "rest", "outcome"),
     [
-        (Ending.COMPLETED, TaskState.DONE, 0, 0, Outcome.COMPLETED),
-        (Ending.FAILED_RETRY, TaskState.QUEUED, 1, 2, Outcome.FAILED),
-        (Ending.FAILED, TaskState.FAILED, 0, 0, Outcome.FAILED),
-        (Ending.LOST_RETRY, TaskState.QUEUED, 1, 0, Outcome.LOST),
-        (Ending.LOST, TaskState.FAILED, 0, 0, Outcome.LOST),
-        (Ending.RELEASED, TaskState.QUEUED, 0, 0, Outcome.RELEASED),
-        (Ending.CANCELLED, TaskState.CANCELLED, 0, 0, Outcome.CANCELLED),
+        (Ending.COMPLETED, TaskState.DONE, 0, 0, LeaseOutcome.COMPLETED),
+        (Ending.FAILED_RETRY, TaskState.QUEUED, 1, 2, LeaseOutcome.FAILED),
+        (Ending.FAILED, TaskState.FAILED, 0, 0, LeaseOutcome.FAILED),
+        (Ending.LOST_RETRY, TaskState.QUEUED, 1, 0, LeaseOutcome.LOST),
+        (Ending.LOST, TaskState.FAILED, 0, 0, LeaseOutcome.LOST),
+        (Ending.RELEASED, TaskState.QUEUED, 0, 0, LeaseOutcome.RELEASED),
+        (Ending.CANCELLED, TaskState.CANCELLED, 0, 0, LeaseOutcome.CANCELLED),
     ],
 )
 def test_each_ending_has_its_state_its_count_and_its_rest(
-    ending: Ending, state: TaskState, failures: int, rest: int, outcome: Outcome
+    ending: Ending, state: TaskState, failures: int, rest: int, outcome: LeaseOutcome
 ) -> None:
     task = tasks.close(leased(tasks.queued("TOY", NOW)), ending, NOW)
     assert (task.state, task.failures) == (state, failures)
