@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,7 +139,7 @@ def up(state: Path, *, report: Callable[[StackState], None]) -> StackState:
     layout.status.unlink(missing_ok=True)
     with log.open("ab") as output:
         child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "deploy.local.supervisor", "--state", str(layout.state)],
+            [sys.executable, "-P", "-m", "deploy.local.stack", "--state", str(layout.state)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -281,3 +282,19 @@ async def _welcome(layout: Layout) -> None:
                 f"billing refused the welcome credits: {error}",
                 next_step=f"Its log is {layout.logs / 'billing.log'}.",
             ) from error
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Bring one stack up and keep it."""
+    parser = argparse.ArgumentParser(prog="python -m deploy.local.stack")
+    parser.add_argument("--state", type=Path, required=True)
+    chosen = parser.parse_args(arguments)
+    try:
+        return serve(chosen.state)
+    except SetupRefused as refused:
+        print(f"supervisor: {refused}", file=sys.stderr, flush=True)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

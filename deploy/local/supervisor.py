@@ -1,12 +1,11 @@
 """The supervisor: starts every process in order, restarts what dies or hangs, says how they are.
 
-Run as `python -m deploy.local.supervisor --state DIR`, which `tunesmith up` does. It holds the
-state folder's lock for life, and its children end with it, however it ends.
+`deploy.local.stack` runs it, which `tunesmith up` starts. It holds the state folder's lock for
+life, and its children end with it, however it ends.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import fcntl
@@ -338,23 +337,5 @@ async def supervise(supervisor: Supervisor) -> int:
     return await supervisor.run()
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Bring one stack up and keep it."""
-    from deploy.local import stack
-
-    parser = argparse.ArgumentParser(prog="python -m deploy.local.supervisor")
-    parser.add_argument("--state", type=Path, required=True)
-    chosen = parser.parse_args(arguments)
-    try:
-        return stack.serve(chosen.state)
-    except SetupRefused as refused:
-        print(f"supervisor: {refused}", file=sys.stderr, flush=True)
-        return 1
-
-
 def _timestamp() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -211,3 +212,54 @@ def test_no_relative_imports() -> None:
         if module.startswith(".")
     ]
     assert not found, broken("a relative import", found)
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """A reader follows imports downwards to an end; imports inside functions count as well."""
+    files = {module_of(path): path for path in tree.written_files("services", "libs", "deploy")}
+    graph = {
+        name: {found for module, _ in tree.imports(path) if (found := _file_of(module, files))}
+        - {name}
+        for name, path in files.items()
+    }
+    assert not (circles := _circles(graph)), "\n".join(" -> ".join(each) for each in circles)
+
+
+def module_of(path: Path) -> str:
+    """The name under which a file is imported."""
+    parts = path.relative_to(tree.ROOT).with_suffix("").parts
+    parts = parts[1:] if parts[0] in ("services", "libs") else parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _file_of(module: str, files: Mapping[str, Path]) -> str | None:
+    """The file that an import reaches: the module, or the one that has the name."""
+    return next((name for name in (module, module.rpartition(".")[0]) if name in files), None)
+
+
+def _circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """Sets of files that reach each other, each sorted; by Tarjan's algorithm."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for other in graph[name]:
+            if other not in index:
+                visit(other)
+                low[name] = min(low[name], low[other])
+            elif other in stack:
+                low[name] = min(low[name], index[other])
+        if low[name] == index[name]:
+            members = stack[stack.index(name) :]
+            del stack[stack.index(name) :]
+            if len(members) > 1:
+                found.append(sorted(members))
+
+    for name in graph:
+        if name not in index:
+            visit(name)
+    return found

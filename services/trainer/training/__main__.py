@@ -59,7 +59,8 @@ def serve(channel: Channel, libraries: TorchLibraries, notes: tuple[str, ...]) -
     from trainer.training.model_cache import ModelCache
     from trainer.training.run import train_run
 
-    channel.send(Ready(cached_models=(), capabilities=capabilities.found(libraries), notes=notes))
+    held = capabilities.found(has_unsloth=libraries.unsloth is not None)
+    channel.send(Ready(cached_models=(), capabilities=held, notes=notes))
     channel.keep_pulse()
     model_cache = ModelCache()
     # Modules live as long as the process: without them the collection after a run is short.

@@ -9,7 +9,6 @@ from lexicon.faults import Fault, FaultCode
 from modelspec.capability import Capability
 from trainer.training import mlx_presence
 from trainer.training.compute_precision import cpu_has_bf16_matrix_units
-from trainer.training.libraries import TorchLibraries
 
 log = logging.getLogger(__name__)
 
@@ -17,11 +16,11 @@ log = logging.getLogger(__name__)
 TRIAL_ELEMENTS = 4096
 
 
-def found(libraries: TorchLibraries) -> tuple[str, ...]:
+def found(*, has_unsloth: bool) -> tuple[str, ...]:
     """The capabilities of this process, sorted."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     held = {Capability.CUDA if device.type == "cuda" else Capability.CPU, Capability.PEFT}
-    if libraries.unsloth is not None:
+    if has_unsloth:
         held.add(Capability.UNSLOTH)
     if device.type == "cuda":
         held |= {Capability.FP16, Capability.COMPILE}
