@@ -117,7 +117,7 @@ class RunMerged(_Message, frozen=True, kw_only=True):
     path: str | None
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """One sample: the answers of adapter and base to the same prompt, after `step` steps."""
 
     prompt: str
@@ -130,7 +130,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 class Sampled(_Message, frozen=True, kw_only=True):
     """From the child: samples of the adapter that still trains; they replace earlier ones."""
 
-    samples: tuple[Answer, ...]
+    samples: tuple[Sample, ...]
 
 
 class UnslothFailed(_Message, frozen=True, kw_only=True):
@@ -151,7 +151,7 @@ class Finished(_Message, frozen=True, kw_only=True):
     adapter_folder: str
     proof_path: str | None
     merges_folder: str | None = None
-    samples: tuple[Answer, ...]
+    samples: tuple[Sample, ...]
     cached_models: tuple[str, ...]
 
 

@@ -14,7 +14,7 @@ from typing import Any, assert_never
 import httpx
 
 from lexicon.faults import Fault, FaultCode
-from trainer.tracking import Outcome, Point, Subject, Tool, Tracker
+from trainer.tracking import AttemptEnd, Point, Subject, Tool, Tracker
 
 CALL_SECONDS = 20.0
 MILLISECONDS = 1000
@@ -88,7 +88,7 @@ class TensorBoard:
                 self._writer.add_scalar(name, value, point.step, walltime=point.unix_seconds)
         self._writer.flush()
 
-    def end(self, outcome: Outcome) -> None:
+    def end(self, outcome: AttemptEnd) -> None:
         self._writer.add_text("outcome", outcome.value)
         self._writer.close()
 
@@ -151,11 +151,11 @@ class Mlflow:
             ],
         )
 
-    def end(self, outcome: Outcome) -> None:
+    def end(self, outcome: AttemptEnd) -> None:
         status = {
-            Outcome.COMPLETED: "FINISHED",
-            Outcome.FAILED: "FAILED",
-            Outcome.CANCELLED: "KILLED",
+            AttemptEnd.COMPLETED: "FINISHED",
+            AttemptEnd.FAILED: "FAILED",
+            AttemptEnd.CANCELLED: "KILLED",
         }[outcome]
         self._call("/runs/update", run_id=self._run_id, status=status, end_time=_now_millis())
         self._http.close()
@@ -220,9 +220,9 @@ class WeightsAndBiases:
         for point in points:
             self._run.log({**point.figures, "_timestamp": point.unix_seconds}, step=point.step)
 
-    def end(self, outcome: Outcome) -> None:
+    def end(self, outcome: AttemptEnd) -> None:
         self._run.summary["outcome"] = outcome.value
-        self._run.finish(exit_code=0 if outcome is Outcome.COMPLETED else 1)
+        self._run.finish(exit_code=0 if outcome is AttemptEnd.COMPLETED else 1)
 
 
 def _now_millis() -> int:

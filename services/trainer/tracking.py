@@ -38,7 +38,7 @@ class Tool(enum.StrEnum):
     WANDB = "wandb"
 
 
-class Outcome(enum.StrEnum):
+class AttemptEnd(enum.StrEnum):
     """How an attempt ended."""
 
     COMPLETED = "completed"
@@ -77,7 +77,7 @@ class Tracker(Protocol):
         """Report points, in the order of their steps."""
         ...
 
-    def end(self, outcome: Outcome) -> None:
+    def end(self, outcome: AttemptEnd) -> None:
         """Report the end and let go of everything."""
         ...
 
@@ -95,7 +95,7 @@ class Tracking:
         """
         self._begin = begin
         self._clock = clock
-        self._points: queue.Queue[Point | Outcome] = queue.Queue(QUEUED_POINTS_MAX)
+        self._points: queue.Queue[Point | AttemptEnd] = queue.Queue(QUEUED_POINTS_MAX)
         self._left_out_count = 0
         self._failed = False
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
@@ -107,7 +107,7 @@ class Tracking:
             return
         self._put(Point(step=metrics.step, unix_seconds=self._clock(), figures=figures(metrics)))
 
-    def end(self, outcome: Outcome) -> None:
+    def end(self, outcome: AttemptEnd) -> None:
         """Report the end, some time soon."""
         self._put(outcome)
 
@@ -116,7 +116,7 @@ class Tracking:
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
-    def _put(self, item: Point | Outcome) -> None:
+    def _put(self, item: Point | AttemptEnd) -> None:
         """Queue an item; a full queue drops its oldest, so that the end is always sent."""
         while True:
             try:
@@ -147,12 +147,12 @@ class Tracking:
                 tracker.end(outcome)
                 return
 
-    def _next(self) -> tuple[list[Point], Outcome | None]:
+    def _next(self) -> tuple[list[Point], AttemptEnd | None]:
         """The points that have come, at least one waited for; and the end, once it is reached."""
         points: list[Point] = []
         item = self._points.get()
         while True:
-            if isinstance(item, Outcome):
+            if isinstance(item, AttemptEnd):
                 return points, item
             points.append(item)
             if len(points) == BATCH_POINTS_MAX:

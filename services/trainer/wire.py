@@ -8,7 +8,7 @@ from google.protobuf import duration_pb2
 from chassis.enums import by_number
 from lexicon.faults import Fault, FaultCode
 from modelspec.recipe import Backend, Method, Optimizer, Precision, Schedule, TrainOn
-from trainer.domain.continual import MergeRecord, Outcome
+from trainer.domain.continual import MergeOutcome, MergeRecord
 from trainer.domain.plan import (
     AdapterPlan,
     Attempt,
@@ -27,7 +27,7 @@ from trainer.domain.plan import (
     TrainPlan,
     ValidationPlan,
 )
-from trainer.pipe import Answer, StepTaken, Warned
+from trainer.pipe import Sample, StepTaken, Warned
 from tunesmith.api.dataset.v1 import dataset_pb2
 from tunesmith.api.fault.v1 import fault_pb2
 from tunesmith.api.run.v1 import run_pb2, spec_pb2
@@ -72,12 +72,12 @@ _FORMATS: Mapping[int, str] = {
     dataset_pb2.FORMAT_PREFERENCE: "preference",
     dataset_pb2.FORMAT_KTO: "kto",
 }
-_OUTCOMES: Mapping[Outcome, int] = {
-    Outcome.MERGED: run_pb2.MERGE_OUTCOME_MERGED,
-    Outcome.NOT_FINITE: run_pb2.MERGE_OUTCOME_NOT_FINITE,
-    Outcome.DRIFTED: run_pb2.MERGE_OUTCOME_DRIFTED,
-    Outcome.REGRESSED: run_pb2.MERGE_OUTCOME_REGRESSED,
-    Outcome.NOT_VALIDATED: run_pb2.MERGE_OUTCOME_NOT_VALIDATED,
+_OUTCOMES: Mapping[MergeOutcome, int] = {
+    MergeOutcome.MERGED: run_pb2.MERGE_OUTCOME_MERGED,
+    MergeOutcome.NOT_FINITE: run_pb2.MERGE_OUTCOME_NOT_FINITE,
+    MergeOutcome.DRIFTED: run_pb2.MERGE_OUTCOME_DRIFTED,
+    MergeOutcome.REGRESSED: run_pb2.MERGE_OUTCOME_REGRESSED,
+    MergeOutcome.NOT_VALIDATED: run_pb2.MERGE_OUTCOME_NOT_VALIDATED,
 }
 _STAGES: Mapping[str, int] = {
     "data_download": fault_pb2.STAGE_DATA_DOWNLOAD,
@@ -187,7 +187,7 @@ def warning(warned: Warned) -> run_pb2.RunWarning:
     return run_pb2.RunWarning(code=warned.code, message=warned.message)
 
 
-def sample(answer: Answer) -> run_pb2.Sample:
+def sample(answer: Sample) -> run_pb2.Sample:
     """One sample."""
     return run_pb2.Sample(
         prompt=answer.prompt,

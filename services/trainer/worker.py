@@ -44,7 +44,7 @@ from trainer.pipe import (
 )
 from trainer.thermal import ThermalGuard, limits
 from trainer.trackers import Destination, tracker_for
-from trainer.tracking import Outcome, Tracking, subject_of
+from trainer.tracking import AttemptEnd, Tracking, subject_of
 from tunesmith.api.run.v1 import run_pb2
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2
 
@@ -144,16 +144,16 @@ class Trainer:
 
     async def _work(self, session: LeaseSession) -> None:
         task = _Task(session=session, folder=self._run_folder(session.lease))
-        outcome = Outcome.CANCELLED
+        outcome = AttemptEnd.CANCELLED
         try:
             await self._train(task)
-            outcome = Outcome.COMPLETED
+            outcome = AttemptEnd.COMPLETED
         except Fault as fault:
-            outcome = Outcome.FAILED
+            outcome = AttemptEnd.FAILED
             await session.fail(_with_stage(fault, task.stage))
         except Exception as error:
             log.exception("lease_failed", run=session.lease.run)
-            outcome = Outcome.FAILED
+            outcome = AttemptEnd.FAILED
             await session.fail(_with_stage(unforeseen(error), task.stage))
         finally:
             if task.tracking is not None:

@@ -112,8 +112,8 @@ class Ours:
         assert tensors.keys() == live.keys()
         assert all(torch.equal(tensors[name], tensor) for name, tensor in live.items())
 
-    def _progress(self, step: int) -> checkpoint.Progress:
-        return checkpoint.Progress(
+    def _progress(self, step: int) -> checkpoint.TrainingProgress:
+        return checkpoint.TrainingProgress(
             run=PLAN.attempt.run,
             attempt=1,
             fencing_epoch=1,

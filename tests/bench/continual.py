@@ -32,7 +32,7 @@ from deploy.models.anvil.grammar import exchanges
 from lexicon.faults import FaultCode
 from tests.bench import frame
 from tests.support.training import FP32, a_plan, a_state, attached, changed, some_data, torch_model
-from trainer.domain.continual import Outcome
+from trainer.domain.continual import MergeOutcome
 from trainer.domain.plan import Base, DatasetFile, MultiRunPlan, TrainPlan
 from trainer.training import loop, peft_library
 from trainer.training.batches import Example
@@ -227,7 +227,7 @@ def a_nan_is_refused(plan: TrainPlan, slices: Sequence[Slice]) -> bool:
     merged = continual_schedule.merged or {}
     return bool(before) and (
         [record.outcome for record in continual_schedule.progress.history]
-        == [Outcome.MERGED, Outcome.NOT_FINITE]
+        == [MergeOutcome.MERGED, MergeOutcome.NOT_FINITE]
         and warnings == [FaultCode.RUNTIME_MERGE_REFUSED]
         and all(torch.equal(merged[name], tensor) for name, tensor in before.items())
     )

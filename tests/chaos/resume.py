@@ -210,9 +210,9 @@ def forget_older(newest: Path) -> None:
         shutil.rmtree(older)
 
 
-def progress(state: loop.TrainState) -> checkpoint.Progress:
+def progress(state: loop.TrainState) -> checkpoint.TrainingProgress:
     """What the checkpoint of the step that was just taken says."""
-    return checkpoint.Progress(
+    return checkpoint.TrainingProgress(
         run=PLAN.attempt.run,
         attempt=1,
         fencing_epoch=1,

@@ -33,7 +33,7 @@ def test_a_checkpoint_holds_what_the_queued_update_gives_and_nothing_of_the_next
                 work = work @ work
             owner.before_change()
             weight.add_(work.diagonal().mean())
-            progress = checkpoint.Progress(
+            progress = checkpoint.TrainingProgress(
                 run=PROGRESS.run,
                 attempt=1,
                 fencing_epoch=1,

@@ -21,7 +21,7 @@ _SLICE_STREAM = 0x534C4943
 FLAT_SHARE = 1e-3
 
 
-class Outcome(enum.StrEnum):
+class MergeOutcome(enum.StrEnum):
     """What became of a run's merge."""
 
     MERGED = "merged"
@@ -50,7 +50,7 @@ class MergeRecord:
     """
 
     number: int
-    outcome: Outcome
+    outcome: MergeOutcome
     step: int
     step_count: int
     weight: float
@@ -140,38 +140,38 @@ def merge_weight(merge_count: int) -> float:
 
 def decide_by_weights(
     multi_run: MultiRunPlan, *, is_finite: bool, drift_cosine: float | None
-) -> Outcome:
+) -> MergeOutcome:
     """Whether the merged weights may stand, before anything is evaluated with them.
 
     The first merge has nothing to drift from: its cosine is None.
     """
     if not is_finite:
-        return Outcome.NOT_FINITE
+        return MergeOutcome.NOT_FINITE
     if drift_cosine is not None and drift_cosine < multi_run.drift_minimum_cosine:
-        return Outcome.DRIFTED
-    return Outcome.MERGED
+        return MergeOutcome.DRIFTED
+    return MergeOutcome.MERGED
 
 
 def decide_by_losses(
     multi_run: MultiRunPlan, *, before: float | None, after: float | None
-) -> Outcome:
+) -> MergeOutcome:
     """Whether a merge may stand after its evaluation; the losses are None when not measured.
 
     A gate that could not be asked does not let anything through.
     """
     limit = multi_run.eval_maximum_regression
     if before is None or after is None:
-        return Outcome.MERGED if limit is None else Outcome.NOT_VALIDATED
+        return MergeOutcome.MERGED if limit is None else MergeOutcome.NOT_VALIDATED
     if not math.isfinite(after):
-        return Outcome.NOT_FINITE
+        return MergeOutcome.NOT_FINITE
     if limit is not None and after - before > limit:
-        return Outcome.REGRESSED
-    return Outcome.MERGED
+        return MergeOutcome.REGRESSED
+    return MergeOutcome.MERGED
 
 
 def merged_count(history: Sequence[MergeRecord]) -> int:
     """Runs that are in the adapter."""
-    return sum(record.outcome is Outcome.MERGED for record in history)
+    return sum(record.outcome is MergeOutcome.MERGED for record in history)
 
 
 def learnt_nothing_since_first(history: Sequence[MergeRecord]) -> bool:
@@ -186,20 +186,20 @@ def in_words(record: MergeRecord, multi_run: MultiRunPlan) -> str:
     """Why a run's merge was refused, with its figures."""
     said = f"Run {record.number} of {multi_run.run_count} was not merged"
     match record.outcome:
-        case Outcome.NOT_FINITE:
+        case MergeOutcome.NOT_FINITE:
             return f"{said}: a weight or the held-out loss is infinite or not a number"
-        case Outcome.DRIFTED:
+        case MergeOutcome.DRIFTED:
             return (
                 f"{said}: the cosine between the old and the new B is {record.drift_cosine:.3f}, "
                 f"at least {multi_run.drift_minimum_cosine:g} is wanted"
             )
-        case Outcome.REGRESSED:
+        case MergeOutcome.REGRESSED:
             return (
                 f"{said}: the held-out loss would go from {record.held_out_loss_before:.4f} to "
                 f"{record.held_out_loss_after:.4f}, at most {multi_run.eval_maximum_regression:g} "
                 "more is allowed"
             )
-        case Outcome.NOT_VALIDATED:
+        case MergeOutcome.NOT_VALIDATED:
             return f"{said}: there was no memory to measure its held-out loss"
         case _:
             raise AssertionError("a merge that was accepted needs no reason")

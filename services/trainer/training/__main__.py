@@ -19,7 +19,7 @@ from trainer.domain.host import judge, leaves_out_xformers
 from trainer.domain.plan import TrainPlan
 from trainer.pipe import Failed, Finished, Ready, Terms, UnslothFailed
 from trainer.training import capabilities
-from trainer.training.channel import Channel
+from trainer.training.channel import RunChannel
 from trainer.training.host import read_facts
 from trainer.training.libraries import TorchLibraries, find_libraries, import_peft, import_unsloth
 from trainer.training.memory import is_out_of_memory
@@ -48,12 +48,12 @@ def main() -> None:
         import_peft=import_peft,
         restart=_restart,
     )
-    channel = Channel(sys.argv[1])
+    channel = RunChannel(sys.argv[1])
     notes = tuple(f"{finding.sentence} {finding.next_step}" for finding in judge(facts))
     serve(channel, libraries, notes)
 
 
-def serve(channel: Channel, libraries: TorchLibraries, notes: tuple[str, ...]) -> None:
+def serve(channel: RunChannel, libraries: TorchLibraries, notes: tuple[str, ...]) -> None:
     """Train plan after plan; the base of one run stays in memory for the next."""
     # They import transformers and PEFT, which the libraries must have done first.
     from trainer.training.model_cache import ModelCache

@@ -7,7 +7,7 @@ from chassis.child import channel
 from trainer.pipe import Finish, Pause, Resume, ToChild, Train, to_child
 
 
-class Channel:
+class RunChannel:
     """Sends messages at once; wishes come while a plan is trained."""
 
     def __init__(self, descriptors: str) -> None:

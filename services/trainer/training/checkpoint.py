@@ -38,14 +38,14 @@ PIECE_BYTES = 1 << 20
 # No run is as long; a larger number is not one that we have written.
 COUNT_MAX = 1 << 48
 Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
-# Keys of `Progress` in a manifest, where they are not the attribute's name; they are the format.
+# Keys of a manifest that differ from the names of attributes; the format keeps them.
 MANIFEST_KEYS = {"continual_schedule": "course"}
 # What safetensors and torch raise over a header that is none.
 UNREADABLE = (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class TrainingProgress:
     """The progress of a run: what cannot be computed from the plan and the step.
 
     Attributes:
@@ -72,7 +72,7 @@ def root_of(places: Places) -> Path:
     return Path(places.work_folder) / "checkpoints"
 
 
-def write(root: Path, progress: Progress, tensors: Tensors) -> Path:
+def write(root: Path, progress: TrainingProgress, tensors: Tensors) -> Path:
     """The folder of a new checkpoint under `root`, durable when this returns.
 
     Raises:
@@ -83,7 +83,7 @@ def write(root: Path, progress: Progress, tensors: Tensors) -> Path:
     return store(root, progress, snapshot.parts())
 
 
-def store(root: Path, progress: Progress, state: Sequence[memoryview]) -> Path:
+def store(root: Path, progress: TrainingProgress, state: Sequence[memoryview]) -> Path:
     """The folder of a new checkpoint under `root`, durable when this returns.
 
     Args:
@@ -122,7 +122,9 @@ def store(root: Path, progress: Progress, state: Sequence[memoryview]) -> Path:
     return target
 
 
-def read(folder: Path, *, run: str, fingerprint: str) -> tuple[Progress, dict[str, torch.Tensor]]:
+def read(
+    folder: Path, *, run: str, fingerprint: str
+) -> tuple[TrainingProgress, dict[str, torch.Tensor]]:
     """A whole checkpoint of this run, every byte checked against its manifest.
 
     Raises:
@@ -175,7 +177,7 @@ class _Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """The manifest, every field of its kind."""
 
     format_version: int
-    progress: Progress
+    progress: TrainingProgress
     files: dict[str, _Entry]
 
 
@@ -198,7 +200,7 @@ def _manifest(folder: Path) -> _Manifest:
         LossCurve.of(manifest.progress.losses)
     except (msgspec.ValidationError, ValueError) as error:
         raise _invalid(folder, f"the manifest is not sound: {error}") from error
-    unknown = document["progress"].keys() - {field.name for field in fields(Progress)}
+    unknown = document["progress"].keys() - {field.name for field in fields(TrainingProgress)}
     if unknown:
         # It means something that training would have to continue with.
         raise _invalid(folder, f"the manifest holds what nobody knows: {sorted(unknown)}")

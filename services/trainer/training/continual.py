@@ -19,7 +19,7 @@ import torch
 from corpus.packing import Indices, check_samples_per_run
 from lexicon.faults import Fault, FaultCode
 from trainer.domain import continual
-from trainer.domain.continual import ContinualProgress, MergeRecord, Outcome
+from trainer.domain.continual import ContinualProgress, MergeOutcome, MergeRecord
 from trainer.domain.plan import (
     BatchPlan,
     MultiRunPlan,
@@ -264,7 +264,7 @@ class ContinualSchedule:
 
     def _close_run(self, state: loop.TrainState) -> None:
         record, tuned, merged = self._merge_decision(state)
-        if record.outcome is Outcome.MERGED:
+        if record.outcome is MergeOutcome.MERGED:
             self.tuned, self.merged = tuned, merged
             loop.put(state, merged)
             tensors = state.model.adapter_tensors()
@@ -307,12 +307,12 @@ class ContinualSchedule:
             self._plan, is_finite=slao.is_finite(merged), drift_cosine=cosine
         )
         before, after = self.progress.held_out_loss, None
-        if outcome is Outcome.MERGED:
+        if outcome is MergeOutcome.MERGED:
             if before is None:
                 before = self._held_out_loss(state, self.initial)
             after = None if before is None else self._held_out_loss(state, merged)
             outcome = continual.decide_by_losses(self._plan, before=before, after=after)
-        standing = after if outcome is Outcome.MERGED else before
+        standing = after if outcome is MergeOutcome.MERGED else before
         self.progress = replace(self.progress, held_out_loss=standing)
         loss_begin, loss_end = self.progress.losses.means
         record = MergeRecord(

@@ -11,7 +11,7 @@ from lexicon.faults import FaultCode
 from trainer.domain.card import model_card
 from trainer.domain.loss_curve import LossCurve
 from trainer.domain.plan import TrainPlan
-from trainer.pipe import Answer, Finished, StepTaken
+from trainer.pipe import Finished, Sample, StepTaken
 from trainer.training import generation
 from trainer.training.adapter import require_changed, write_adapter
 from trainer.training.continual import ContinualSchedule
@@ -71,7 +71,7 @@ def deliver(
         folder, run=plan.attempt.run, base_model=plan.base.base_model
     )
     model.eval()
-    samples: tuple[Answer, ...] = ()
+    samples: tuple[Sample, ...] = ()
     proof: Path | None = None
     prompts = data.prompts
     try:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from trainer.domain.answers import flags
 from trainer.domain.healing import OomRecovery
-from trainer.pipe import Answer
+from trainer.pipe import Sample
 from trainer.training.adapted_model import AdaptedModel
 from trainer.training.memory import is_out_of_memory
 
@@ -53,7 +53,7 @@ class Prompt:
 
 def ask_both(
     generator: Generator, prompts: Sequence[Prompt], *, step: int = 0
-) -> tuple[tuple[Answer, ...], list[list[int]]]:
+) -> tuple[tuple[Sample, ...], list[list[int]]]:
     """Three samples, and the adapter's greedy answers to all prompts, as ids with the end token.
 
     Args:
@@ -72,10 +72,10 @@ def side_by_side(
     base_ids: Sequence[Sequence[int]],
     *,
     step: int,
-) -> tuple[Answer, ...]:
+) -> tuple[Sample, ...]:
     """Samples of as many prompts as both adapter and base have answered."""
     return tuple(
-        Answer(
+        Sample(
             prompt=prompt.text,
             completion=(text := decode(generator, said)),
             base_completion=decode(generator, base_said),

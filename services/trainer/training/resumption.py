@@ -16,7 +16,7 @@ from trainer.domain.continual import merged_count
 from trainer.domain.loss_curve import LossCurve
 from trainer.domain.plan import BatchPlan, Places
 from trainer.training import checkpoint, loop
-from trainer.training.checkpoint import Progress
+from trainer.training.checkpoint import TrainingProgress
 from trainer.training.continual import MERGED_PREFIX, TUNED_PREFIX, ContinualSchedule
 from trainer.training.dataset import Warn
 from trainer.training.validation import BEST_PREFIX
@@ -74,7 +74,7 @@ def resume_from(
     log.info("resumed at step %d", state.step)
 
 
-def require_possible(progress: Progress, batches: BatchPlan, *, steps: int) -> None:
+def require_possible(progress: TrainingProgress, batches: BatchPlan, *, steps: int) -> None:
     """Checks that a run of so many steps can stand where the checkpoint says.
 
     Raises:
@@ -87,7 +87,7 @@ def require_possible(progress: Progress, batches: BatchPlan, *, steps: int) -> N
         raise _unsound(f"its micro-batch is {given}, but that of the run {most}")
 
 
-def _require_counted(progress: Progress, continual_schedule: ContinualSchedule) -> None:
+def _require_counted(progress: TrainingProgress, continual_schedule: ContinualSchedule) -> None:
     """Every run of a continual training that is over by this step is in the history."""
     if not continual_schedule.slices:
         return
@@ -102,7 +102,7 @@ def _require_counted(progress: Progress, continual_schedule: ContinualSchedule) 
 
 def _require_sides(
     tensors: Tensors,
-    progress: Progress,
+    progress: TrainingProgress,
     continual_schedule: ContinualSchedule,
     state: loop.TrainState,
 ) -> None:

@@ -35,7 +35,7 @@ from trainer.pipe import (
 from trainer.training import checkpoint, generation, loop, resumption
 from trainer.training.adapted_model import AdaptedModel
 from trainer.training.backend import Backend
-from trainer.training.channel import Channel
+from trainer.training.channel import RunChannel
 from trainer.training.continual import ContinualSchedule
 from trainer.training.dataset import TrainingData, Warn
 from trainer.training.delivery import deliver
@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 
 def train_run(
-    plan: TrainPlan, channel: Channel, libraries: TorchLibraries, model_cache: ModelCache
+    plan: TrainPlan, channel: RunChannel, libraries: TorchLibraries, model_cache: ModelCache
 ) -> Finished:
     """Train the plan and write the adapter.
 
@@ -144,7 +144,7 @@ def timed(what: str) -> Iterator[None]:
     log.info("%s seconds=%.3f processor=%.3f", what, seconds, processor)
 
 
-def warn(channel: Channel, code: FaultCode, text: str) -> None:
+def warn(channel: RunChannel, code: FaultCode, text: str) -> None:
     """Warn the user of something that does not end the run."""
     log.warning("%s: %s", code.value, text)
     channel.send(Warned(code=code.value, message=text))
@@ -159,7 +159,7 @@ def _train(
     model: AdaptedModel,
     plan: TrainPlan,
     data: TrainingData,
-    channel: Channel,
+    channel: RunChannel,
     model_cache: ModelCache,
     sampler: Sampler,
 ) -> tuple[ContinualSchedule, StepTaken | None, int, LossCurve]:
@@ -214,7 +214,7 @@ def _train(
 
 
 def _begun(
-    model: AdaptedModel, plan: TrainPlan, data: TrainingData, channel: Channel
+    model: AdaptedModel, plan: TrainPlan, data: TrainingData, channel: RunChannel
 ) -> tuple[loop.TrainState, ContinualSchedule]:
     """The state and the schedule of a run before its first step."""
     model.train()
@@ -234,13 +234,13 @@ def _begun(
     return state, continual_schedule
 
 
-def _warn_of_skipped(channel: Channel, state: loop.TrainState) -> None:
+def _warn_of_skipped(channel: RunChannel, state: loop.TrainState) -> None:
     if state.skipped_count:
         text = f"{state.skipped_count} of {state.step} steps were skipped: fp16 overflowed"
         warn(channel, FaultCode.RUNTIME_STEPS_SKIPPED, text)
 
 
-def _sample(sampler: Sampler, step: int, channel: Channel) -> None:
+def _sample(sampler: Sampler, step: int, channel: RunChannel) -> None:
     """Report samples of the adapter when they are due."""
     answers = sampler.after_checkpoint(step, warn=lambda code, text: warn(channel, code, text))
     if answers:
@@ -257,7 +257,7 @@ def _probe(
     continual_schedule: ContinualSchedule,
     conditions: Conditions,
     *,
-    channel: Channel,
+    channel: RunChannel,
     model_cache: ModelCache,
 ) -> None:
     """Try the largest micro-batch while the run is still free of charge."""
@@ -276,7 +276,10 @@ def _probe(
 
 
 def resume(
-    plan: TrainPlan, state: loop.TrainState, continual_schedule: ContinualSchedule, channel: Channel
+    plan: TrainPlan,
+    state: loop.TrainState,
+    continual_schedule: ContinualSchedule,
+    channel: RunChannel,
 ) -> None:
     """Continue from the newest of the plan's checkpoints that is sound, if there is one."""
     resumption.from_newest(
@@ -296,7 +299,7 @@ def save_checkpoint(
 ) -> None:
     """Have a checkpoint of the step just taken written behind training's back."""
     attempt, validation = plan.attempt, continual_schedule.validation
-    progress = checkpoint.Progress(
+    progress = checkpoint.TrainingProgress(
         run=attempt.run,
         attempt=attempt.number,
         fencing_epoch=attempt.fencing_epoch,
@@ -314,7 +317,7 @@ def save_checkpoint(
     writer.save(progress, state, {**validation.tensors(), **continual_schedule.tensors()})
 
 
-def checkpoint_writer(places: Places, channel: Channel) -> CheckpointWriter:
+def checkpoint_writer(places: Places, channel: RunChannel) -> CheckpointWriter:
     """The writer of a run's checkpoints; what it does is reported to the agent."""
 
     def written(step: int, folder: Path) -> None:
@@ -354,7 +357,7 @@ def _step_report(
     )
 
 
-def warn_of_recovery(channel: Channel, recovery: OomRecovery, *, what: str = "the step") -> None:
+def warn_of_recovery(channel: RunChannel, recovery: OomRecovery, *, what: str = "the step") -> None:
     """Warn the user that memory ran out, and how the step is cut now."""
     warn(
         channel,
@@ -364,6 +367,6 @@ def warn_of_recovery(channel: Channel, recovery: OomRecovery, *, what: str = "th
     )
 
 
-def _report_merge(channel: Channel, record: MergeRecord, path: Path | None) -> None:
+def _report_merge(channel: RunChannel, record: MergeRecord, path: Path | None) -> None:
     log.info("run %d ended: %s", record.number, record.outcome.value)
     channel.send(RunMerged(record=record, path=str(path) if path else None))

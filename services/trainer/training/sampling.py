@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from lexicon.faults import FaultCode
 from trainer.domain.sampling import samples_due
-from trainer.pipe import Answer
+from trainer.pipe import Sample
 from trainer.training import generation
 from trainer.training.dataset import Warn
 from trainer.training.generation import Generator, Prompt
@@ -36,14 +36,14 @@ class Sampler:
         self._base_ids: list[list[int]] | None = None
         self._given_up = False
 
-    def after_checkpoint(self, step: int, *, warn: Warn) -> tuple[Answer, ...]:
+    def after_checkpoint(self, step: int, *, warn: Warn) -> tuple[Sample, ...]:
         """The samples of the adapter as it is after `step` steps; empty when it is not time."""
         began = self._clock()
         if self._given_up or not samples_due(
             seconds_since=began - self._last_time, cost_seconds=self._cost_seconds
         ):
             return ()
-        answers: tuple[Answer, ...] = ()
+        answers: tuple[Sample, ...] = ()
         try:
             answers = self._ask(step)
         except Exception as error:
@@ -56,7 +56,7 @@ class Sampler:
         self._cost_seconds = self._last_time - began
         return answers
 
-    def _ask(self, step: int) -> tuple[Answer, ...]:
+    def _ask(self, step: int) -> tuple[Sample, ...]:
         generator, prompts = self._generator, self._prompts
         with generator.model.generating():
             said = generation.generate(generator, prompts, tokens_max=generation.BRIEF_TOKENS_MAX)

@@ -26,13 +26,13 @@ TYPE_NAMES = {
 ALIGNMENT = 8
 
 
-class Ready(Protocol):
+class QueuedWork(Protocol):
     """Work that was queued on a device; done once tensors have its numbers."""
 
     def synchronize(self) -> None: ...
 
 
-def ready(live: Tensors) -> Ready | None:
+def ready(live: Tensors) -> QueuedWork | None:
     """When the work is done that this thread has queued on the GPU of `live`; None on a CPU.
 
     Called by the thread that trains, before another one reads: that one's own queue knows nothing

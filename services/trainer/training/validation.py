@@ -10,7 +10,7 @@ from lexicon.faults import Fault, FaultCode
 from trainer.domain.plan import ValidationPlan, validation_interval
 from trainer.training import loop
 from trainer.training.batches import Example
-from trainer.training.checkpoint import Progress
+from trainer.training.checkpoint import TrainingProgress
 from trainer.training.dataset import TrainingData, Warn
 
 BEST_PREFIX = "best/"
@@ -83,7 +83,7 @@ class Validation:
         """What a checkpoint keeps of it."""
         return {f"{BEST_PREFIX}{name}": tensor for name, tensor in self.best.items()}
 
-    def restore(self, progress: Progress, tensors: dict[str, torch.Tensor]) -> None:
+    def restore(self, progress: TrainingProgress, tensors: dict[str, torch.Tensor]) -> None:
         """Continue from a checkpoint."""
         self.best_loss = progress.best_validation_loss
         self.latest_loss = progress.latest_validation_loss

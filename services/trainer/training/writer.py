@@ -16,9 +16,9 @@ from typing import Protocol, Self
 
 from lexicon.faults import Fault, FaultCode
 from trainer.training import checkpoint
-from trainer.training.checkpoint import Progress
+from trainer.training.checkpoint import TrainingProgress
 from trainer.training.memory import is_out_of_memory
-from trainer.training.snapshot import Ready, Snapshot, Tensors, ready
+from trainer.training.snapshot import QueuedWork, Snapshot, Tensors, ready
 
 
 class TensorOwner(Protocol):
@@ -36,7 +36,7 @@ class BorrowedTensors:
     step: int
     live: Tensors
     fixed: Tensors
-    ready: Ready | None
+    ready: QueuedWork | None
     versions: list[int]
 
     def is_untouched(self) -> bool:
@@ -90,7 +90,7 @@ class CheckpointWriter:
         finally:
             self._thread.shutdown()
 
-    def save(self, progress: Progress, owner: TensorOwner | None, fixed: Tensors) -> None:
+    def save(self, progress: TrainingProgress, owner: TensorOwner | None, fixed: Tensors) -> None:
         """Have a checkpoint written of the tensors as they are now; waits for the one before it.
 
         Args:
@@ -139,7 +139,7 @@ class CheckpointWriter:
         assert borrowed.is_untouched(), "weights or moments were changed while they were borrowed"
         return True
 
-    def _write(self, progress: Progress, copying: Future[bool]) -> None:
+    def _write(self, progress: TrainingProgress, copying: Future[bool]) -> None:
         if copying.exception() is not None or not copying.result():
             return
         try:

@@ -23,7 +23,7 @@ CALLS_MAX = 40
 pytestmark = pytest.mark.integration
 
 
-def at(step: int) -> checkpoint.Progress:
+def at(step: int) -> checkpoint.TrainingProgress:
     return replace(PROGRESS, step=step)
 
 

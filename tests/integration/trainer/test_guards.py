@@ -16,7 +16,7 @@ from trainer.domain.temperature import COOLING_TEXT, Action, Limits, Thermostat
 from trainer.pipe import Finish, Finished, FromChild, StageBegan, StepTaken, Warned
 from trainer.thermal import ThermalGuard
 from trainer.trackers import TensorBoard
-from trainer.tracking import Outcome, Tracking, subject_of
+from trainer.tracking import AttemptEnd, Tracking, subject_of
 from trainer.wire import metrics
 from tunesmith.api.work.v1 import work_service_pb2
 
@@ -129,7 +129,7 @@ async def test_a_runs_figures_lie_in_tensorboards_files(child: Child, tmp_path: 
         said.append(message)
         if isinstance(message, StepTaken):
             tracking.add(metrics(message))
-    tracking.end(Outcome.COMPLETED)
+    tracking.end(AttemptEnd.COMPLETED)
     assert await asyncio.to_thread(tracking.wait, seconds=30.0)
     (path,) = (tmp_path / "tb" / "local" / "told").iterdir()
     events = [Event.FromString(record) for record in _records(path)]

@@ -14,7 +14,7 @@ import pytest
 from tests.support.ports import free_port
 from tests.support.training import a_plan
 from trainer.trackers import Mlflow, WeightsAndBiases
-from trainer.tracking import Outcome, Point, subject_of
+from trainer.tracking import AttemptEnd, Point, subject_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -66,7 +66,7 @@ def test_a_real_mlflow_server_keeps_what_it_is_told(mlflow: str) -> None:
     for _ in range(2):
         tracker = Mlflow(mlflow, SUBJECT)
         tracker.log(POINTS)
-        tracker.end(Outcome.COMPLETED)
+        tracker.end(AttemptEnd.COMPLETED)
     with httpx.Client(base_url=f"{mlflow}/api/2.0/mlflow", timeout=20) as http:
         name = {"experiment_name": "tunesmith/local"}
         found = http.get("/experiments/get-by-name", params=name).json()["experiment"]
@@ -85,7 +85,7 @@ def test_weights_and_biases_keeps_a_run_offline(
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     tracker = WeightsAndBiases(str(tmp_path), SUBJECT)
     tracker.log(POINTS)
-    tracker.end(Outcome.COMPLETED)
+    tracker.end(AttemptEnd.COMPLETED)
     (kept,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     content = kept.read_bytes()
     for words in (b"train/loss", b"tunesmith-local", b"tunesmith/anvil-3m"):

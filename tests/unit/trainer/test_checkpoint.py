@@ -13,7 +13,7 @@ from lexicon.faults import Fault, FaultCode
 from trainer.training import checkpoint
 
 TENSORS = {"weight/a": torch.arange(6.0).reshape(2, 3), "exp_avg/a": torch.ones(2, 3)}
-PROGRESS = checkpoint.Progress(
+PROGRESS = checkpoint.TrainingProgress(
     run="projects/p/runs/r",
     attempt=1,
     fencing_epoch=3,

@@ -24,7 +24,7 @@ from tests.support.training import (
     some_rows,
     torch_model,
 )
-from trainer.domain.continual import MergeRecord, Outcome
+from trainer.domain.continual import MergeOutcome, MergeRecord
 from trainer.domain.plan import MultiRunPlan, TrainPlan, ValidationPlan
 from trainer.training import checkpoint, history, loop, slao
 from trainer.training.continual import MERGED_PREFIX, TUNED_PREFIX, ContinualSchedule
@@ -90,7 +90,7 @@ class Trial:
         return {name: p.detach().clone() for name, p in torch_model(self.state).trainable.items()}
 
     @property
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[MergeOutcome]:
         return [record.outcome for record in self.continual_schedule.progress.history]
 
 
@@ -118,7 +118,7 @@ def test_each_of_five_runs_changes_the_adapter(tmp_path: Path) -> None:
     for number in range(1, 6):
         trial.train(until=2 * number)
         adapters.append(trial.continual_schedule.merged)
-    assert trial.outcomes == [Outcome.MERGED] * 5
+    assert trial.outcomes == [MergeOutcome.MERGED] * 5
     moves = [slao.distance(a, b) for a, b in itertools.pairwise(adapters)]
     assert min(moves) > 1e-3
     assert all((record.delta_norm or 0.0) > 1e-3 for record, _ in trial.on_merge)
@@ -199,7 +199,7 @@ def test_a_merge_that_is_not_finite_is_refused_and_the_adapter_stays(tmp_path: P
                 next(iter(torch_model(state).trainable.values())).view(-1)[0] = float("nan")
 
     trial.train(until=4, poison=overflow)
-    assert trial.outcomes == [Outcome.MERGED, Outcome.NOT_FINITE]
+    assert trial.outcomes == [MergeOutcome.MERGED, MergeOutcome.NOT_FINITE]
     assert are_equal(trial.continual_schedule.merged, good)
     (warned,) = trial.warnings
     assert warned[0] is FaultCode.RUNTIME_MERGE_REFUSED
@@ -207,7 +207,7 @@ def test_a_merge_that_is_not_finite_is_refused_and_the_adapter_stays(tmp_path: P
     assert slao.is_finite(trial.weights())
     trial.train()
     trial.continual_schedule.finish(trial.state)
-    assert trial.outcomes[2:] == [Outcome.MERGED]
+    assert trial.outcomes[2:] == [MergeOutcome.MERGED]
     # Lambda counts the runs that are in the adapter, so run 3 is the second of them.
     assert trial.continual_schedule.progress.history[2].weight == pytest.approx(2**-0.5)
     json.dumps(trial.continual_schedule.document(), allow_nan=False)
@@ -217,7 +217,7 @@ def test_the_drift_gate_keeps_the_adapter_and_says_so(tmp_path: Path) -> None:
     trial = Trial(a_multi_run(tmp_path, drift_minimum_cosine=1.0))
     trial.train()
     trial.continual_schedule.finish(trial.state)
-    assert trial.outcomes == [Outcome.MERGED, *[Outcome.DRIFTED] * 2]
+    assert trial.outcomes == [MergeOutcome.MERGED, *[MergeOutcome.DRIFTED] * 2]
     assert [code for code, _ in trial.warnings] == [FaultCode.RUNTIME_MERGE_REFUSED] * 2
     kept = trial.continual_schedule.progress.history
     assert all(record.drift_cosine < 1.0 for record in kept[1:])
@@ -234,7 +234,7 @@ def test_the_eval_gate_refuses_what_the_held_out_rows_lose_by(tmp_path: Path) ->
     trial.train()
     first, second = trial.continual_schedule.progress.history
     assert first.held_out_loss_after < first.held_out_loss_before
-    assert second.outcome is Outcome.REGRESSED
+    assert second.outcome is MergeOutcome.REGRESSED
     assert second.held_out_loss_after > second.held_out_loss_before == first.held_out_loss_after
     assert trial.continual_schedule.progress.held_out_loss == first.held_out_loss_after
     assert trial.continual_schedule.validation.latest_loss == first.held_out_loss_after
@@ -258,10 +258,10 @@ def test_validation_without_memory_leaves_train_mode_and_the_next_run_learns(
 
     trial.train(until=2, poison=fill_memory)
     assert torch_model(trial.state).module.training
-    assert trial.outcomes == [Outcome.NOT_VALIDATED]
+    assert trial.outcomes == [MergeOutcome.NOT_VALIDATED]
     backbone.forward = forward
     trial.train(until=4)
-    assert trial.outcomes == [Outcome.NOT_VALIDATED, Outcome.MERGED]
+    assert trial.outcomes == [MergeOutcome.NOT_VALIDATED, MergeOutcome.MERGED]
     assert trial.continual_schedule.progress.history[1].delta_norm > 1e-3
 
 
@@ -315,7 +315,7 @@ def test_a_stop_before_a_run_has_moved_anything_keeps_the_runs_before_it(tmp_pat
     trial.train(until=2)
     trial.state.step += 1
     trial.continual_schedule.finish(trial.state)
-    assert trial.outcomes == [Outcome.MERGED]
+    assert trial.outcomes == [MergeOutcome.MERGED]
     assert are_equal(trial.continual_schedule.merged, trial.weights())
 
 
@@ -392,14 +392,14 @@ def test_a_lost_adapter_costs_the_way_back_and_no_more(tmp_path: Path) -> None:
     assert [record.sha256 for record, _ in second.on_merge] == ["", ""]
     second.train()
     second.continual_schedule.finish(second.state)
-    assert second.outcomes == [Outcome.MERGED] * 3
+    assert second.outcomes == [MergeOutcome.MERGED] * 3
 
 
 def test_a_disk_that_refuses_an_adapter_does_not_end_the_training(tmp_path: Path) -> None:
     trial = Trial(a_multi_run(tmp_path))
     (tmp_path / "merges").write_text("in the way")
     trial.train(until=4)
-    assert trial.outcomes == [Outcome.MERGED] * 2
+    assert trial.outcomes == [MergeOutcome.MERGED] * 2
     assert [code for code, _ in trial.warnings] == [FaultCode.STORAGE_FULL] * 2
     assert [path for _, path in trial.on_merge] == [None, None]
 
@@ -451,7 +451,7 @@ def test_the_history_names_the_run_and_holds_adapters_that_load(tmp_path: Path) 
 
 def write_checkpoint(trial: Trial, root: Path) -> Path:
     continual_schedule, state = trial.continual_schedule, trial.state
-    progress = checkpoint.Progress(
+    progress = checkpoint.TrainingProgress(
         run=trial.plan.attempt.run,
         attempt=1,
         fencing_epoch=1,

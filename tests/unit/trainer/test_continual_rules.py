@@ -13,8 +13,8 @@ from corpus.packing import holdout_split
 from trainer.domain.continual import (
     ContinualProgress,
     HalfLosses,
+    MergeOutcome,
     MergeRecord,
-    Outcome,
     decide_by_losses,
     decide_by_weights,
     in_words,
@@ -37,7 +37,7 @@ FIVE = MultiRunPlan(
 def a_record(**changes: object) -> MergeRecord:
     record = MergeRecord(
         number=1,
-        outcome=Outcome.MERGED,
+        outcome=MergeOutcome.MERGED,
         step=10,
         step_count=10,
         weight=1.0,
@@ -114,14 +114,16 @@ def test_the_weight_of_a_merge_falls_with_the_root_of_its_number() -> None:
 @pytest.mark.parametrize(
     ("is_finite", "cosine", "expected"),
     [
-        (True, 0.9, Outcome.MERGED),
-        (True, None, Outcome.MERGED),
-        (True, 0.4, Outcome.DRIFTED),
-        (False, 0.9, Outcome.NOT_FINITE),
-        (False, None, Outcome.NOT_FINITE),
+        (True, 0.9, MergeOutcome.MERGED),
+        (True, None, MergeOutcome.MERGED),
+        (True, 0.4, MergeOutcome.DRIFTED),
+        (False, 0.9, MergeOutcome.NOT_FINITE),
+        (False, None, MergeOutcome.NOT_FINITE),
     ],
 )
-def test_the_weights_decide_first(is_finite: bool, cosine: float | None, expected: Outcome) -> None:
+def test_the_weights_decide_first(
+    is_finite: bool, cosine: float | None, expected: MergeOutcome
+) -> None:
     gated = replace(FIVE, drift_minimum_cosine=0.5)
     assert decide_by_weights(gated, is_finite=is_finite, drift_cosine=cosine) is expected
 
@@ -129,19 +131,19 @@ def test_the_weights_decide_first(is_finite: bool, cosine: float | None, expecte
 @pytest.mark.parametrize(
     ("limit", "before", "after", "expected"),
     [
-        (None, 2.0, 9.0, Outcome.MERGED),
-        (None, None, None, Outcome.MERGED),
-        (0.1, 2.0, 2.05, Outcome.MERGED),
-        (0.1, 2.0, 1.0, Outcome.MERGED),
-        (0.1, 2.0, 2.2, Outcome.REGRESSED),
-        (0.0, 2.0, 2.0, Outcome.MERGED),
-        (0.1, 2.0, None, Outcome.NOT_VALIDATED),
-        (None, 2.0, math.inf, Outcome.NOT_FINITE),
-        (0.1, 2.0, math.nan, Outcome.NOT_FINITE),
+        (None, 2.0, 9.0, MergeOutcome.MERGED),
+        (None, None, None, MergeOutcome.MERGED),
+        (0.1, 2.0, 2.05, MergeOutcome.MERGED),
+        (0.1, 2.0, 1.0, MergeOutcome.MERGED),
+        (0.1, 2.0, 2.2, MergeOutcome.REGRESSED),
+        (0.0, 2.0, 2.0, MergeOutcome.MERGED),
+        (0.1, 2.0, None, MergeOutcome.NOT_VALIDATED),
+        (None, 2.0, math.inf, MergeOutcome.NOT_FINITE),
+        (0.1, 2.0, math.nan, MergeOutcome.NOT_FINITE),
     ],
 )
 def test_the_held_out_loss_decides_last(
-    limit: float | None, before: float | None, after: float | None, expected: Outcome
+    limit: float | None, before: float | None, after: float | None, expected: MergeOutcome
 ) -> None:
     gated = replace(FIVE, eval_maximum_regression=limit)
     assert decide_by_losses(gated, before=before, after=after) is expected
@@ -149,19 +151,19 @@ def test_the_held_out_loss_decides_last(
 
 def test_a_refusal_says_its_figures() -> None:
     gated = replace(FIVE, drift_minimum_cosine=0.5, eval_maximum_regression=0.1)
-    said = in_words(a_record(number=3, outcome=Outcome.DRIFTED, drift_cosine=0.25), gated)
+    said = in_words(a_record(number=3, outcome=MergeOutcome.DRIFTED, drift_cosine=0.25), gated)
     assert said == (
         "Run 3 of 5 was not merged: the cosine between the old and the new B is 0.250, "
         "at least 0.5 is wanted"
     )
-    regressed = a_record(number=2, outcome=Outcome.REGRESSED)
+    regressed = a_record(number=2, outcome=MergeOutcome.REGRESSED)
     assert "from 3.5000 to 2.5000, at most 0.1 more" in in_words(regressed, gated)
-    for outcome in (Outcome.NOT_FINITE, Outcome.NOT_VALIDATED):
+    for outcome in (MergeOutcome.NOT_FINITE, MergeOutcome.NOT_VALIDATED):
         assert "Run 1 of 5 was not merged: " in in_words(a_record(outcome=outcome), gated)
 
 
 def test_only_merged_runs_count() -> None:
-    history = [a_record(), a_record(outcome=Outcome.DRIFTED), a_record(number=3)]
+    history = [a_record(), a_record(outcome=MergeOutcome.DRIFTED), a_record(number=3)]
     assert merged_count(history) == 2
 
 
@@ -183,7 +185,10 @@ def test_losses_are_kept_by_halves() -> None:
 
 def test_progress_survives_json() -> None:
     progress = ContinualProgress(
-        history=(a_record(drift_cosine=0.1 + 0.2), a_record(number=2, outcome=Outcome.NOT_FINITE)),
+        history=(
+            a_record(drift_cosine=0.1 + 0.2),
+            a_record(number=2, outcome=MergeOutcome.NOT_FINITE),
+        ),
         held_out_loss=1 / 3,
         losses=HalfLosses(begin_sum=0.1, begin_count=3),
     )

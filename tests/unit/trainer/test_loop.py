@@ -213,7 +213,7 @@ def test_resumed_run_is_bitwise_the_same_run(tmp_path: Path, killed_after: int) 
     losses = take(whole, plan, STEPS)
     first = begin(plan)
     take(first, plan, killed_after)
-    progress = checkpoint.Progress(
+    progress = checkpoint.TrainingProgress(
         run=plan.attempt.run, attempt=1, fencing_epoch=1, step=first.step, fingerprint="f",
         micro_batch_size=4, trained_token_count=first.trained_token_count,
     )  # fmt: skip

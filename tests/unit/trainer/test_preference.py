@@ -207,7 +207,7 @@ def test_resumed_run_is_bitwise_the_same_run(method: Method, tmp_path: Path) -> 
     losses = take(whole, plan, examples, STEPS)
     first = begin(plan)
     take(first, plan, examples, 2)
-    progress = checkpoint.Progress(
+    progress = checkpoint.TrainingProgress(
         run=plan.attempt.run, attempt=1, fencing_epoch=1, step=first.step, fingerprint="f",
         micro_batch_size=4, trained_token_count=first.trained_token_count,
     )  # fmt: skip

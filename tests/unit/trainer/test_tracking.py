@@ -17,7 +17,7 @@ from trainer.trackers import Destination, Mlflow, TensorBoard, tracker_for
 from trainer.tracking import (
     BATCH_POINTS_MAX,
     QUEUED_POINTS_MAX,
-    Outcome,
+    AttemptEnd,
     Point,
     Subject,
     Tool,
@@ -37,13 +37,13 @@ class Kept:
     def __init__(self) -> None:
         self.open = threading.Event()
         self.batches: list[list[int]] = []
-        self.outcome: Outcome | None = None
+        self.outcome: AttemptEnd | None = None
 
     def log(self, points: Sequence[Point]) -> None:
         self.open.wait(WAIT_SECONDS)
         self.batches.append([point.step for point in points])
 
-    def end(self, outcome: Outcome) -> None:
+    def end(self, outcome: AttemptEnd) -> None:
         self.outcome = outcome
 
 
@@ -57,11 +57,11 @@ def test_steps_arrive_in_order_and_then_the_end() -> None:
     tracking = Tracking(lambda: tool)
     for step in range(1, 200):
         tracking.add(some_metrics(step))
-    tracking.end(Outcome.COMPLETED)
+    tracking.end(AttemptEnd.COMPLETED)
     assert tracking.wait(seconds=WAIT_SECONDS)
     assert [step for batch in tool.batches for step in batch] == list(range(1, 200))
     assert max(map(len, tool.batches)) <= BATCH_POINTS_MAX
-    assert tool.outcome is Outcome.COMPLETED
+    assert tool.outcome is AttemptEnd.COMPLETED
 
 
 def test_a_tool_that_hangs_costs_its_points_and_the_end_is_still_told() -> None:
@@ -70,11 +70,11 @@ def test_a_tool_that_hangs_costs_its_points_and_the_end_is_still_told() -> None:
     tracking = Tracking(lambda: tool)
     for step in range(1, 3 * QUEUED_POINTS_MAX):
         tracking.add(some_metrics(step))
-    tracking.end(Outcome.CANCELLED)
+    tracking.end(AttemptEnd.CANCELLED)
     assert not tracking.wait(seconds=0.0)
     tool.open.set()
     assert tracking.wait(seconds=WAIT_SECONDS)
-    assert tool.outcome is Outcome.CANCELLED
+    assert tool.outcome is AttemptEnd.CANCELLED
     assert sum(map(len, tool.batches)) <= QUEUED_POINTS_MAX + BATCH_POINTS_MAX
 
 
@@ -94,7 +94,7 @@ def test_a_tool_that_fails_is_warned_of_once_and_hurts_nobody(
     tracking = Tracking(begin)
     for step in range(1, 50):
         tracking.add(some_metrics(step))
-    tracking.end(Outcome.COMPLETED)
+    tracking.end(AttemptEnd.COMPLETED)
     assert tracking.wait(seconds=WAIT_SECONDS)
     tracking.add(some_metrics(50))
     out = capfd.readouterr()
@@ -184,7 +184,7 @@ def test_mlflow_gets_experiment_run_settings_figures_and_end() -> None:
         tracker.log(
             [Point(step=step, unix_seconds=5.0, figures=shown) for step in range(BATCH_POINTS_MAX)]
         )
-        tracker.end(Outcome.FAILED)
+        tracker.end(AttemptEnd.FAILED)
     run = server.runs["r"]
     assert run["name"] == "r-1.2"
     assert run["params"]["rank"] == "4"
@@ -218,7 +218,7 @@ def test_tensorboard_reads_back_every_figure(tmp_path: Path) -> None:
     tracker = TensorBoard(tmp_path, SUBJECT)
     for step in (4, 5):
         tracker.log([Point(step=step, unix_seconds=9.0, figures=figures(some_metrics(step)))])
-    tracker.end(Outcome.COMPLETED)
+    tracker.end(AttemptEnd.COMPLETED)
     (path,) = (tmp_path / "local" / "r-1").iterdir()
     events = [Event.FromString(record) for record in records(path)]
     losses = {

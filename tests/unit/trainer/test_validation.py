@@ -129,7 +129,7 @@ def test_a_checkpoint_remembers_the_best(monkeypatch: pytest.MonkeyPatch) -> Non
     first, state = a_validation(early_stop_patience=2), begin()
     for _ in range(2):
         first.after_step(state, steps=10, warn=told)
-    progress = checkpoint.Progress(
+    progress = checkpoint.TrainingProgress(
         run="r", attempt=1, fencing_epoch=1, step=2, fingerprint="f", micro_batch_size=1,
         trained_token_count=1, latest_validation_loss=first.latest_loss,
         best_validation_loss=first.best_loss, validations_without_gain=first.without_gain_count,

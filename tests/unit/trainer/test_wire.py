@@ -7,7 +7,7 @@ import pytest
 from lexicon.faults import Fault, FaultCode, Stage
 from modelspec.recipe import Method, TrainOn
 from trainer import wire
-from trainer.domain.continual import MergeRecord, Outcome
+from trainer.domain.continual import MergeOutcome, MergeRecord
 from trainer.domain.plan import Base, MultiRunPlan, TrainPlan
 from trainer.pipe import StepTaken
 from tunesmith.api.dataset.v1 import dataset_pb2
@@ -125,13 +125,13 @@ def test_a_multi_run_holds_a_tenth_out_unless_it_is_told_not_to() -> None:
 
 
 def test_every_outcome_of_a_merge_is_in_the_contract() -> None:
-    assert set(wire._OUTCOMES) == set(Outcome)
+    assert set(wire._OUTCOMES) == set(MergeOutcome)
     assert set(wire._OUTCOMES.values()) == set(run_pb2.MergeOutcome.values()) - {0}
 
 
 def test_a_figure_that_was_not_measured_is_no_field() -> None:
     record = MergeRecord(
-        number=1, outcome=Outcome.DRIFTED, step=4, step_count=4, weight=1.0, drift_cosine=0.0,
+        number=1, outcome=MergeOutcome.DRIFTED, step=4, step_count=4, weight=1.0, drift_cosine=0.0,
         delta_norm=None, loss_begin=2.0, loss_end=1.0, held_out_loss_before=None,
         held_out_loss_after=None, sha256="",
     )  # fmt: skip

@@ -47,7 +47,7 @@ class OnMerge:
         self.folders.append(folder)
 
 
-def at(step: int) -> checkpoint.Progress:
+def at(step: int) -> checkpoint.TrainingProgress:
     return replace(PROGRESS, step=step)
 
 
