@@ -46,18 +46,18 @@ check: setup ## Linters, types, protos, tidy rules, deployment files
 	$(VENV)/python -m pytest tests/tidy
 	$(VENV)/python -m tests.tidy.deployment
 
-protos: setup ## Generate libs/tunesmith/api anew
+protos: setup ## Generate libs/tunesmith/api from the contracts
 	$(VENV)/buf format -w
 	$(VENV)/python -m tests.tidy.protos generate
 
-client: setup ## Generate libs/tunesmith/client, the sync client, from libs/tunesmith/aio anew
+client: setup ## Generate libs/tunesmith/client, the sync client, from libs/tunesmith/aio
 	$(VENV)/python -m tests.tidy.sync_client
 
-golden: setup ## Write the pages that are made from the code anew; read the diff
+golden: setup ## Regenerate the pages that are made from code; read the diff
 	$(VENV)/python -m lexicon.document > docs/faults.md.making && mv docs/faults.md.making docs/faults.md
 	$(VENV)/python -m scheduler.diagram docs/run-lifecycle.md
 
-golden-exports: setup ## Write the digests of the golden exports anew; read the diff
+golden-exports: setup ## Regenerate the digests of the golden exports; read the diff
 	$(VENV)/python -m tests.integration.exporter.golden_exports > tests/golden/exporter/exports.json.making
 	mv tests/golden/exporter/exports.json.making tests/golden/exporter/exports.json
 
@@ -69,7 +69,7 @@ COMPILE = $(VENV)/uv pip compile pyproject.toml --universal --python-version 3.1
   --no-annotate --no-emit-index-url --no-emit-find-links --quiet
 AS_LOCKED = $(COMPILE) --constraints requirements/lock.txt
 
-lock: setup ## Resolve requirements/*.txt anew from pyproject.toml
+lock: setup ## Resolve requirements/*.txt from pyproject.toml
 	$(COMPILE) requirements/torch-needs.in --output-file requirements/lock.txt \
 	  --extra cpu-train --extra export --extra stack --extra build --extra dev
 	$(AS_LOCKED) --output-file requirements/service.txt

@@ -1,6 +1,7 @@
-"""The page about faults, made from the table: `python -m lexicon.document > docs/faults.md`."""
+"""The page about faults, from the table: `python -m lexicon.document > docs/faults.md`."""
 
 import sys
+import textwrap
 from collections.abc import Iterator
 
 from lexicon.faults import TABLE, FaultCode, FaultRow, Owner
@@ -8,19 +9,21 @@ from lexicon.faults import TABLE, FaultCode, FaultRow, Owner
 HEAD = """\
 # Faults
 
-Every failure has a stable code. This page is made from the table in `libs/lexicon`: first what you
-see, then every code. `python -m lexicon.document > docs/faults.md` regenerates it; a test fails
-when it is stale.
+Every failure has a stable code. This page is generated from the table in `libs/lexicon`: first the
+symptoms, then every code. `python -m lexicon.document > docs/faults.md` regenerates it; a test
+fails when it is stale.
 
 On the wire a fault is a `google.rpc.Status` with an `ErrorInfo` whose reason is the code and whose
 domain is `tunesmith`; on a failed run it is in `Run.fault`. `tunesmith fault explain CODE`
 prints one row.
 
-- **Retry**: `never` changes nothing, `same` may succeed when it is repeated, `smaller` when it is
-  repeated with less.
+- **Retry**: `never` fails again, `same` may succeed when it is repeated, `smaller` when it is
+  repeated with a smaller configuration.
 - **Refunded**: whether a run on a verified model that ends with this code gets its credits back by
   itself.
 """
+# Columns of prose in every page of the documentation.
+WIDTH = 100
 RETRIES = {"NEVER": "never", "SAME": "same", "SMALLER": "smaller"}
 
 
@@ -57,14 +60,20 @@ def _entry(code: FaultCode, row: FaultRow) -> Iterator[str]:
         f"gRPC {row.grpc_status}",
     )
     yield f'#### <a id="{_anchor(code)}"></a>`{code.value}`\n'
-    yield f"{row.meaning}\n"
-    yield f"*{' · '.join(facts)}*\n"
+    yield _wrapped(row.meaning) + "\n"
+    yield _wrapped(f"*{' · '.join(facts)}*") + "\n"
     for symptom in row.symptoms:
-        yield f"- You see: {symptom}"
-    yield f"- Do: {row.remedy}"
+        yield _wrapped(f"- You see: {symptom}", indent="  ")
+    yield _wrapped(f"- Do: {row.remedy}", indent="  ")
     for name, remedy in row.variants.items():
-        yield f"- When it is `{name}`: {remedy}"
+        yield _wrapped(f"- When it is `{name}`: {remedy}", indent="  ")
     yield ""
+
+
+def _wrapped(text: str, *, indent: str = "") -> str:
+    return textwrap.fill(
+        text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _anchor(code: FaultCode) -> str:
