@@ -1,4 +1,4 @@
-"""What may not stand in the repository's texts."""
+"""What the repository's texts must not contain, and how its pages are wrapped."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ READ_SUFFIXES = frozenset(
         "",
     }
 )
+PROSE_COLUMNS = 100
 DANGEROUS_CALLS = {
     "eval": "runs text as code",
     "exec": "runs text as code",
@@ -72,6 +73,18 @@ def texts() -> list[tuple[Path, str]]:
         and not tree.is_generated(path)
         and path.stat().st_size < 2_000_000
     ]
+
+
+def prose_lines(markdown: str) -> list[tuple[int, str]]:
+    """Lines of a page with their numbers, without tables and fenced code."""
+    found = []
+    is_code = False
+    for number, line in enumerate(markdown.splitlines(), start=1):
+        if line.lstrip().startswith("```"):
+            is_code = not is_code
+        elif not is_code and not line.startswith("|"):
+            found.append((number, line))
+    return found
 
 
 def found_lines(pattern: re.Pattern[str], *, below: tuple[str, ...] = ("",)) -> list[str]:
@@ -103,6 +116,18 @@ def test_no_registry_host_names() -> None:
 def test_no_paths_of_one_machine() -> None:
     """What one machine calls a folder does not hold on another."""
     found = found_lines(MACHINE_PATHS)
+    assert not found, "\n".join(found)
+
+
+def test_prose_of_markdown_is_wrapped() -> None:
+    """style.md: lines of prose end at 100 columns; tables, code and single words may be longer."""
+    found = [
+        f"{tree.shown(path)}:{number}: {len(line)} columns"
+        for path, text in texts()
+        if path.suffix == ".md"
+        for number, line in prose_lines(text)
+        if len(line) > PROSE_COLUMNS and " " in line.strip()
+    ]
     assert not found, "\n".join(found)
 
 
