@@ -20,7 +20,7 @@ import msgspec
 from chassis.child.channel import Channel
 
 READY = {
-    "trainer": {"type": "Ready", "warm": [], "capabilities": []},
+    "trainer": {"type": "Ready", "cached_models": [], "capabilities": []},
     "exporter": {"type": "Ready", "llama_version": "1", "fast_types": []},
 }
 LAST_WORDS = "these were its last words"
