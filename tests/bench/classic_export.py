@@ -19,7 +19,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from exporter.domain.quantization import Quantization
-from exporter.engine import conversion_tool
+from exporter.engine.conversion import patched_converter
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def _chain(
     folder.mkdir()
     _merge(base, adapter, folder / "merged")
     marks.append(time.monotonic())
-    conversion_tool.convert(
+    patched_converter.convert(
         folder / "merged", folder / "merged.gguf", vendor=vendor, outtype="bf16", whole_tensors=True
     )
     marks.append(time.monotonic())

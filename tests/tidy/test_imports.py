@@ -30,6 +30,9 @@ HEAVY = frozenset({"torch", "transformers", "peft", "accelerate", "bitsandbytes"
 # Where weights are touched. The exporter reads them with numpy and runs the converter in a process
 # of its own, so torch stays in the trainer alone; tokenizers come through transformers in both.
 TORCH_HOME = "services/trainer/training/"
+# What drives or patches llama.cpp's converter, and the one module of it that others import.
+CONVERSION = "exporter.engine.conversion"
+CONVERSION_ENTRY = f"{CONVERSION}.process"
 SQL_HOMES = ("store.py",)
 SQL_DRIVERS = frozenset({"asyncpg"})
 SQL_LIBRARIES = ("libs/chassis/", "deploy/local/", "tests/")
@@ -157,6 +160,18 @@ def test_only_the_training_folder_sees_torch() -> None:
         if top(module) == "torch" and not tree.shown(path).startswith(TORCH_HOME)
     ]
     assert not found, broken("torch outside of trainer/training", found)
+
+
+def test_the_converter_has_one_entry() -> None:
+    """Whoever looks for what depends on llama.cpp's converter finds all of it in one package."""
+    found = [
+        (path, module, line)
+        for path, module, line in all_imports("services")
+        if f"{module}.".startswith(f"{CONVERSION}.")
+        and not f"{module}.".startswith(f"{CONVERSION_ENTRY}.")
+        and not module_of(path).startswith(CONVERSION)
+    ]
+    assert not found, broken(f"the converter is reached past {CONVERSION_ENTRY}", found)
 
 
 def test_desk_services_see_nothing_heavy() -> None:

@@ -1,14 +1,11 @@
 """Base models as GGUF: converted once per revision, kept in a cache, proven bit by bit."""
 
-import errno
 import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,19 +18,13 @@ import numpy as np
 
 from exporter.domain.layout import Placement, find_placement
 from exporter.domain.quantization import TensorType
-from exporter.engine.disk import disk_errors, is_full, reserve_disk, sync_file, sync_folder
+from exporter.engine.conversion.process import convert
+from exporter.engine.disk import disk_errors, reserve_disk, sync_file, sync_folder
 from exporter.engine.weights import Checkpoint, GgufFile, as_bits, read_json
 from lexicon.faults import Fault, FaultCode
 
 # Changes whenever entries made before must not be used any more.
 CACHE_FORMAT: Final = 4
-CONVERSION_SECONDS: Final = 4 * 3600.0
-# Of a failed tool's output, the end says why.
-OUTPUT_CHARACTERS: Final = 4000
-
-# How Python, which the converter is written in, reports a full disk; numpy's writer does not say.
-_NO_SPACE: Final = f"[Errno {errno.ENOSPC}]"
-
 # Numbers that are looked at at once.
 ELEMENTS_AT_ONCE: Final = 1 << 18
 # The bits of a number's exponent; all of them are set in what is not finite.
@@ -51,10 +42,6 @@ _KEPT_FILES: Final = (
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
-)
-# What the converter may see: weights, settings and tokenizers, never code.
-_VISIBLE: Final = re.compile(
-    r".*\.(?:safetensors|json|jinja|txt)|tokenizer\.model|tekken\.json|README\.md"
 )
 # What a merged checkpoint keeps its numbers in, by the safetensors name of the type.
 _STORED: Final = {"BF16": TensorType.BF16, "F16": TensorType.F16}
@@ -124,9 +111,7 @@ def _convert(source: Path, target: Path, vendor: Path) -> None:
     try:
         stored = _dominant_type(checkpoint)
         reserve_disk(target, sum(file.size_bytes for file in checkpoint.files) * 21 // 20)
-        record = target / "record.json"
-        _run_converter(source, target, vendor, outtype=stored.name.lower(), record=record)
-        groups = json.loads(record.read_text(encoding="utf-8"))
+        groups = convert(source, target / GGUF_NAME, vendor=vendor, outtype=stored.name.lower())
         # Each waits mostly for memory or for the disk.
         with GgufFile(target / GGUF_NAME) as gguf, ThreadPoolExecutor(2) as aside:
             syncing = aside.submit(sync_file, target / GGUF_NAME)
@@ -139,7 +124,6 @@ def _convert(source: Path, target: Path, vendor: Path) -> None:
     for name in _KEPT_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-    record.unlink()
     encoded = json.dumps({name: asdict(placement) for name, placement in placements.items()})
     with (target / PLACEMENTS_NAME).open("w", encoding="utf-8") as out:
         out.write(encoded)
@@ -164,82 +148,6 @@ def _require_finite(gguf: GgufFile) -> None:
                     f"{info.name} of the base model has numbers that are not finite.",
                     tensor=info.name,
                 )
-
-
-def _run_converter(source: Path, target: Path, vendor: Path, *, outtype: str, record: Path) -> None:
-    """Runs llama.cpp's converter in a process of its own; both of its streams are kept."""
-    view = target / "view"
-    _make_view(source, view)
-    command = [
-        sys.executable, "-m", "exporter.engine.conversion_tool", "--vendor", str(vendor),
-        "--model", str(view), "--outfile", str(target / GGUF_NAME), "--outtype", outtype,
-        "--record", str(record),
-    ]  # fmt: skip
-    try:
-        done = subprocess.run(
-            command, env=_tool_environment(), capture_output=True, text=True, errors="replace",
-            stdin=subprocess.DEVNULL, timeout=CONVERSION_SECONDS, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise Fault(
-            FaultCode.MODEL_NOT_CONVERTIBLE,
-            f"llama.cpp's converter did not end within {CONVERSION_SECONDS:.0f} s.",
-        ) from None
-    finally:
-        shutil.rmtree(view, ignore_errors=True)
-    if done.returncode != 0 and (_NO_SPACE in done.stderr or is_full(target)):
-        raise Fault(FaultCode.EXPORT_DISK_FULL)
-    if done.returncode != 0:
-        lines = (
-            done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or ["no output"]
-        )
-        raise Fault(
-            FaultCode.MODEL_NOT_CONVERTIBLE,
-            f"llama.cpp's converter refused the base model: {lines[-1][:300]}",
-            exit_code=done.returncode,
-            stdout=done.stdout[-OUTPUT_CHARACTERS:],
-            stderr=done.stderr[-OUTPUT_CHARACTERS:],
-        )
-
-
-def _make_view(source: Path, view: Path) -> None:
-    """A folder of links to what the converter may read; settings that name code are cut out."""
-    view.mkdir()
-    for path in sorted(source.iterdir()):
-        if not path.is_file() or not _VISIBLE.fullmatch(path.name):
-            continue
-        if path.name in {"config.json", "tokenizer_config.json"}:
-            settings = read_json(path)
-            settings.pop("auto_map", None)
-            (view / path.name).write_text(json.dumps(settings), encoding="utf-8")
-        else:
-            (view / path.name).symlink_to(path.resolve())
-
-
-def _tool_environment() -> dict[str, str]:
-    """No secret and no network for the tool.
-
-    It keeps its bytecode where it can: compiling torch and transformers takes ten seconds and more.
-    """
-    kept = (
-        "PATH",
-        "PYTHONPATH",
-        "LD_LIBRARY_PATH",
-        "HOME",
-        "TMPDIR",
-        "LANG",
-        "LC_ALL",
-        "SYSTEMROOT",
-    )
-    environment = {name: os.environ[name] for name in kept if name in os.environ}
-    return environment | {
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
-        "TOKENIZERS_PARALLELISM": "false",
-        # torch's vector code differs between instruction sets in the last place of exponentials.
-        "ATEN_CPU_CAPABILITY": "default",
-    }
 
 
 def _dominant_type(checkpoint: Checkpoint) -> TensorType:

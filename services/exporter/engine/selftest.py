@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from exporter.domain.quantization import Quantization, TensorType
 from exporter.engine import ggml, writer
 from exporter.engine.base import prepare_base
+from exporter.engine.conversion.process import missing_part
 from exporter.engine.disk import forget_leftovers
 from exporter.engine.kernel.kernel import Kernel
 from exporter.engine.llama_model import LlamaModel
@@ -26,7 +27,6 @@ from exporter.engine.weights import GgufFile
 from lexicon.faults import Fault, FaultCode
 
 _NEEDED: Final = ("sentencepiece", "google.protobuf", "llama_cpp", "tokenizers")
-_VENDOR_FILES: Final = ("conversion/__init__.py", "conversion/base.py", "gguf-py/gguf/__init__.py")
 # A matrix of independent normal numbers loses about 7 % in Q4_K; far more means a broken library.
 _NORMAL_ERROR_Q4_K: Final = 0.12
 
@@ -45,11 +45,10 @@ def check_parts(vendor: Path) -> None:
                 FaultCode.RUNTIME_GGUF_EXPORT_FAILED,
                 f"The Python package {name} does not load: {error}.",
             ) from error
-    missing = [name for name in _VENDOR_FILES if not (vendor / name).is_file()]
-    if missing:
+    if missing := missing_part(vendor):
         raise Fault(
             FaultCode.RUNTIME_GGUF_EXPORT_FAILED,
-            f"llama.cpp's converter is not in {vendor}: {missing[0]} is missing.",
+            f"llama.cpp's converter is not in {vendor}: {missing} is missing.",
         )
     rows = np.random.default_rng(0).standard_normal((4, 512), np.float32)
     encoded = ggml.encode(rows, TensorType.Q4_K)

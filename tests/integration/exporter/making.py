@@ -16,7 +16,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from exporter.engine import conversion_tool, ggml
+from exporter.engine import ggml
+from exporter.engine.conversion import patched_converter
 from exporter.engine.export import Engine, OnEvicted, export
 from exporter.engine.weights import GgufFile
 from exporter.pipe import Export, Exported
@@ -101,7 +102,7 @@ def convert_here(
 ) -> None:
     """Runs the conversion tool in this process, which has torch loaded already."""
     with _converter_modules():
-        conversion_tool.convert(
+        patched_converter.convert(
             folder, target, vendor=vendor, outtype=outtype, whole_tensors=whole_tensors
         )
 

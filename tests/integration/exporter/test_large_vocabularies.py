@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter.engine.tokenizer_json import TokenizerReader
-from exporter.engine.tokenizer_reader import NOT_AHEAD, WHOLE
+from exporter.engine.conversion.tokenizer_json import TokenizerReader
+from exporter.engine.conversion.transformers_stand_in import NOT_AHEAD, WHOLE
 from tests.bench import shapes
 from tests.bench.watching import Peak, watching
 from tests.integration.exporter.making import ANVIL, convert_classically, convert_here
@@ -67,7 +67,7 @@ def test_the_library_is_loaded_only_for_what_was_not_read_ahead(
     script = f"""
 import sys
 from pathlib import Path
-from exporter.engine.tokenizer_reader import read_ahead
+from exporter.engine.conversion.transformers_stand_in import read_ahead
 with read_ahead(Path({str(ANVIL)!r}), Path({str(vendor)!r})):
     from transformers import AutoConfig
     assert AutoConfig.from_pretrained({str(ANVIL)!r}).to_dict()["model_type"] == "llama"
@@ -98,7 +98,7 @@ def test_a_large_vocabulary_is_converted_in_little_memory(
     model = a_checkpoint(tmp_path, write)
     ours, whole, peak = tmp_path / "ours.gguf", tmp_path / "whole.gguf", Peak()
     command = [
-        sys.executable, "-m", "exporter.engine.conversion_tool", "--vendor", str(vendor), "--model",
+        sys.executable, "-m", "exporter.engine.conversion", "--vendor", str(vendor), "--model",
         str(model), "--outtype", "bf16", "--record", str(tmp_path / "record"), "--outfile",
     ]  # fmt: skip
     tool = subprocess.Popen([*command, str(ours)], stderr=subprocess.DEVNULL)

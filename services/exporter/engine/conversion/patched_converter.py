@@ -1,16 +1,13 @@
-"""`python -m exporter.engine.conversion_tool`: runs llama.cpp's own converter on one base model.
+"""llama.cpp's own converter with our parts in it: how one checkpoint becomes a GGUF.
 
-A process of its own, because the converter brings torch with it, prints to its streams and may fail
-in any way. Beside the GGUF it writes which tensors of the checkpoint became which tensors of the
-file. Tensors whose rows only move are copied in slabs; `--whole-tensors` leaves those to the
-converter as well, which takes its memory and gives the same file. Nothing here reaches the network,
+Tensors whose rows only move are copied in slabs, tokenizers are read ahead, and it is noted which
+tensors of the checkpoint became which of the file. With `whole_tensors` the converter does all of
+its work itself, which takes its memory and gives the same file. Nothing here reaches the network,
 and no code of the model is ever executed.
 """
 
-import argparse
 import ctypes
 import importlib
-import json
 import logging
 import math
 import os
@@ -21,25 +18,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from exporter.domain.pretokenizer import match_pretokenizer
-from exporter.engine.streamed_base import Shadow
-from exporter.engine.tokenizer_json import TokenizerReader
-from exporter.engine.tokenizer_reader import once_read, read_ahead, rules_of
-
-
-def main() -> int:
-    """Convert; exit 0 when the GGUF and the record are complete."""
-    arguments = _arguments()
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-    once_read()
-    groups = convert(
-        arguments.model,
-        arguments.outfile,
-        vendor=arguments.vendor,
-        outtype=arguments.outtype,
-        whole_tensors=arguments.whole_tensors,
-    )
-    arguments.record.write_text(json.dumps(groups), encoding="utf-8")
-    return 0
+from exporter.engine.conversion.row_streams import Shadow
+from exporter.engine.conversion.tokenizer_json import TokenizerReader
+from exporter.engine.conversion.tokenizer_reader import rules_of
+from exporter.engine.conversion.transformers_stand_in import read_ahead
 
 
 def convert(
@@ -98,7 +80,7 @@ def _convert(
 
 # Scalings of rotary embeddings that the converter writes. It only logs that it knows no other, and
 # the model would then answer long texts otherwise than trained.
-_ROTATIONS: Final = frozenset(
+ROTATIONS: Final = frozenset(
     {"default", "linear", "yarn", "su", "longrope", "llama3", "proportional", "mrope"}
 )
 # Their converter writes another scaling by itself.
@@ -114,7 +96,7 @@ def _require_known_rotation(hparams: Mapping[str, Any], architecture: str) -> No
     given = hparams.get("rope_parameters") or hparams.get("rope_scaling") or {}
     for parameters in (given, *(part for part in given.values() if isinstance(part, Mapping))):
         kind = parameters.get("rope_type", parameters.get("type", "default"))
-        if kind not in _ROTATIONS and not architecture.startswith(_WITH_DYNAMIC_ROTATION):
+        if kind not in ROTATIONS and not architecture.startswith(_WITH_DYNAMIC_ROTATION):
             raise ValueError(f"a GGUF has no place for the rotary scaling {kind!r}")
 
 
@@ -224,22 +206,3 @@ def _name_pretokenizer(known: Callable[[Any], str]) -> Callable[[Any], str]:
             return found
 
     return name
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--vendor", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--outfile", type=Path, required=True)
-    parser.add_argument("--outtype", choices=("bf16", "f16", "f32"), required=True)
-    parser.add_argument("--record", type=Path, required=True)
-    parser.add_argument("--whole-tensors", action="store_true")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    code = main()
-    # Everything is written; taking libraries apart takes a tenth of a second for nothing.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

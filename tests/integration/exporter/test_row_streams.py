@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from exporter.engine.streamed_base import ELEMENTS_AT_ONCE, Shadow
+from exporter.engine.conversion.row_streams import ELEMENTS_AT_ONCE, Shadow
 from tests.integration.exporter.families import FAMILIES, make_base
 from tests.integration.exporter.making import ANVIL, convert_classically, convert_here
 
