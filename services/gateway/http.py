@@ -4,7 +4,9 @@ A signed URL is the whole credential, so URLs are never logged, and a refusal sa
 code.
 """
 
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import quote
 
@@ -16,7 +18,6 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chassis import telemetry
-from gateway.domain.ranges import Part, part_of
 from lexicon.faults import Fault, FaultCode
 from objects.signing import Grant, UrlSigner
 from objects.store import ObjectInfo, ObjectStore
@@ -41,8 +42,17 @@ STATUS_BY_CODE = {
     FaultCode.DEP_SERVICE_UNAVAILABLE: 503,
     FaultCode.ACCESS_HOST_UNKNOWN: 421,
 }
+_ONE_RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)
 
 log = telemetry.logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Bytes of a file from `start` up to but without `end`."""
+
+    start: int
+    end: int
 
 
 def application(
@@ -68,6 +78,32 @@ def application(
     handlers = {Fault: _refused, HTTPException: _unknown, Exception: _unexpected}
     app = Starlette(routes=routes, exception_handlers=handlers)
     return _Guard(app, hosts=hosts)
+
+
+def part_of(header: str | None, *, size_bytes: int) -> Part | None:
+    """The part that a Range header asks for; None for the whole file.
+
+    What is not one well-formed range of bytes, and a list of ranges, is ignored, as the RFC allows.
+
+    Raises:
+        ValueError: the range begins behind the end of the file.
+    Source: RFC 9110, section 14.
+    """
+    found = _ONE_RANGE.fullmatch(header.strip()) if header else None
+    if found is None or not (found[1] or found[2]):
+        return None
+    if not found[1]:
+        last_count = int(found[2])
+        if last_count == 0 or size_bytes == 0:
+            raise ValueError(header)
+        return Part(start=max(0, size_bytes - last_count), end=size_bytes)
+    start = int(found[1])
+    end = min(int(found[2]) + 1, size_bytes) if found[2] else size_bytes
+    if found[2] and int(found[2]) < start:
+        return None
+    if start >= size_bytes:
+        raise ValueError(header)
+    return Part(start=start, end=end)
 
 
 class _Objects:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,17 @@ from tests.tidy import tree
 
 LONGEST_FILE_LINES = 500
 LONGEST_FUNCTION_LINES = 70
+# A shorter file with one user is a part of its user.
+SHORTEST_FILE_LINES = 40
+# Not joined yet with their only users, which change at this time; this is to become empty.
+MAY_BE_SHORT = (
+    "services/trainer/bundle.py",
+    "services/trainer/domain/answers.py",
+    "services/trainer/domain/remaining.py",
+    "services/trainer/domain/sampling.py",
+    "services/trainer/domain/schedule.py",
+    "services/trainer/training/backend.py",
+)
 WRITTEN_SUFFIXES = (
     ".py",
     ".sql",
@@ -26,6 +38,7 @@ WRITTEN_SUFFIXES = (
 )
 # The acceptance table and the change log grow with the product; vendored files are not ours.
 MAY_BE_LONG = ("docs/acceptance.md", "docs/faults.md", "CHANGELOG.md", "tests/golden/")
+IS_RUN = 'if __name__ == "__main__":'
 FORBIDDEN_NAMES = frozenset(
     {"utils.py", "helpers.py", "types.py", "constants.py", "common.py", "misc.py"}
 )
@@ -76,6 +89,19 @@ def test_no_function_is_longer_than_70_lines() -> None:
                 if count > LONGEST_FUNCTION_LINES:
                     long.append(f"{tree.shown(path)}:{node.lineno} {node.name}: {count}")
     assert not long, "\n".join(long)
+
+
+def test_no_short_file_has_a_single_user() -> None:
+    """style.md: a file under 40 lines is joined with its only user. What is run has no user."""
+    users = Counter(module for found in tree.import_graph().values() for module in found)
+    short = set()
+    for path in tree.written_files("services", "libs", "deploy"):
+        text = path.read_text(encoding="utf-8")
+        if path.name == "__init__.py" or "migrations" in path.parts or IS_RUN in text:
+            continue
+        if len(text.splitlines()) < SHORTEST_FILE_LINES and users[tree.module_of(path)] <= 1:
+            short.add(tree.shown(path))
+    assert short - {*MAY_BE_SHORT} == set(), "join each with the file that imports it"
 
 
 def test_every_python_file_has_a_docstring() -> None:

@@ -169,7 +169,7 @@ def test_the_converter_has_one_entry() -> None:
         for path, module, line in all_imports("services")
         if f"{module}.".startswith(f"{CONVERSION}.")
         and not f"{module}.".startswith(f"{CONVERSION_ENTRY}.")
-        and not module_of(path).startswith(CONVERSION)
+        and not tree.module_of(path).startswith(CONVERSION)
     ]
     assert not found, broken(f"the converter is reached past {CONVERSION_ENTRY}", found)
 
@@ -231,25 +231,9 @@ def test_no_relative_imports() -> None:
 
 def test_no_files_import_each_other_in_a_circle() -> None:
     """A reader follows imports downwards to an end; imports inside functions count as well."""
-    files = {module_of(path): path for path in tree.written_files("services", "libs", "deploy")}
-    graph = {
-        name: {found for module, _ in tree.imports(path) if (found := _file_of(module, files))}
-        - {name}
-        for name, path in files.items()
-    }
-    assert not (circles := _circles(graph)), "\n".join(" -> ".join(each) for each in circles)
-
-
-def module_of(path: Path) -> str:
-    """The name under which a file is imported."""
-    parts = path.relative_to(tree.ROOT).with_suffix("").parts
-    parts = parts[1:] if parts[0] in ("services", "libs") else parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def _file_of(module: str, files: Mapping[str, Path]) -> str | None:
-    """The file that an import reaches: the module, or the one that has the name."""
-    return next((name for name in (module, module.rpartition(".")[0]) if name in files), None)
+    assert not (circles := _circles(tree.import_graph())), "\n".join(
+        " -> ".join(each) for each in circles
+    )
 
 
 def _circles(graph: Mapping[str, set[str]]) -> list[list[str]]:

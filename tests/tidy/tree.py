@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -53,3 +53,28 @@ def imports(path: Path) -> tuple[tuple[str, int], ...]:
             case ast.ImportFrom(level=level) if level:
                 found.append(("." * level, node.lineno))
     return tuple(found)
+
+
+def module_of(path: Path) -> str:
+    """The name under which a file is imported."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts[1:] if parts[0] in ("services", "libs") else parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def import_graph() -> Mapping[str, set[str]]:
+    """For each file of the product, which others it imports, all by module name."""
+    files = {module_of(path) for path in written_files(*PRODUCT_FOLDERS)}
+    return {
+        module_of(path): {
+            found for module, _ in imports(path) if (found := _file_of(module, files))
+        }
+        - {module_of(path)}
+        for path in written_files(*PRODUCT_FOLDERS)
+    }
+
+
+def _file_of(module: str, files: Collection[str]) -> str | None:
+    """The file that an import reaches: the module, or the one that has the name."""
+    return next((name for name in (module, module.rpartition(".")[0]) if name in files), None)

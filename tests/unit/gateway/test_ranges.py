@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.domain.ranges import Part, part_of
+from gateway.http import Part, part_of
 
 
 @pytest.mark.parametrize(
