@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncClient", "Client", "Credentials", "TunesmithError"]
 
-# Services import only `tunesmith.api`; the client's own imports wait until somebody asks for it.
+# Services import only `tunesmith.api`; the client is imported on first use.
 _HOMES = {
     "AsyncClient": "tunesmith.aio",
     "Client": "tunesmith.client",

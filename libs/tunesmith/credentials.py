@@ -1,4 +1,4 @@
-"""Where the platform is and who calls it: one small JSON file, readable by its owner alone."""
+"""Address and credentials of a platform: one small JSON file, readable by its owner alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Credentials:
         cert_file: our own certificate, where the gateway asks for one; empty without.
         key_file: its private key. The three files may be relative to the credentials' folder.
         operator_token: token of the operator of a local platform; empty elsewhere.
-        nats_url: where a subscriber finds the events; empty where none is offered.
+        nats_url: NATS server of the events for subscribers; empty without one.
         nats_user: user that may only subscribe.
         nats_password: its password.
     """

@@ -1,4 +1,4 @@
-"""What a refused call raises: an exception with a stable code, one class per kind of answer."""
+"""Exceptions of refused calls: each has a stable code, with one class per kind of answer."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class NotFoundError(TunesmithError):
 
 
 class AccessError(TunesmithError):
-    """Who calls is unknown, or may not do this."""
+    """The caller is unknown, or has no permission."""
 
     exit_code = 5
 
@@ -86,7 +86,7 @@ class UnavailableError(TunesmithError):
 
 
 class RunFailedError(TunesmithError):
-    """A run that was waited for ended badly."""
+    """A watched run or export failed."""
 
     exit_code = 9
 
@@ -148,7 +148,7 @@ def status_of(error: grpc.RpcError) -> grpc.StatusCode:
 
 
 def is_from_platform(error: grpc.RpcError) -> bool:
-    """Whether the platform itself gave this answer, and not the transport or a proxy."""
+    """Whether the platform gave this answer, instead of the transport or a proxy."""
     return _status_message(error) is not None
 
 
@@ -161,7 +161,7 @@ def remedy_of(code: str) -> str:
 
 
 def _bare_code(status: grpc.StatusCode) -> str:
-    """Code for an answer that names none: a proxy or the transport spoke, not the platform."""
+    """Code for an answer without one, which a proxy or the transport gave."""
     match status:
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.DEADLINE_EXCEEDED:
             return FaultCode.DEP_SERVICE_UNAVAILABLE.value

@@ -1,4 +1,4 @@
-"""Names and ids: what a user types, and what the platform and this machine call it."""
+"""Names and ids: short names of users, resource names, and file names."""
 
 from __future__ import annotations
 

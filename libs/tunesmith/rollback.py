@@ -1,7 +1,7 @@
-"""The way back: the adapter as it was after one run of a multi-run.
+"""Rollback: the adapter as it was after one run of a multi-run.
 
-The merge history of a multi-run holds the adapter's weights after each merge. Put in place of the
-weights in the adapter's own archive they are the adapter of that time, with the same six files.
+The merge history of a multi-run holds the adapter's weights after each merge. The adapter's own
+archive with those weights is the adapter after that run, with the same six files.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def write_rollback(whole: Path, merges: Path, number: int) -> Path:
 
     Raises:
         NotFoundError: ARTIFACT_NOT_FOUND when no adapter of that run was kept.
-        ConflictError: STORAGE_CHECKSUM_MISMATCH when an archive is not what it says.
+        ConflictError: STORAGE_CHECKSUM_MISMATCH when an archive does not match its digests.
         LimitError: STORAGE_FULL when the folder cannot be written.
     """
     target = whole.with_name(f"{whole.stem}-run-{number:03d}.zip")
@@ -109,7 +109,7 @@ def _sha256_of(runs: list[Any], number: int, *, where: str) -> str:
 
 
 def _plain(entry: zipfile.ZipInfo) -> zipfile.ZipInfo:
-    """The entry with its name, time and mode; sizes and sums are those of what is written."""
+    """The entry with its name, time and mode; sizes and checksums are those of the new content."""
     fresh = zipfile.ZipInfo(entry.filename, date_time=entry.date_time)
     fresh.external_attr, fresh.compress_type = entry.external_attr, entry.compress_type
     return fresh

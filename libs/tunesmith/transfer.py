@@ -1,4 +1,4 @@
-"""How bytes travel: PUT and GET of signed URLs, outside gRPC and without a token."""
+"""Transfers of files: PUT and GET of signed URLs, outside gRPC and without a token."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ CONNECT_SECONDS = 10.0
 IDLE_SECONDS = 120.0
 TRIES = 5
 CHUNK_BYTES = 1 << 20
-# Where the gateway says which code an HTTP refusal has.
+# The header with the code of a refusal by the gateway.
 CODE_HEADER = "x-tunesmith-code"
 
 OnBytes: TypeAlias = Callable[[int], None]
 
 
 class PartialFile:
-    """A download under way: bytes go to `.partial`, which is renamed once they are right."""
+    """A download in progress: bytes go to `.partial`, which is renamed once they are verified."""
 
     def __init__(self, path: Path, *, size_bytes: int, sha256: str) -> None:
         self.path = path
@@ -48,13 +48,13 @@ class PartialFile:
 
     @property
     def range_header(self) -> dict[str, str]:
-        """Asks for what is missing; empty for a download from the start."""
+        """The header that requests the missing bytes; empty for a download from the start."""
         return {"Range": f"bytes={self.received_bytes}-"} if self.received_bytes else {}
 
     def begin(self, status: int) -> bool:
         """Whether an answer with this HTTP status brings the bytes that are missing."""
         if status == httpx.codes.OK:
-            # The server sends everything, also where only a part was asked for.
+            # The server sends everything, although only a part was requested.
             self.restart()
             return True
         if status == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -66,7 +66,7 @@ class PartialFile:
         return self.received_bytes >= self.size_bytes
 
     def restart(self) -> None:
-        """Forget what is there."""
+        """Discard the bytes so far."""
         self._partial.unlink(missing_ok=True)
         self._hash = hashlib.sha256()
         self.received_bytes = 0
@@ -88,7 +88,7 @@ class PartialFile:
         """Check size and sha256 and give the file its name.
 
         Raises:
-            UnavailableError: STORAGE_CHECKSUM_MISMATCH; what came is removed.
+            UnavailableError: STORAGE_CHECKSUM_MISMATCH; the bytes are deleted.
         """
         if not self._partial.exists() and self.size_bytes == 0:
             self._partial.touch()
@@ -115,7 +115,7 @@ def timeouts() -> httpx.Timeout:
 
 
 def trust(ca_file: str) -> ssl.SSLContext:
-    """Whom a transfer believes: the certificates of a file, or the system's."""
+    """The authorities that a transfer trusts: those of a file, or the system's."""
     return ssl.create_default_context(cafile=ca_file or None)
 
 
@@ -161,7 +161,7 @@ def size_and_sha256(path: Path) -> tuple[int, str]:
 
 
 def holds(path: Path, *, size_bytes: int, sha256: str) -> bool:
-    """Whether a file is there and has this content."""
+    """Whether a file exists and has this content."""
     if not path.is_file() or path.stat().st_size != size_bytes:
         return False
     return size_and_sha256(path)[1] == sha256
@@ -185,7 +185,7 @@ def may_pass(status: int) -> bool:
 
 
 def upload_refused(status: int, headers: Mapping[str, str]) -> TunesmithError:
-    """The exception for a PUT that was answered with an error that will not pass."""
+    """The exception for a PUT that was answered with a permanent error."""
     kind = LimitError if status == httpx.codes.INSUFFICIENT_STORAGE else InputError
     return kind(
         headers.get(CODE_HEADER, "STORAGE_URL_INVALID"),

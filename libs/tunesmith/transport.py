@@ -1,4 +1,4 @@
-"""How a client speaks to the gateway: deadlines, methods, and when a call is made again."""
+"""Transport to the gateway: deadlines, methods, and retries."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from tunesmith.errors import AccessError, UnavailableError, from_rpc, is_from_pl
 CALL_SECONDS = 30.0
 # Submission checks the model hub, which may be slow; the platform promises an answer within this.
 SUBMIT_SECONDS = 90.0
-# A watch is opened again after this time, so that a connection that died without a word is noticed.
+# A watch is reopened after this time, so that a silently lost connection is noticed.
 WATCH_SECONDS = 300.0
 PAGE_SIZE = 200
 PAGES_MAX = 10_000
 RETRIED = frozenset({grpc.StatusCode.UNAVAILABLE})
-# How a stream ends when the transport, and not the platform, has ended it.
+# Statuses of a stream that the transport, instead of the platform, has ended.
 BROKEN = frozenset({grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """When a call that found nobody is made again: exponential delays with jitter.
+    """When an unanswered call is repeated: exponential delays with jitter.
 
     Attributes:
         tries: calls in all.
         first_seconds: delay before the second.
         longest_seconds: no delay is longer.
         outage_seconds: a watch gives up after so long without an event from a reachable platform.
-        rng: where the jitter comes from.
+        rng: source of the jitter.
     """
 
     tries: int = 8
@@ -56,7 +56,7 @@ class RetryPolicy:
 
 @dataclass(slots=True, kw_only=True)
 class WatchCursor:
-    """What a watch has seen: it turns streams that break into one without gap or repetition."""
+    """The position of a watch: it joins interrupted streams without gap or repetition."""
 
     after_sequence: int
     policy: RetryPolicy
@@ -67,8 +67,8 @@ class WatchCursor:
     def accepts(self, sequence: int) -> bool:
         """Whether an event is the next one.
 
-        An older one is a repetition. A later one means that the stream has a hole: it is closed and
-        opened again after the last event that was seen.
+        An older one is a repetition. A later one means that the stream has a gap: it is closed and
+        reopened after the last event that was seen.
         """
         if sequence <= self.after_sequence:
             return False
@@ -83,10 +83,10 @@ class WatchCursor:
         """Seconds to wait before the stream is opened again.
 
         Args:
-            error: what ended it; None for an end without a word, or a hole.
+            error: what ended it; None for an end without an error, or a gap.
             now: monotonic time in seconds.
         Raises:
-            TunesmithError: what ended it will not pass, or has lasted too long.
+            TunesmithError: the error is permanent, or has lasted too long.
         """
         if error is not None and status_of(error) is grpc.StatusCode.DEADLINE_EXCEEDED:
             # Nothing happened for WATCH_SECONDS; a queued run may be silent for hours.
@@ -107,13 +107,13 @@ class WatchCursor:
 
 
 class GapFound(Exception):
-    """A stream has skipped an event; never leaves the client."""
+    """A stream has skipped an event; never raised out of the client."""
 
 
 def method_path(response: type[Message]) -> str:
     """`/package.Service/Method` of the method that answers with this type.
 
-    Every method has a response type of its own, beside its service: buf's STANDARD rules hold it.
+    Every method has a response type of its own, beside its service, by buf's STANDARD rules.
     """
     answer = response.DESCRIPTOR
     return next(
@@ -138,7 +138,7 @@ def channel_options() -> Sequence[tuple[str, int | str]]:
 
 
 def call_metadata(credentials: Credentials) -> tuple[tuple[str, str], ...]:
-    """Metadata of every call: who calls."""
+    """Metadata of every call: the token."""
     return (("authorization", f"Bearer {credentials.token}"),)
 
 

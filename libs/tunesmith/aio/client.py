@@ -1,4 +1,4 @@
-"""The client itself: credentials, one connection, and the nouns that share it."""
+"""The client: credentials, one connection, and the resources that share it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class AsyncClient:
         address: `host:port` or `https://host:port` in place of the credentials' own.
         token: token in place of the credentials' own.
         project: project in place of the credentials' own.
-        retry: when a call that found nobody is made again.
+        retry: when an unanswered call is repeated.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class AsyncClient:
         self.nodes = Nodes(self._connection)
 
     async def __aenter__(self) -> Self:
-        """The client itself."""
+        """The client."""
         return self
 
     async def __aexit__(

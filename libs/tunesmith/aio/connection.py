@@ -1,4 +1,4 @@
-"""One channel and its HTTP transfers: what every noun of the client is made of."""
+"""One channel with calls, pages, watches and HTTP transfers, for every resource of the client."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Connection:
         *,
         timeout_seconds: float = CALL_SECONDS,
     ) -> _Response:
-        """One unary call. The request carries its `request_id`: making it again is safe.
+        """One unary call. The request has its `request_id`, so a retry is safe.
 
         Args:
             response: type of the answer; it names the method.
@@ -146,7 +146,7 @@ class Connection:
             await sleep(cursor.delay_after(error, now=time.monotonic()))
 
     async def upload(self, url: str, path: Path, *, on_bytes: OnBytes | None) -> None:
-        """PUT a file to a signed URL; again where the store may only be busy."""
+        """PUT a file to a signed URL; retry when the store may be busy."""
         headers = length_header(path)
         reason = ""
         async with self._http(url) as http:
@@ -168,10 +168,10 @@ class Connection:
     async def download(
         self, url: str, partial: PartialFile, *, on_bytes: OnBytes | None, try_number: int
     ) -> str:
-        """GET a signed URL into a file, from where an earlier try broke off.
+        """GET a signed URL into a file, resuming an earlier attempt.
 
-        Returns why it broke off; empty when it did not. Before another try it waits; after the
-        last of TRIES it does not.
+        Returns the reason of an interruption, else an empty text. It waits before another try,
+        except after the last of TRIES.
         """
         try:
             async with (

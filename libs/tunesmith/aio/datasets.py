@@ -33,9 +33,9 @@ class Datasets:
 
         Args:
             dataset_id: default the name of the file.
-            on_bytes: hears of the bytes as they are sent.
+            on_bytes: called with the number of bytes as they are sent.
         Raises:
-            TunesmithError: what is wrong with the file; then there is no version.
+            TunesmithError: the file is refused, and no version is created.
         """
         path, request_id = Path(path), request_id or new_request_id()
         size_bytes, sha256 = size_and_sha256(path)

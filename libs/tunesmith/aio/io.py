@@ -1,4 +1,4 @@
-"""What differs with asyncio: to wait, to connect, to read. `client/io.py` has the same names."""
+"""The part that differs with asyncio: sleep, connect, read. `client/io.py` has the same names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tunesmith artifact …`: what runs left behind, and more of it."""
+"""`tunesmith artifact …`: hub entries, their files, and further exports."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from tunesmith.client import Client
 from tunesmith.client.exports import ENDED
 from tunesmith.names import artifact_name
 
-app = typer.Typer(help="See, export again and delete what runs left behind.", no_args_is_help=True)
+app = typer.Typer(help="Show, export and delete the artifacts of runs.", no_args_is_help=True)
 
 ArtifactArgument = Annotated[str, typer.Argument(help="Hub entry, or the run that made it.")]
 ExportArgument = Annotated[str, typer.Argument(help="Export id or name.")]
 
-# Colour and words of the states of an export.
+# Colour and label of the states of an export.
 _STATES: dict[int, tuple[str, str]] = {
     export_pb2.EXPORT_STATE_QUEUED: ("grey62", "◷ Queued"),
     export_pb2.EXPORT_STATE_EXPORTING: ("dodger_blue1", "⟳ Exporting"),
@@ -84,7 +84,7 @@ def export(
     quantization: Annotated[
         str, typer.Option("--quantization", "-q", help="Type of the GGUF, for example Q5_K_M.")
     ] = "Q4_K_M",
-    replace: Annotated[bool, typer.Option(help="Make a type again that exists.")] = False,
+    replace: Annotated[bool, typer.Option(help="Export a type again that exists.")] = False,
     hf_token: HfToken = "",
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Wait for its end.")] = False,
     request_id: Annotated[str, typer.Option(help="Key that makes the call repeatable.")] = "",
@@ -112,7 +112,7 @@ def list_exports(
     limit: Annotated[int, typer.Option(help="How many.", min=1)] = 20,
     json_: Json = False,
 ) -> None:
-    """List exports, newest first, with what went wrong."""
+    """List exports, newest first, with their faults."""
     with connected() as client:
         found = client.exports.list(artifact=artifact, limit=limit)
     if settings().as_json:
@@ -130,7 +130,7 @@ def list_exports(
         )
     screen = output.console()
     screen.print(table if found else "There are no exports.")
-    # Below the table, where a code is not cut by the width of a column.
+    # Below the table, where no column cuts a code.
     for each in found:
         if each.fault.code:
             name, fault = output.last_part(each.name), each.fault
@@ -170,7 +170,7 @@ def delete(artifact: ArtifactArgument, yes: Yes = False, json_: Json = False) ->
 
 
 def _wait(client: Client, name: str) -> export_pb2.Export:
-    """Waits, and shows people what is done meanwhile; leaving leaves the export alone."""
+    """Waits and shows the activity; an interrupt does not affect the export."""
     screen = output.error_console()
     try:
         if not is_interactive() or settings().as_json:
@@ -178,7 +178,7 @@ def _wait(client: Client, name: str) -> export_pb2.Export:
         with screen.status("") as status:
             return client.exports.wait(name, on_change=lambda found: status.update(_doing(found)))
     except KeyboardInterrupt:
-        again = f"The export goes on: tunesmith artifact watch {output.last_part(name)}"
+        again = f"The export continues: tunesmith artifact watch {output.last_part(name)}"
         screen.print(again, style="dim")
         raise
 

@@ -108,7 +108,7 @@ def show_entries(entries: Sequence[billing_pb2.LedgerEntry]) -> None:
 
 
 def kind_words(kind: billing_pb2.EntryKind) -> str:
-    """What an entry does, in a word."""
+    """The kind of an entry, in a word."""
     return billing_pb2.EntryKind.Name(kind).removeprefix("ENTRY_KIND_").lower()
 
 

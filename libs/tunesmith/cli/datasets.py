@@ -1,4 +1,4 @@
-"""`tunesmith dataset …`: send, list and look into datasets."""
+"""`tunesmith dataset …`: send, list and inspect datasets."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The user's token for the model hub: from an option, HF_TOKEN, or a login that is kept here.
+"""The user's token for the model hub: from an option, HF_TOKEN, or a stored login.
 
-It leaves this machine only for a model that needs it: first the platform is asked without.
+It is sent only for a model that needs it: the first request is made without it.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ HfToken = Annotated[
 ]
 VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 LOAD_FAILED = "DEP_MODEL_LOAD_FAILED"
-# How the platform words the hub's refusals.
+# How the platform words refusals of the hub.
 REFUSALS = ("(HTTP 401)", "(HTTP 403)")
 
 
 def with_login(ask: Callable[[str], Result], *, given: str) -> tuple[Result, str]:
-    """The answer of the platform, and the token that it took.
+    """The answer of the platform, and the token that was used.
 
     Args:
-        ask: asks the platform with a token, or with an empty text for none.
-        given: what the user typed; used at once.
+        ask: calls the platform with a token, or with an empty text for none.
+        given: the token that the user typed; used at once.
     Raises:
-        TunesmithError: the refusal, with the token where there is one.
+        TunesmithError: the refusal, with the token if there is one.
     """
     if given:
         return ask(given), given
@@ -50,7 +50,7 @@ def with_login(ask: Callable[[str], Result], *, given: str) -> tuple[Result, str
         if not token or not _needs_login(refused):
             raise
         if not settings().as_json:
-            words = f"The model hub wants to know who asks; using the token of {place}."
+            words = f"The model hub requires a login; using the token of {place}."
             output.error_console().print(words, style="dim", markup=False, highlight=False)
         return ask(token), token
 
@@ -74,7 +74,7 @@ def found_login(environ: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _needs_login(refused: TunesmithError) -> bool:
-    """Whether the hub refused to show the model to somebody without a name."""
+    """Whether the hub refused the model to an anonymous caller."""
     texts = [f"{refused.code}: {refused.message}", *refused.metadata.values()]
     return any(LOAD_FAILED in text and _has_refusal(text) for text in texts)
 

@@ -1,4 +1,4 @@
-"""A run as it happens: what its events have reported so far, drawn live or as plain lines."""
+"""A live view of a run: the state from its events, drawn live or printed as plain lines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MERGES_SHOWN_MAX = 5
 
 @dataclass(slots=True, kw_only=True)
 class RunView:
-    """What the events of a run have reported so far."""
+    """The state of a run from the events so far."""
 
     name: str
     state: run_pb2.RunState = run_pb2.RUN_STATE_QUEUED
@@ -45,7 +45,7 @@ class RunView:
     has_ended: bool = False
 
     def apply(self, event: event_pb2.Event) -> None:
-        """Take in the next event."""
+        """Apply the next event."""
         self.state, self.stage = event.state, event.stage
         self.attempt = max(self.attempt, event.attempt)
         match event.WhichOneof("payload"):
@@ -82,9 +82,9 @@ def follow(
     name: str,
     screen: Console,
 ) -> Iterator[RunView]:
-    """Draw a run while its events come; yields the view after each.
+    """Draw a run while its events arrive; yields the view after each.
 
-    On a terminal it is one live picture; elsewhere a line for each change and some for progress.
+    A terminal gets one live display; other outputs get a line for each change and some progress.
     """
     view = RunView(name=name)
     if screen.is_terminal:
@@ -117,7 +117,7 @@ def follow(
 
 
 class _Picture:
-    """The live picture; drawn again for every frame, so that spinner and text keep moving."""
+    """The live display; drawn again for every frame, so that spinner and text keep moving."""
 
     def __init__(self, view: RunView) -> None:
         self._view = view
@@ -148,7 +148,7 @@ class _Picture:
 
 
 def _bar(percent: float | None, words: str) -> Table:
-    """A bar with what it is of; without a percentage it only shows that something is done."""
+    """A bar with its label; without a percentage it only shows activity."""
     bar = Table.grid(padding=(0, 1))
     bar.add_row(
         ProgressBar(total=100, completed=percent or 0.0, width=BAR_WIDTH, pulse=percent is None),
@@ -167,7 +167,7 @@ def _heading(view: RunView) -> tuple[Text, Text]:
 
 
 def _steps(metrics: run_pb2.RunMetrics) -> str:
-    """Epoch and step, each of how many."""
+    """Epoch and step, each with its total."""
     return (
         f"epoch {metrics.epoch}/{metrics.total_epochs} · step {metrics.step}/{metrics.total_steps}"
     )

@@ -26,7 +26,7 @@ COMMANDS_GROUP = "tunesmith.commands"
 app = typer.Typer(
     name="tunesmith",
     cls=Edge,
-    help="Fine-tune models: submit runs, follow them, take home adapter and GGUF.",
+    help="Fine-tune models: submit runs, follow them, download adapter and GGUF.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -55,8 +55,8 @@ def options(
 ) -> None:
     """Take the options before the command.
 
-    A program that runs commands in its own process may hand over, as click's object of the context,
-    how it waits.
+    A program that runs commands in its own process may pass its own `sleep` as click's context
+    object.
     """
     if show_version:
         print(_own_version())
@@ -80,7 +80,7 @@ def login(
     yes: Yes = False,
     json_: Json = False,
 ) -> None:
-    """Check a token and keep it for later commands."""
+    """Check a token and store it for later commands."""
     path = settings().credentials or default_file()
     credentials = Credentials(
         address=address or _asked("Address of the gateway", name="--address"),
@@ -138,7 +138,7 @@ def explain(
     code: Annotated[str, typer.Argument(help="For example RUNTIME_GPU_OOM.")],
     json_: Json = False,
 ) -> None:
-    """Say what a code means and what to do about it."""
+    """Explain what a code means and what to do about it."""
     row = _row(code)
     if settings().as_json:
         output.print_json(_fault_facts(code.upper(), row))
@@ -176,7 +176,7 @@ def _add(point: EntryPoint) -> None:
     """Merge the commands of another package into the top level."""
     try:
         added = point.load()
-    except Exception as error:  # noqa: BLE001 (a broken neighbour must not take the CLI with it)
+    except Exception as error:  # noqa: BLE001 (a broken package must not break the CLI)
         print(f"The commands of {point.value} are missing: {error}", file=sys.stderr)
         return
     app.add_typer(added)

@@ -1,4 +1,4 @@
-"""How answers look: JSON for programs, tables and pills for people."""
+"""Formatting of output: JSON for programs, tables and state labels for people."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tunesmith.errors import TunesmithError
 MICROS_PER_CREDIT = 1_000_000
 BYTES_PER_MIB = 1 << 20
 
-# Icon, colour and words of the seven states.
+# Icon, colour and label of the seven states.
 PILLS: Mapping[run_pb2.RunState, tuple[str, str, str]] = {
     run_pb2.RUN_STATE_QUEUED: ("◷", "grey62", "Queued"),
     run_pb2.RUN_STATE_WAITING_FOR_GPU: ("⟳", "slate_blue1", "Waiting for GPU"),
@@ -42,12 +42,12 @@ ENDED = frozenset(
 
 
 def console() -> Console:
-    """Where answers go."""
+    """The console for answers."""
     return PlainConsole(highlight=False)
 
 
 def error_console() -> Console:
-    """Where refusals and questions go, so that a pipe carries answers alone."""
+    """The console for errors and questions, so that a pipe carries only answers."""
     return PlainConsole(stderr=True, highlight=False)
 
 
@@ -90,10 +90,10 @@ def as_dict(message: Message) -> dict[str, Any]:
 
 
 def table(*headers: str, folding: Collection[str] = ()) -> Table:
-    """An empty table in the one look of all lists.
+    """An empty table in the common style of all lists.
 
     Args:
-        folding: columns that give way when the terminal is narrow.
+        folding: columns that wrap when the terminal is narrow.
     """
     made = Table(box=None, pad_edge=False, header_style="dim", show_edge=False)
     for header in headers:
@@ -130,7 +130,7 @@ def activity_text(activity: run_pb2.Activity) -> str:
 
 
 def merge_text(merge: run_pb2.RunMerge) -> str:
-    """One run of a multi-run: what became of it, and the figures that say why."""
+    """One run of a multi-run: its outcome, and the figures that explain it."""
     words = run_pb2.MergeOutcome.Name(merge.outcome).removeprefix("MERGE_OUTCOME_").lower()
     is_merged = merge.outcome == run_pb2.MERGE_OUTCOME_MERGED
     parts = [words.replace("_", " ") if is_merged else f"refused: {words.replace('_', ' ')}"]
@@ -183,7 +183,7 @@ def time_text(time: Timestamp) -> str:
 
 
 def age_text(time: Timestamp, *, now: datetime) -> str:
-    """How long ago something was, in words."""
+    """A past time as an age, in words."""
     if not time.seconds:
         return ""
     seconds = max(0, int((now - time.ToDatetime(tzinfo=UTC)).total_seconds()))

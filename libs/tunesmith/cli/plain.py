@@ -1,8 +1,8 @@
-"""Text of others on our screen: it is shown, it never steers the terminal.
+"""Print untrusted text without control of the terminal.
 
-A prompt, a sample or a name may hold escape sequences that move the cursor, rename the window or
-answer for the user, and direction marks that make a line read as another one. People see the text
-without them; programs get them escaped, so that nothing is lost.
+A prompt, a sample or a name may contain escape sequences that move the cursor, rename the window or
+answer for the user, and direction marks that change how a line reads. People see the text without
+them; programs get them escaped, without loss.
 
 Source: CWE-150; Unicode TR 36, section 2.
 """
@@ -22,17 +22,17 @@ _DIRECTIONS = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x
 _LAYOUT = frozenset(map(ord, "\n\t"))
 STEERING = frozenset({*_C0, *_DELETE_AND_C1, *_DIRECTIONS}) - _LAYOUT
 _DROPPED: Mapping[int, None] = dict.fromkeys(STEERING)
-# JSON escapes the characters below the space by itself.
+# JSON itself escapes the characters below the space.
 _ESCAPED: Mapping[int, str] = {code: f"\\u{code:04x}" for code in STEERING if code not in _C0}
 
 
 class PlainConsole(Console):
-    """A console that drops steering characters from what it shows; its own colours stay."""
+    """A console that drops control characters from its text; its own colours stay."""
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        # Steering characters are zero cells wide, so the layout is the same without them.
+        # Control characters are zero cells wide, so the layout is the same without them.
         for segment in super().render(renderable, options):
             if segment.control:
                 yield segment
@@ -41,5 +41,5 @@ class PlainConsole(Console):
 
 
 def json_text(document: Any, *, indent: int | None = None) -> str:
-    """JSON in UTF-8 whose steering characters are escaped; reading it gives the same text."""
+    """JSON in UTF-8 with escaped control characters; parsing it gives the same text."""
     return json.dumps(document, indent=indent, ensure_ascii=False).translate(_ESCAPED)

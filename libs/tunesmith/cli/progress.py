@@ -1,4 +1,4 @@
-"""Bars for bytes on their way, where somebody looks."""
+"""Progress bars of transfers, on a terminal only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tunesmith.transfer import OnBytes
 
 @contextmanager
 def transfer_bar(name: str, *, size_bytes: int) -> Iterator[OnBytes | None]:
-    """A bar for one file; nothing where nobody looks."""
+    """A bar for one file; nothing without a terminal."""
     with bars() as progress:
         if progress is None:
             yield None
@@ -24,7 +24,7 @@ def transfer_bar(name: str, *, size_bytes: int) -> Iterator[OnBytes | None]:
 
 @contextmanager
 def bars() -> Iterator[Progress | None]:
-    """A place for bars that go away when they are done; None where nobody looks."""
+    """A display of bars that disappear when they are done; None without a terminal."""
     screen = output.error_console()
     if not screen.is_terminal:
         yield None

@@ -1,4 +1,4 @@
-"""`tunesmith pull …`: what a run left behind, onto this machine and into Ollama."""
+"""`tunesmith pull …`: download the artifacts of a run, and register them with Ollama."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OLLAMA_OPTION = "--ollama"
 
 
 class OptionalName(TyperCommand):
-    """A command whose `--ollama` may stand without its name: at the end, or before an option."""
+    """A command that accepts `--ollama` without a name: at the end, or before an option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Give a bare `--ollama` the empty name."""
@@ -49,7 +49,7 @@ class OptionalName(TyperCommand):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Wish:
-    """What is to be registered: the merged model, or the adapter on a base of Ollama's."""
+    """The model to register: the merged model, or the adapter on a base of Ollama's."""
 
     artifact: artifact_pb2.Artifact
     name: str
@@ -88,7 +88,7 @@ def pull(
     base: Annotated[str, typer.Option(help="Base model of --adapter by its name in Ollama.")] = "",
     json_: Json = False,
 ) -> None:
-    """Download what a run left behind, checked by sha256; --ollama also registers the model."""
+    """Download the artifacts of a run, checked by sha256; --ollama also registers the model."""
     quantization = quantization.upper()
     if (adapter or base) and not (adapter and base and ollama is not None):
         raise InputError(
@@ -126,7 +126,7 @@ def rollback(
 
 
 def _wish(client: Client, run: str, name: str, base: str, quantization: str, url: str) -> _Wish:
-    """Checks all that can be known before gigabytes are downloaded, also that Ollama is there."""
+    """Checks the request before gigabytes are downloaded, also that Ollama answers."""
     artifact = client.artifacts.get(run)
     wish = _Wish(
         artifact=artifact,

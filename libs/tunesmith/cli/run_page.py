@@ -1,4 +1,4 @@
-"""Runs on the screen: one in full, or many with a line or two each."""
+"""Runs on the terminal: one in full, or many with a line or two each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.text import Text
 from tunesmith.api.run.v1 import run_pb2
 from tunesmith.cli import output
 
-# Settings of the snapshot that a reader looks for first, in this order.
+# The most important settings of the snapshot, in this order.
 _TRAINING = ("max_steps", "epochs", "micro_batch_size", "learning_rate", "max_sequence_tokens")
 # Wider than any table could be.
 LONGEST_LINE = 1000
@@ -23,7 +23,7 @@ _LORA = ("rank", "alpha", "dropout", "target_modules")
 def show_run(run: run_pb2.Run, screen: Console, *, is_brief: bool = False) -> None:
     """Print a run; the brief form leaves out what a watch has shown already.
 
-    A failed run shows its message and next step right below its pill.
+    A failed run shows its message and next step right below its state.
     """
     screen.print(output.pill(run.state), output.last_part(run.name))
     if run.HasField("fault"):
@@ -40,7 +40,7 @@ def show_run(run: run_pb2.Run, screen: Console, *, is_brief: bool = False) -> No
 
 
 def show_list(runs: Sequence[run_pb2.Run], screen: Console, *, now: datetime) -> None:
-    """Print runs as a table; where it is too wide, two lines a run, so that no id is ever cut."""
+    """Print runs as a table; on a narrow terminal two lines a run, so that no id is cut."""
     rows = [_row(run, now=now) for run in runs]
     table = output.table("RUN", "STATE", "STEP", "LOSS", "COST", "MODEL", "WHEN")
     for row in rows:
@@ -58,10 +58,10 @@ def show_list(runs: Sequence[run_pb2.Run], screen: Console, *, now: datetime) ->
 
 
 def _show_proofs(proofs: Sequence[run_pb2.ExportProof], screen: Console) -> None:
-    """Print how each GGUF behaves, which should be near the adapter and far from the base.
+    """Print the proof of each GGUF: it should be near the adapter and far from the base.
 
-    Agreement is about the most likely next token; divergences and the loss that the quantisation
-    costs are in nats per token.
+    Agreement compares the most likely next token; divergences and the loss of the quantisation are
+    in nats per token.
     """
     proven = [proof for proof in proofs if proof.proven]
     if proven:

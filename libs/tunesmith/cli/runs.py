@@ -173,7 +173,7 @@ def delete(run: RunArgument, yes: Yes = False, json_: Json = False) -> None:
 
 @app.command()
 def report(run: RunArgument, json_: Json = False) -> None:
-    """Print what a help request needs."""
+    """Print a report for a help request."""
     with connected() as client:
         found = client.runs.report(run)
     if settings().as_json:
@@ -267,7 +267,7 @@ def show_quote(quote: billing_pb2.Quote) -> None:
 
 
 def _attested(spec: spec_pb2.RunSpec, *, yes: bool) -> spec_pb2.RunSpec:
-    """Ask for the two attestations where somebody is there; the platform refuses without them."""
+    """Ask for the two attestations on a terminal; the platform refuses without them."""
     attestations = spec.attestations
     has_both = attestations.dataset_rights and attestations.model_license
     if has_both or yes or settings().as_json or not is_interactive():
@@ -283,7 +283,7 @@ def _attested(spec: spec_pb2.RunSpec, *, yes: bool) -> spec_pb2.RunSpec:
 
 
 def _accept_price(checked: run_service_pb2.SubmitRunResponse, *, yes: bool) -> None:
-    """Show findings and price, and ask whether to go on."""
+    """Show findings and price, and ask for confirmation."""
     if not settings().as_json:
         _show_findings(checked)
         show_quote(checked.quote)
@@ -322,7 +322,7 @@ def _show_submitted(client: Client, run: run_pb2.Run, *, watch: bool) -> None:
 
 
 def _watch(client: Client, name: str, *, after: int) -> None:
-    """Follow a run; leaves with an exit code that says how it ended."""
+    """Follow a run; exits with the code of its end."""
     events = client.runs.watch(name, after_sequence=after)
     if settings().as_json:
         for event in events:
@@ -332,7 +332,7 @@ def _watch(client: Client, name: str, *, after: int) -> None:
             for _ in follow(events, name=name, screen=output.console()):
                 pass
         except KeyboardInterrupt:
-            again = f"The run goes on: tunesmith run watch {output.last_part(name)}"
+            again = f"The run continues: tunesmith run watch {output.last_part(name)}"
             output.error_console().print(again, style="dim")
             raise
     run = client.runs.get(name)

@@ -1,4 +1,4 @@
-"""What every command shares: options, the client, questions, and the edge where errors end."""
+"""Shared by every command: options, the client, questions, and the handling of errors."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ def connected() -> Iterator[Client]:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask before something that costs or cannot be undone.
+    """Ask before an action that costs or cannot be undone.
 
     Raises:
-        InputError: nobody is there to answer.
+        InputError: there is no terminal to answer on.
         typer.Exit: the answer was no; exit code 0, nothing was done.
     """
     if yes:
@@ -86,15 +86,15 @@ def confirm(question: str, *, yes: bool) -> None:
 
 
 def is_interactive() -> bool:
-    """Whether somebody is there to answer questions."""
+    """Whether a terminal is there to answer questions."""
     return sys.stdin.isatty()
 
 
 class Edge(TyperGroup):
-    """The outermost command: what goes wrong below it ends here, with an exit code."""
+    """The outermost command, which turns errors into an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command and turn what it raises into an exit code."""
+        """Run the command and turn exceptions into an exit code."""
         try:
             return super().invoke(ctx)
         except TunesmithError as error:
@@ -103,7 +103,7 @@ class Edge(TyperGroup):
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
         except BrokenPipeError:
-            # The reader of a pipe has left; what it wanted, it has.
+            # The reader of a pipe has closed it, which is no error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
         except (typer.Exit, typer.Abort):
@@ -116,7 +116,7 @@ class Edge(TyperGroup):
 
 
 def unexpected(error: Exception) -> TunesmithError:
-    """What a user sees of a mistake of ours."""
+    """The message for an internal error."""
     text = str(error).strip().partition("\n")[0]
     return TunesmithError(
         "INTERNAL_UNEXPECTED",

@@ -1,8 +1,8 @@
-"""`tunesmith smoke`: one short run with inputs that are known to be good.
+"""`tunesmith smoke`: one short run with known-good inputs.
 
-If it works and another run fails, that run's inputs are at fault; if it does not work, the platform
-is, and the check that failed says where (003-21, 003-22). It costs less than a minute of credit,
-ends within its timeout, and takes away what it made.
+If it succeeds and another run fails, that run's inputs are at fault; if it fails, the platform is,
+and the failed check shows where (003-21, 003-22). It costs less than a minute of credit, ends
+within its timeout, and deletes what it created.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TIMEOUT_SECONDS = 300.0
 POLL_SECONDS = 0.5
 TRAINER_SECONDS = 30.0
 LOCAL_TIER = "cpu"
-# The demo's rate; a model with weights worth keeping learns with a tenth of it.
+# The demo's rate; a pretrained model needs a tenth of it.
 ANVIL_LEARNING_RATE = 2e-3
 LEARNING_RATE = 2e-4
 GGUF_MAGIC = b"GGUF"
@@ -49,7 +49,7 @@ BROKEN_WITH_YOURS = (
     "It does not work with this input. Run `tunesmith smoke` without it: if that works, this input "
     "is at fault."
 )
-# A small public set on which others have trained with success; it needs internet.
+# A small public set that is known to train well; it needs internet access.
 PUBLIC_SET = {
     "model": "Qwen/Qwen2.5-0.5B",
     "dataset": "trl-lib/Capybara",
@@ -59,7 +59,7 @@ PUBLIC_SET = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One thing that was tried."""
+    """One check with its result."""
 
     name: str
     ok: bool
@@ -71,7 +71,7 @@ class Check:
 
 @dataclass(slots=True, kw_only=True)
 class Smoke:
-    """A smoke under way: what it made, and what it found."""
+    """A smoke test in progress: what it created, and its results."""
 
     client: Client
     base: str
@@ -86,7 +86,7 @@ class Smoke:
     checks: list[Check] = field(default_factory=list)
 
     def examine(self) -> TunesmithError | None:
-        """Try one thing after another; the first that fails is the answer."""
+        """Run the checks in order; the first failure is the result."""
         for name, step in (
             ("platform answers", self._platform),
             ("a trainer is up", self._trainer),
@@ -103,7 +103,7 @@ class Smoke:
         return None
 
     def tidy(self, *, keep: bool) -> None:
-        """Take away what was made; a run that failed stays with its files, to be looked at."""
+        """Delete what was created; a failed run and its files are kept for inspection."""
         if self.has_dataset:
             self._quietly(lambda: self.client.datasets.delete(self.dataset_id))
         if not keep and self.run.artifact:
@@ -134,7 +134,7 @@ class Smoke:
         return f"{output.credits_text(account.available)} credits on the plan {account.plan}."
 
     def _trainer(self) -> str:
-        # A platform that has just started has its trainer a few seconds later.
+        # After a start the platform's trainer needs a few seconds to register.
         deadline = min(self.deadline, time.monotonic() + TRAINER_SECONDS)
         while True:
             tiers = self._tiers()
@@ -152,7 +152,7 @@ class Smoke:
         )
 
     def _tiers(self) -> list[str]:
-        """Tiers of the trainers that are up, the one of a machine without a GPU first."""
+        """Tiers of the running trainers, the one of a machine without a GPU first."""
         tiers = [
             node.tier
             for node in self.client.nodes.list()
@@ -227,7 +227,7 @@ class Smoke:
         return f"{len(paths)} files, {output.bytes_text(size_bytes)}, checked by sha256."
 
     def _quietly(self, step: Callable[[], object]) -> None:
-        """Tidying up; that it did not work is no finding."""
+        """Clean-up; its failure does not fail the smoke test."""
         try:
             step()
         except TunesmithError as error:
@@ -256,10 +256,10 @@ def smoke(
     keep: Annotated[bool, typer.Option("--keep", help="Keep the adapter and the GGUF.")] = False,
     json_: Json = False,
 ) -> None:
-    """Prove with one short run on known-good inputs that the platform works.
+    """Check with one short run on known-good inputs that the platform works.
 
-    Exit code 0: it works. Otherwise that of what failed: 8 nobody answered or not in time, 9 the
-    run failed.
+    Exit code 0: it works. Otherwise the code of the failure: 8 no answer or not in time, 9 the run
+    failed.
     """
     is_ours = base == BASE and data is None
     with connected() as client:
@@ -268,7 +268,7 @@ def smoke(
             base=base,
             data=data or KNOWN_GOOD,
             tier=tier,
-            # Our own model and rows need nobody's word.
+            # Our own model and rows need no attestation of the user.
             attested=is_ours or attest,
             waived=waive_refund,
             deadline=time.monotonic() + timeout,
@@ -300,7 +300,7 @@ def smoke(
 
 
 def spec_for(*, base: str, dataset: str, tier: str) -> spec_pb2.RunSpec:
-    """The shortest run that still shows every part of the platform."""
+    """The shortest run that uses every part of the platform."""
     return spec_pb2.RunSpec(
         base_model=base,
         datasets=[dataset],

@@ -19,7 +19,7 @@ from tunesmith.errors import InputError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpecFlags:
-    """What a user typed about a run."""
+    """The options of a submission as typed."""
 
     spec_file: Annotated[
         Path | None,
@@ -153,7 +153,7 @@ def to_spec(flags: SpecFlags) -> spec_pb2.RunSpec:
         path, _, value = text.partition("=")
         put(document, path.strip(), json_value(value))
     if flags.spec_file is None:
-        # Typed by hand, both legs are there even when all their fields take the default.
+        # On the command line both parts are present, even if all their fields take the default.
         document.setdefault("training", {})
         document.setdefault("lora", {})
     try:
@@ -171,7 +171,7 @@ def changes_of(texts: list[str] | None) -> dict[str, str]:
 
 
 def put(document: dict[str, Any], path: str, value: Any) -> None:
-    """Set a field by its dotted path; a missing folder on the way is made."""
+    """Set a field by its dotted path; missing parts of the path are created."""
     *folders, last = path.split(".")
     for folder in folders:
         document = document.setdefault(folder, {})

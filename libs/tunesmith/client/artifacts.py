@@ -1,5 +1,5 @@
 # Generated from tunesmith/aio/artifacts.py by `make client`; do not edit.
-"""What runs left behind."""
+"""Artifacts: hub entries with the files of runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tunesmith.transfer import TRIES, OnBytes, PartialFile, holds
 
 
 class Artifacts:
-    """What runs left behind."""
+    """Hub entries with the files of runs."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -61,12 +61,12 @@ class Artifacts:
         quantization: str = "",
         on_file: Callable[[artifact_pb2.ArtifactFile], OnBytes | None] | None = None,
     ) -> Sequence[Path]:
-        """Download the files of a run, checked by sha256; a broken download goes on where it was.
+        """Download the files of a run, checked by sha256; an interrupted download is resumed.
 
         Args:
             kinds: only these; empty for all.
             quantization: of the GGUF bundles only this one; empty for all.
-            on_file: called before each file; what it returns hears of the bytes.
+            on_file: called before each file; returns a callback for its bytes.
         Raises:
             NotFoundError: ARTIFACT_NOT_FOUND when the run has stored nothing of the kind.
         """
@@ -90,12 +90,12 @@ class Artifacts:
     ) -> Path:
         """The archive of the adapter as it was after run `number`, from 1, of a multi-run.
 
-        It holds the same six files as the adapter's own. The two archives that it is made of stay
-        beside it, so that another run costs no download.
+        It holds the same six files as the adapter's own. The two source archives are kept beside
+        it, so that another run needs no download.
 
         Raises:
             NotFoundError: ARTIFACT_NOT_FOUND when the run was no multi-run, or has no such adapter.
-            ConflictError: STORAGE_CHECKSUM_MISMATCH when an archive is not what it says.
+            ConflictError: STORAGE_CHECKSUM_MISMATCH when an archive does not match its digests.
             LimitError: STORAGE_FULL when the folder cannot be written.
         """
         adapter, merges = archive_names(self.get(run))
@@ -118,7 +118,7 @@ class Artifacts:
         *,
         on_bytes: OnBytes | None,
     ) -> None:
-        """Download one file; a URL that has run out is replaced by a fresh one."""
+        """Download one file; an expired URL is replaced by a fresh one."""
         partial = PartialFile(path, size_bytes=file.size_bytes, sha256=file.sha256)
         request = artifact_service_pb2.CreateDownloadRequest(
             name=artifact, kind=file.kind, quantization=file.quantization
@@ -144,7 +144,7 @@ def _chosen(
     kinds: Sequence[artifact_pb2.ArtifactKind],
     quantization: str,
 ) -> Sequence[artifact_pb2.ArtifactFile]:
-    """The files of a hub entry that are asked for."""
+    """The requested files of a hub entry."""
     chosen = [file for file in artifact.files if not kinds or file.kind in kinds]
     if not quantization:
         return chosen

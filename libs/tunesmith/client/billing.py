@@ -1,5 +1,5 @@
 # Generated from tunesmith/aio/billing.py by `make client`; do not edit.
-"""Money of the project, and the nodes that earn it."""
+"""Credits of the project, and the nodes of the platform."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tunesmith.names import full_name
 
 
 class Billing:
-    """Money of the project."""
+    """Credits of the project."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -51,7 +51,7 @@ class Billing:
         return self._connection.call(request, billing_service_pb2.VerifyRunResponse)
 
     def quote(self, spec: spec_pb2.RunSpec, *, hub_token: str = "") -> billing_pb2.Quote:
-        """The price of a spec; rights need not be attested for it. Nothing is created.
+        """The price of a spec, also without attestations. Nothing is created.
 
         Raises:
             TunesmithError: the spec would be refused.
@@ -80,7 +80,7 @@ class Nodes:
 
 
 def as_question(spec: spec_pb2.RunSpec) -> spec_pb2.RunSpec:
-    """The spec as it is shown to ask for its price, which is known before rights are attested."""
+    """The spec with attestations filled in, since a price needs none."""
     question = spec_pb2.RunSpec()
     question.CopyFrom(spec)
     question.attestations.dataset_rights = True

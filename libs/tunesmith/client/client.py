@@ -1,5 +1,5 @@
 # Generated from tunesmith/aio/client.py by `make client`; do not edit.
-"""The client itself: credentials, one connection, and the nouns that share it."""
+"""The client: credentials, one connection, and the resources that share it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Client:
         address: `host:port` or `https://host:port` in place of the credentials' own.
         token: token in place of the credentials' own.
         project: project in place of the credentials' own.
-        retry: when a call that found nobody is made again.
+        retry: when an unanswered call is repeated.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Client:
         self.nodes = Nodes(self._connection)
 
     def __enter__(self) -> Self:
-        """The client itself."""
+        """The client."""
         return self
 
     def __exit__(

@@ -11,7 +11,7 @@ from tunesmith.client.io import sleep
 from tunesmith.errors import from_fault
 from tunesmith.names import artifact_name, full_name, new_request_id
 
-# Seconds between two looks at an export: often at first, for small models, then seldom.
+# Seconds between polls of an export: short at first, for small models, then longer.
 FIRST_POLL_SECONDS = 0.2
 LONGEST_POLL_SECONDS = 5.0
 ENDED = frozenset(
@@ -44,8 +44,8 @@ class Exports:
         Args:
             artifact: a hub entry, or the run that made it.
             quantization: for example `Q8_0`; default `Q4_K_M`.
-            replace: make a type again that exists already.
-            hub_token: for a base model that the model hub shows only to some.
+            replace: export a type again that exists already.
+            hub_token: for a gated or private base model.
         Raises:
             TunesmithError: EXPORT_EXISTS, EXPORT_ADAPTER_MISSING, QUOTA_ARTIFACTS_EXCEEDED.
         """
@@ -83,7 +83,7 @@ class Exports:
         """The export, once it has ended; a cancelled one is an answer as well.
 
         Args:
-            on_change: hears of each state and activity that was seen.
+            on_change: called for each new state and activity.
         Raises:
             RunFailedError: it ended in FAILED.
         """

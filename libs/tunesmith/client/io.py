@@ -1,4 +1,4 @@
-"""What differs without asyncio: to wait, to connect, to read. `aio/io.py` has the same names."""
+"""The part that differs without asyncio: sleep, connect, read. `aio/io.py` has the same names."""
 
 from __future__ import annotations
 

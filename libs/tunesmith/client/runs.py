@@ -37,7 +37,7 @@ class Runs:
             hub_token: token for the model hub, for a gated or private model; the platform deletes
                 it when the run ends.
         Raises:
-            TunesmithError: what is wrong with it; then there is no run and no charge.
+            TunesmithError: the spec is refused, without a run or a charge.
         """
         request = run_service_pb2.SubmitRunRequest(
             request_id=request_id or new_request_id(),
@@ -56,7 +56,7 @@ class Runs:
     def check(
         self, spec: spec_pb2.RunSpec, *, hub_token: str = ""
     ) -> run_service_pb2.SubmitRunResponse:
-        """What a submission would answer: findings and quote. Nothing is created."""
+        """The findings and the quote of a submission. Nothing is created."""
         request = run_service_pb2.SubmitRunRequest(
             request_id=new_request_id(),
             parent=f"projects/{self._project}",
@@ -71,7 +71,7 @@ class Runs:
     def validate(
         self, spec: spec_pb2.RunSpec, *, hub_token: str = ""
     ) -> validation_service_pb2.ValidateRunResponse:
-        """The whole report on a spec, also where it would be refused."""
+        """The whole report on a spec, also if it would be refused."""
         request = validation_service_pb2.ValidateRunRequest(
             parent=f"projects/{self._project}",
             spec=with_full_names(self._project, spec),
@@ -148,7 +148,7 @@ class Runs:
         remove_tags: Iterable[str] = (),
         request_id: str = "",
     ) -> run_pb2.Run:
-        """Change name, priority or tags; what is left out stays."""
+        """Change name, priority or tags; arguments that are left out change nothing."""
         request = run_service_pb2.UpdateRunRequest(
             request_id=request_id or new_request_id(),
             name=self._name(run),
@@ -194,7 +194,7 @@ class Runs:
         return list(answer.differences)
 
     def report(self, run: str) -> run_service_pb2.ReportRunResponse:
-        """What a help request needs."""
+        """A report for a help request."""
         request = run_service_pb2.ReportRunRequest(name=self._name(run))
         return self._connection.call(request, run_service_pb2.ReportRunResponse)
 

@@ -1,8 +1,8 @@
 """A LoRA adapter as llama.cpp and Ollama load it: safetensors of PEFT to a GGUF adapter.
 
-Ollama converts safetensors adapters itself for two architectures only and reads neither
-rank-stabilised scaling nor ranks by module; the GGUF form says all of it and fits every
-architecture that is listed here. Matrices stay as trained: only rows of queries and keys are put
+Ollama converts safetensors adapters itself for two architectures only and supports neither
+rank-stabilised scaling nor ranks by module; the GGUF form supports both, for every architecture
+that is listed here. Matrices stay as trained: only rows of queries and keys are put
 into the order that llama.cpp keeps for some architectures.
 
 Shapes: A (rank, in), B (out, rank), both row by row.
@@ -29,7 +29,7 @@ from tunesmith.ollama.modelfile import CODE, DOWNLOAD_AGAIN
 
 MAX_HEADER_BYTES: Final = 64 << 20
 ALIGNMENT: Final = 32
-# Of each architecture whether rows of queries and keys are interleaved by rotary pairs.
+# For each architecture, whether rows of queries and keys are interleaved by rotary pairs.
 ARCHITECTURES: Final[Mapping[str, bool]] = {
     "gemma": False,
     "gemma2": False,
@@ -69,7 +69,7 @@ _LARGEST_FLOAT32: Final = float.fromhex("0x1.fffffep127")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
-    """What the base model says of itself, by the keys of its GGUF."""
+    """Facts about the base model from the keys of its GGUF."""
 
     architecture: str
     width: int
@@ -99,7 +99,7 @@ class Base:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Tensor:
-    """A matrix of the adapter: where it lies, where it goes, and what is done to it on the way."""
+    """A matrix of the adapter: its source, its target, and its conversion."""
 
     name: str
     kind: str
@@ -213,8 +213,8 @@ def _plan(
 ) -> tuple[list[_Tensor], float]:
     """The matrices in the order of the source, and the one alpha that the target states.
 
-    llama.cpp scales by alpha / rank of each matrix, or by 1 where alpha is 0. Scales that one
-    alpha cannot say are multiplied into B.
+    llama.cpp scales by alpha / rank of each matrix, or by 1 when alpha is 0. Scales that one alpha
+    cannot express are multiplied into B.
     """
     pairs: dict[str, dict[str, tuple[str, Any]]] = {}
     for name, entry in table.items():
@@ -271,7 +271,7 @@ def _scale(settings: AdapterConfig, module: str, rank: int) -> float:
 
 
 def _shared_alpha(alphas: set[float]) -> float:
-    """The alpha of all modules, or 0 where a float32 cannot say one for all."""
+    """The alpha of all modules, or 0 when no single float32 expresses all."""
     alpha = alphas.pop() if len(alphas) == 1 else 0.0
     return alpha if _LEAST_FLOAT32 <= abs(alpha) <= _LARGEST_FLOAT32 else 0.0
 
@@ -367,7 +367,7 @@ def _count(facts: Mapping[str, Any], key: str, *, default: int = 0) -> int:
 def _in_our_words() -> Iterator[None]:
     """Turns the fault of a setting into a refusal to register.
 
-    The merged model is no way out there, since an export refuses the setting as well.
+    The merged model is no alternative, since an export refuses the setting as well.
     """
     try:
         yield

@@ -1,8 +1,7 @@
 """A Modelfile as Ollama reads it, and the creation request that `ollama create` makes of it.
 
-The reader takes what Ollama's takes and refuses the rest: quotes do not know escapes, a value ends
-at the first line end at which its quotes are closed, and characters that are not printable are
-dropped.
+The reader accepts what Ollama's accepts and refuses the rest: quotes have no escapes, a value ends
+at the first line end at which its quotes are closed, and unprintable characters are dropped.
 
 Source: Modelfile reference (docs/modelfile.mdx) and parser of Ollama.
 """
@@ -26,13 +25,13 @@ _LETTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXY
 _PARAMETER_CHARACTERS: Final = _LETTERS | frozenset("0123456789_")
 _SPACES: Final = frozenset(" \t")
 _LINE_ENDS: Final = frozenset("\r\n")
-# FROM, ADAPTER and what a bundle carries beside them; others of Ollama's commands name files or
-# programs that a bundle has no use for.
+# FROM, ADAPTER and the other instructions of a bundle; Ollama's remaining instructions name files
+# or programs, which a bundle does not use.
 _COMMANDS: Final = frozenset(
     {"from", "adapter", "template", "system", "license", "message", "parameter"}
 )
 _ROLES: Final = frozenset({"system", "user", "assistant"})
-# Parameters that Ollama once took and now passes over.
+# Parameters that Ollama once accepted and now ignores.
 _DEPRECATED: Final = frozenset(
     {
         "penalize_newline",
@@ -59,9 +58,9 @@ class Command:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Modelfile:
-    """What a Modelfile says.
+    """The content of a Modelfile.
 
-    `source` and `adapter` are paths or names as they stand there; empty when there is none.
+    `source` and `adapter` are paths or names as written; empty when there is none.
     """
 
     source: str
@@ -116,7 +115,7 @@ def parse(text: str) -> Modelfile:
 
 
 class _Reader:
-    """Walks over the text once."""
+    """Parses the text in one pass."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -129,7 +128,7 @@ class _Reader:
         return found
 
     def _skip_to_command(self) -> bool:
-        """Passes over blanks and comments; whether anything follows."""
+        """Skips blanks and comments; whether anything follows."""
         in_comment = False
         for position in range(self._at, len(self._text)):
             character = self._text[position]
@@ -223,7 +222,7 @@ def _float32(text: str) -> float:
     if not math.isfinite(exact):
         raise ValueError(text)
     shorter = (float(f"{exact:.{digits}g}") for digits in range(1, 10))
-    # Shorter ones of the largest numbers are beyond them.
+    # Shorter decimals of the largest numbers would exceed their range.
     fitting = (each for each in shorter if abs(each) <= _LARGEST_FLOAT32)
     return next((each for each in fitting if struct.pack("<f", each) == packed), exact)
 

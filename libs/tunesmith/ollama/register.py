@@ -1,7 +1,7 @@
-"""Registers what a run left behind with Ollama: the merged model, or the adapter on its base.
+"""Registers the artifacts of a run with Ollama: the merged model, or the adapter on its base.
 
-The files stay where the download put them; nothing is unpacked, and nothing is held in memory but
-one piece or one matrix of an adapter.
+The downloaded files stay in place; nothing is unpacked, and memory holds only one piece of a file
+or one matrix of an adapter.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 ADAPTER_FILE: Final = "adapter.gguf"
 
-# Called before a file is read or sent with what is done, its name and its size; what it returns
-# hears of the bytes.
+# Called before a file is read or sent, with the action, its name and its size; returns a callback
+# for its bytes.
 OnFile = Callable[[str, str, int], OnBytes | None]
 
 
@@ -50,7 +50,7 @@ def register_bundle(
     on_file: OnFile | None = None,
     on_status: OnStatus | None = None,
 ) -> Registered:
-    """Makes the model that `ollama create -f Modelfile` makes of an unpacked bundle.
+    """Creates the model that `ollama create -f Modelfile` creates from an unpacked bundle.
 
     Args:
         bundle: the downloaded ZIP.
@@ -80,7 +80,7 @@ def register_adapter(
     on_file: OnFile | None = None,
     on_status: OnStatus | None = None,
 ) -> Registered:
-    """Makes a model of a base that Ollama has, or fetches, and the adapter on top of it.
+    """Creates a model from a base that Ollama has or fetches, with the adapter on top.
 
     Template, parameters and stop words are the base's.
 
@@ -92,7 +92,7 @@ def register_adapter(
     """
     checked_name(name)
     checked_name(base)
-    # Before a base is pulled for it.
+    # Check this before a base is pulled.
     with _archive(archive_path) as archive:
         settings = adapter.plain_settings(_settings(archive))
     facts = server.show(base)
@@ -169,7 +169,7 @@ def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
 
 @contextmanager
 def _sound(name: str) -> Iterator[None]:
-    """Turns what a damaged archive raises into our words."""
+    """Turns the exceptions of a damaged archive into our fault."""
     try:
         yield
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
@@ -194,7 +194,7 @@ def _settings(archive: zipfile.ZipFile) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of a key that is there twice, readers would take different values."""
+    """A JSON object; a duplicate key is refused, as readers would use different values."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise _refused(f"{CONFIG} names a setting twice")

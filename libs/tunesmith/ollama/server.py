@@ -1,6 +1,6 @@
-"""An Ollama server: where it is, and the calls that a registration makes.
+"""An Ollama server: its address, and the calls of a registration.
 
-What fails for a moment is tried again with growing delays; what Ollama refuses is not.
+Transient failures are retried with growing delays; refusals are final.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from tunesmith.transport import RetryPolicy
 ENVIRONMENT: Final = "OLLAMA_HOST"
 DEFAULT_PORT: Final = 11434
 DEFAULT_URL: Final = f"http://localhost:{DEFAULT_PORT}"
-# Ollama hashes and copies a model of many gigabytes without a word between two statuses.
+# Ollama sends no status while it hashes and copies a model of many gigabytes.
 IDLE_SECONDS: Final = 600.0
-# A status line or an answer is short; whoever sends more is not Ollama.
+# A status line or an answer is short; a longer one is not from Ollama.
 MAX_ANSWER_BYTES: Final = 8 << 20
 POLICY: Final = RetryPolicy(tries=4, first_seconds=1.0, longest_seconds=8.0)
 
 OnStatus = Callable[[str], None]
 _Result = TypeVar("_Result")
 _PORTS: Final = {"http": 80, "https": 443}
-# From this version on Ollama makes no model of an adapter; made ones still run.
+# From this version on Ollama creates no model from an adapter; existing ones still run.
 # Source: ollama/ollama, pull request 14969.
 NO_ADAPTERS_SINCE: Final = (0, 34, 1)
 _NO_ADAPTERS: Final = "adapters are no longer supported"
@@ -50,7 +50,7 @@ _NAME: Final = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blob:
-    """A file as Ollama keeps it: by its digest. `open` gives its bytes from the start."""
+    """A file that Ollama stores by its digest; `open` returns its bytes from the start."""
 
     file_name: str
     sha256: str
@@ -65,8 +65,8 @@ class Blob:
 def server_url(text: str = "", *, environ: Mapping[str, str] = os.environ) -> str:
     """Base URL of the server: `text`, otherwise $OLLAMA_HOST, otherwise the default.
 
-    Both are read as Ollama reads its variable: scheme and port may be missing, and an address that
-    only a server can listen at means this machine.
+    Both are read as Ollama reads its variable: scheme and port may be missing, and a wildcard
+    address means this machine.
 
     Raises:
         InputError: INPUT_FIELD_INVALID.
@@ -93,7 +93,7 @@ def server_url(text: str = "", *, environ: Mapping[str, str] = os.environ) -> st
 
 
 def checked_name(name: str) -> str:
-    """A model name as Ollama takes it.
+    """A model name that Ollama accepts.
 
     Raises:
         InputError: INPUT_FIELD_INVALID.
@@ -109,7 +109,7 @@ def checked_name(name: str) -> str:
 
 
 def require_adapters(version: str) -> None:
-    """Passes a server that takes adapters alone; one that does not say its version may be such.
+    """Refuses a server whose version does not support adapters; an unknown version is accepted.
 
     Raises:
         InputError: DEP_OLLAMA_REGISTRATION_FAILED.
@@ -141,7 +141,7 @@ class Server:
         self._sleep = sleep
 
     def version(self) -> str:
-        """The server's version; also the quickest way to find out whether it is there.
+        """The server's version; also the quickest check that it answers.
 
         Raises:
             TunesmithError: DEP_OLLAMA_REGISTRATION_FAILED, here as in every other call.
@@ -149,15 +149,15 @@ class Server:
         return str(self._tried(lambda: self._json("GET", "/api/version")).get("version", ""))
 
     def push(self, blob: Blob, on_bytes: OnBytes | None = None) -> bool:
-        """Makes sure that the server has a file; whether it had to be sent."""
+        """Sends a file unless the server has it; returns whether it was sent."""
         return self._tried(lambda: self._push_once(blob, on_bytes))
 
     def create(self, request: Mapping[str, Any], on_status: OnStatus | None = None) -> None:
-        """Makes a model of files that were pushed; an older one of its name is replaced."""
+        """Creates a model from pushed files; an older one of its name is replaced."""
         self._tried(lambda: self._stream("/api/create", request, on_status))
 
     def pull(self, model: str, on_status: OnStatus | None = None) -> None:
-        """Lets the server fetch a model from its registry, unless it is there."""
+        """Lets the server fetch a model from its registry, unless it has the model."""
         self._tried(lambda: self._stream("/api/pull", {"model": model}, on_status))
 
     def show(self, model: str) -> Mapping[str, Any] | None:
@@ -210,7 +210,7 @@ class Server:
         return found
 
     def _stream(self, path: str, body: Mapping[str, Any], on_status: OnStatus | None) -> None:
-        """Follows the statuses of one call to its success."""
+        """Reads the statuses of one call until its success."""
         last = ""
         with self._http() as http, http.stream("POST", self.url + path, json=body) as answer:
             if not answer.is_success:
@@ -220,7 +220,7 @@ class Server:
                 if found is None:
                     raise self._failed("what answers there is not Ollama", status=0)
                 if found.get("error"):
-                    # Said after the first status, so that no HTTP status could carry it.
+                    # Sent after the first status, when the HTTP status was already sent.
                     raise _PassingError(f"Ollama said: {_shortened(str(found['error']))}")
                 status = str(found.get("status", ""))
                 if status and status != last and on_status:
@@ -283,7 +283,7 @@ class Server:
 
 
 class _PassingError(Exception):
-    """A failure that may pass; never leaves this file."""
+    """A transient failure; never raised out of this file."""
 
 
 def _takes_no_adapters(reason: str) -> InputError:
@@ -311,7 +311,7 @@ def _is_unspecified(host: str) -> bool:
 
 
 class _Counted:
-    """Reports how many bytes are sent, and takes it back when they have to be sent again."""
+    """Reports the number of sent bytes, and subtracts them when they have to be sent again."""
 
     def __init__(self, on_bytes: OnBytes | None) -> None:
         self._on_bytes = on_bytes
