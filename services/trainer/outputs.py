@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import time
+import zipfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from chassis.leasing import LeaseSession
 from lexicon.faults import Fault
 from objects import transfer
 from trainer import wire
-from trainer.bundle import write_zip
 from trainer.pipe import CheckpointWritten, Finished
 from tunesmith.api.artifact.v1 import artifact_pb2
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2
@@ -32,6 +32,10 @@ SETTLE_TEXT = "The attempt has failed; its last checkpoint is being stored"
 # By how much the last checkpoint is ahead of the finished adapter on their way to the store.
 HANDOVER_SECONDS_MAX = 20.0
 HANDOVER_TEXT = "Training is done; its last checkpoint is being stored"
+# ZIP cannot say "no time"; its earliest one is used.
+EARLIEST_TIME = (1980, 1, 1, 0, 0, 0)
+FILE_MODE = 0o100644
+MODE_SHIFT = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,3 +287,23 @@ def _merge_archive(folder: Path) -> Output:
 
 def _inside(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
+
+
+def write_zip(files: Sequence[Path], target: Path, *, root: Path | None = None) -> None:
+    """Write the files, by name and in order of their names, to the new archive `target`.
+
+    Args:
+        root: folder that the names are relative to; None for names without a folder.
+    """
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        named = {path.relative_to(root).as_posix() if root else path.name: path for path in files}
+        for name, path in sorted(named.items()):
+            entry = zipfile.ZipInfo(name, date_time=EARLIEST_TIME)
+            entry.external_attr = FILE_MODE << MODE_SHIFT
+            # Trained weights are noise to a compressor: packing them only takes time.
+            entry.compress_type = (
+                zipfile.ZIP_STORED if path.suffix == ".safetensors" else zipfile.ZIP_DEFLATED
+            )
+            with path.open("rb") as source, archive.open(entry, "w", force_zip64=True) as sink:
+                while chunk := source.read(1 << 20):
+                    sink.write(chunk)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from trainer.domain.answers import flags
 from trainer.domain.healing import OomRecovery
+from trainer.domain.samples import flags
 from trainer.pipe import Sample
 from trainer.training.adapted_model import AdaptedModel
 from trainer.training.memory import is_out_of_memory

@@ -17,7 +17,7 @@ from trainer.domain.healing import OomRecovery
 from trainer.domain.loss_curve import LossCurve
 from trainer.domain.plan import BatchPlan, OptimisationPlan
 from trainer.domain.scaling import LossScale
-from trainer.domain.schedule import learning_rate
+from trainer.domain.steps import learning_rate
 from trainer.training.adapted_model import AdaptedModel
 from trainer.training.batches import Example, micro_batches, sequences_of, step_indices
 from trainer.training.memory import is_out_of_memory

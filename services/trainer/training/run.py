@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 import torch
@@ -19,8 +20,8 @@ from trainer.domain.healing import OomRecovery
 from trainer.domain.loss_curve import LossCurve
 from trainer.domain.mlx import require_supported
 from trainer.domain.plan import Places, TrainPlan, checkpoint_due, essence
-from trainer.domain.remaining import StepTimer
 from trainer.domain.scaling import LossScale
+from trainer.domain.steps import StepTimer
 from trainer.pipe import (
     CheckpointWritten,
     Doing,
@@ -34,7 +35,6 @@ from trainer.pipe import (
 )
 from trainer.training import checkpoint, generation, loop, resumption
 from trainer.training.adapted_model import AdaptedModel
-from trainer.training.backend import Backend
 from trainer.training.channel import RunChannel
 from trainer.training.continual import ContinualSchedule
 from trainer.training.dataset import TrainingData, Warn
@@ -50,6 +50,28 @@ from trainer.training.validation import split
 from trainer.training.writer import CheckpointWriter
 
 log = logging.getLogger(__name__)
+
+
+class Backend(Protocol):
+    """The backend of one run, in the numbers that it computes in.
+
+    There are three: transformers + PEFT and Unsloth, which share `torch_backend`, and MLX.
+    """
+
+    @property
+    def packs_rows(self) -> bool:
+        """Whether examples can share a row; otherwise rows are padded, and the loss is the same."""
+        ...
+
+    def adapt(self, plan: TrainPlan, data: TrainingData, cache: ModelCache) -> AdaptedModel:
+        """The base with a fresh adapter, out of what `cache` holds as far as that goes.
+
+        Raises:
+            Fault: MODEL_ARCHITECTURE_UNSUPPORTED, MODEL_WEIGHTS_INVALID, RUNTIME_GPU_OOM,
+                CONFIG_TARGET_UNKNOWN, RUNTIME_UNSLOTH_FAILED, and what `require_known_tokens`
+                raises.
+        """
+        ...
 
 
 def train_run(

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from lexicon.faults import FaultCode
-from trainer.domain.sampling import samples_due
+from trainer.domain.samples import samples_due
 from trainer.pipe import Sample
 from trainer.training import generation
 from trainer.training.dataset import Warn

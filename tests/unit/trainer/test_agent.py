@@ -14,11 +14,10 @@ import pytest
 from lexicon.faults import Fault, FaultCode
 from tests.support.child_lines import a_process
 from tests.support.training import a_plan
-from trainer.bundle import write_zip
 from trainer.child import Child, child_environment
 from trainer.domain.temperature import COOLING_TEXT, Action, Limits, Thermostat
 from trainer.node import alone_in
-from trainer.outputs import CheckpointUploader
+from trainer.outputs import CheckpointUploader, write_zip
 from trainer.pipe import (
     CheckpointWritten,
     Failed,

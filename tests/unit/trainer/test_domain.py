@@ -13,12 +13,11 @@ from lexicon.faults import Fault, FaultCode
 from modelspec.recipe import Schedule
 from tests.support.training import a_plan, changed
 from trainer.domain import plan as plans
-from trainer.domain.answers import flags
 from trainer.domain.card import model_card
 from trainer.domain.healing import OomRecovery, means_out_of_memory
 from trainer.domain.loss_curve import BUCKETS_MAX, PLACES, LossCurve
-from trainer.domain.remaining import STEPS_BEFORE_ESTIMATE, StepTimer
-from trainer.domain.schedule import learning_rate
+from trainer.domain.samples import flags
+from trainer.domain.steps import STEPS_BEFORE_ESTIMATE, StepTimer, learning_rate
 
 
 def rate(step: int, schedule: Schedule = Schedule.COSINE, warmup: float = 0.1) -> float:

@@ -24,7 +24,7 @@ from tests.support.training import (
     some_rows,
 )
 from trainer.domain.plan import TrainPlan
-from trainer.domain.schedule import learning_rate
+from trainer.domain.steps import learning_rate
 from trainer.training import loop, peft_library
 from trainer.training.batches import Row, step_indices
 from trainer.training.model_cache import renew

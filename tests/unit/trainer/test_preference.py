@@ -24,7 +24,7 @@ from tests.support.training import (
 )
 from trainer.domain.healing import OomRecovery
 from trainer.domain.plan import TrainPlan
-from trainer.domain.schedule import learning_rate
+from trainer.domain.steps import learning_rate
 from trainer.training import checkpoint, loop, preference
 from trainer.training.batches import Example, KtoExample, Pair, Row, packed, step_indices
 

@@ -21,7 +21,7 @@ from tests.support.training import (
     torch_model,
 )
 from trainer.domain.plan import TrainPlan
-from trainer.domain.sampling import SECONDS_BETWEEN_MIN, samples_due
+from trainer.domain.samples import SECONDS_BETWEEN_MIN, samples_due
 from trainer.training import loop, peft_library
 from trainer.training.generation import BRIEF_TOKENS_MAX, Generator, Prompt
 from trainer.training.sampling import Sampler
