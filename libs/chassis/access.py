@@ -16,7 +16,7 @@ _OPERATORS = frozenset({Role.OPERATOR})
 _NODES = frozenset({Role.NODE})
 _EVERYBODY = frozenset(Role)
 
-# Probes of load balancers and supervisors have no token, and learn nothing but "it serves".
+# Probes of load balancers and supervisors have no token; the answer says only that it serves.
 OPEN: frozenset[str] = frozenset({"/grpc.health.v1.Health/Check"})
 
 
@@ -137,7 +137,7 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
         },
     ),
     **_service(f"{_API}.work.v1.NodeService", {"ListNodes": _USERS_AND_SERVICES}),
-    # A stream that never ends is not for strangers.
+    # An endless stream requires an authenticated caller.
     **_service("grpc.health.v1.Health", {"Watch": _EVERYBODY}),
     **_service("grpc.reflection.v1.ServerReflection", {"ServerReflectionInfo": _EVERYBODY}),
     **_service("grpc.reflection.v1alpha.ServerReflection", {"ServerReflectionInfo": _EVERYBODY}),

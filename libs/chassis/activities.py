@@ -27,7 +27,7 @@ async def downloading(
 ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     """Reports every second how far the download of a base is, by what has come into its folder.
 
-    Gives the look that it takes, for those who cannot wait for the next one.
+    Yields a function that reports at once, for callers that cannot wait for the next second.
 
     Args:
         needed_bytes: what is to come; 0 or less when that is not known.

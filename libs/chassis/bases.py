@@ -1,7 +1,7 @@
-"""The base models of a node: fetched once into its cache, whichever worker asks, and held in use.
+"""The base models of a node: fetched once into its cache for all workers, and locked while in use.
 
 A base comes from the object store, file by file with its digest, or from a model hub at a commit.
-The lease hears how far the download is, and a download that was cut goes on where it was.
+The download reports its progress on the lease, and resumes after an interruption.
 """
 
 import asyncio
@@ -24,12 +24,12 @@ MODEL_PATTERNS: Final = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model"
 
 
 class Bases:
-    """Base models on the local disk, those under work held until they are let go."""
+    """Base models on the local disk; those in use stay locked until they are released."""
 
     def __init__(
         self, cache: Path, *, bound_bytes: int, hub_url: str, hub_token: str | None
     ) -> None:
-        """Nothing is made or fetched yet.
+        """Neither creates nor fetches anything.
 
         Args:
             bound_bytes: of the whole cache, 0 for half of its volume.
@@ -41,7 +41,7 @@ class Bases:
         self._held = ExitStack()
 
     def let_go(self) -> None:
-        """From now on every base may be deleted to make room for another."""
+        """Release every base, so that it may be deleted to make room for another."""
         self._held.close()
 
     async def commit_of(self, base: work_pb2.BaseModelInput) -> str:
@@ -68,7 +68,7 @@ class Bases:
         Args:
             renewed: gives URLs of its files once those of the lease have ended.
             commit: which one, when that is known; else the one that the base's revision names.
-            is_doubted: what lies there is compared with its digests again, or fetched again.
+            is_doubted: compare the cached files with their digests again, or fetch them again.
         Raises:
             Fault: as `transfer.download`, as `ModelHub.fetch`.
         """
@@ -98,7 +98,7 @@ class Bases:
         self._held.enter_context(self._cache.using(folder))
         if is_doubted:
             mark.unlink(missing_ok=True)
-        # The mark spares a warm node the hashing of gigabytes before every use.
+        # With the mark a node need not hash gigabytes before every use.
         if not mark.exists():
             size_bytes = sum(file.size_bytes for file in base.files)
             missing = max(0, size_bytes - folder_bytes(folder))

@@ -36,7 +36,7 @@ _OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.enable_retries", 1),
     ("grpc.max_receive_message_length", RESPONSE_BYTES_MAX),
-    # A peer that vanished without a word is noticed within half a minute.
+    # A peer that vanished without closing its connection is noticed within half a minute.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -134,7 +134,7 @@ def _prepared(
         metadata[key] = value
     wait = details.wait_for_ready
     if wait is None:
-        # A stream without a deadline would wait for ever.
+        # A stream without a deadline would wait forever.
         wait = deadline_seconds is not None or details.timeout is not None
     return grpc.aio.ClientCallDetails(
         method=details.method,

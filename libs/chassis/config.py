@@ -38,7 +38,7 @@ def env(
     """A dataclass field that is read from an environment variable.
 
     Args:
-        name: name of the variable; a secret may stand in a file that `{name}_FILE` names.
+        name: name of the variable; a secret may be in a file that `{name}_FILE` names.
         default: value when the variable is unset or empty; without one it is required.
         doc: what to set it to, with unit; shown as the hint when it is missing or wrong.
         secret: never shown, neither in logs nor in repr().
@@ -87,7 +87,7 @@ def load(config_class: type[ConfigT], environ: Mapping[str, str]) -> ConfigT:
 
 
 def describe(config: object) -> dict[str, str]:
-    """Every setting by its variable's name, secrets masked; what the first log line carries."""
+    """Every setting by its variable's name, secrets masked, for the first log line."""
     shown: dict[str, str] = {}
     for field in _fields(type(config)):
         variable: _Variable = field.metadata[_KEY]

@@ -1,9 +1,9 @@
-"""Events come in: live from JetStream, and from the scheduler's event log whenever that may miss.
+"""Consume events: live from JetStream, and from the scheduler's event log when some may be missing.
 
-The live side is fast and may lose, repeat or reorder; the log is complete and in order. So the log
-is read at the start, after every break, when a gap shows within a run, and from time to time; what
-came both ways is recognised by its number within the run. The handler keeps an inbox of its own,
-in the transaction of what it does, because the same event may come again after a crash.
+Live events are fast but may be lost, repeated or reordered; the log is complete and in order. So
+the log is read at the start, after every interruption, when a run has a gap, and periodically;
+events that arrive both ways are recognised by their number within the run. The handler keeps an
+inbox, written in the transaction of its effect, as an event may be delivered again after a crash.
 """
 
 import asyncio
@@ -32,9 +32,9 @@ FETCH_EVENTS = 64
 FETCH_SECONDS = 1.0
 ACK_WAIT_SECONDS = 60.0
 CATCH_UP_SECONDS = 30.0
-# While the live side is away, the log alone must keep refunds within seconds.
+# While live events are interrupted, reading the log must keep refunds within seconds.
 CATCH_UP_SECONDS_ALONE = 2.0
-# A live event comes again so soon after an outage, and after its handler failed.
+# Delay before a live event is delivered again, after an outage or a failure of its handler.
 OUTAGE_SECONDS = 2.0
 FAILED_SECONDS = 20.0
 RETRY_SECONDS_MAX = 3.0
@@ -86,19 +86,19 @@ class EventConsumer:
         load_cursor: Callable[[], Awaitable[str]],
         save_cursor: Callable[[str], Awaitable[None]],
     ) -> None:
-        """Make it.
+        """Store the settings; `run` connects.
 
         Args:
             nats_url: `nats://user:password@host:port`.
             durable: name of our consumer on the server.
             subjects: which events, for example `tunesmith.run.v1.>`.
-            handle: does what the event asks for, once: it keeps an inbox. What it raises keeps
-                later events of the same run back and is tried again.
+            handle: applies an event, once: it keeps an inbox. After an exception the event is
+                retried, and later events of the same run wait for it.
             catch_up: pages of the log after a cursor, as `scheduler_pages` gives them.
             load_cursor: reads the stored cursor, empty at first.
             save_cursor: stores it.
         """
-        # Before anything is served, and not only when the first connection is made.
+        # Checked at construction, before the service accepts calls.
         refuse_open_nats(nats_url)
         self._nats_url = nats_url
         self._stream = stream
@@ -109,7 +109,7 @@ class EventConsumer:
         self._load_cursor = load_cursor
         self._save_cursor = save_cursor
         self._lock = asyncio.Lock()
-        # Last number that was handled, by run; the least recently seen runs are forgotten.
+        # Last number that was handled, by run; the least recently seen runs are dropped.
         self._handled: OrderedDict[str, int] = OrderedDict()
         self._live = False
         self._behind = asyncio.Event()
@@ -143,7 +143,7 @@ class EventConsumer:
     async def _read_log(self) -> set[str]:
         """Handle everything after the cursor; return the runs whose handler failed.
 
-        A run that fails does not keep the others waiting; but the cursor stays before it.
+        A failing run does not block the others, but the cursor stays before its event.
         """
         failed: set[str] = set()
         cursor = await self._load_cursor()
@@ -186,7 +186,7 @@ class EventConsumer:
                 wait_seconds = min(2 * wait_seconds, RETRY_SECONDS_MAX)
             finally:
                 self._live = False
-                # What came meanwhile is in the log.
+                # The log has the events of the meantime.
                 self._behind.set()
             await asyncio.sleep(wait_seconds * random.uniform(0.5, 1.0))
 
@@ -196,7 +196,7 @@ class EventConsumer:
         try:
             stream = jetstream.context(client)
             if await jetstream.stream_info(stream, self._stream) is None:
-                # Its owner has not made it yet; the log serves us meanwhile.
+                # The scheduler has not created the stream yet; use the log meanwhile.
                 return
             await stream.add_consumer(self._stream, self._consumer_config())
             subscription = await stream.pull_subscribe_bind(
@@ -225,13 +225,13 @@ class EventConsumer:
     async def _receive(self, message: Msg) -> float:
         """Handle a live event, the log first where it is not the next of its run.
 
-        Returns after how many seconds it is to come again, 0 when it is done with.
+        Returns the seconds until its next delivery, 0 when it is done.
         """
         event = event_pb2.Event()
         try:
             event.ParseFromString(message.data)
         except DecodeError:
-            # The log has what was meant; a stranger's bytes must not come again for ever.
+            # The log has the event; invalid bytes must not be delivered forever.
             log.exception("message is not an event", subject=message.subject)
             return 0
         try:
@@ -240,8 +240,8 @@ class EventConsumer:
                 return 0
             if event.sequence == handled + 1:
                 return 0 if await self._try_handle(event) else FAILED_SECONDS
-            # A gap, or a run from before our start. Whatever was stored before this call is
-            # handled after it, and a published event was stored.
+            # A gap, or a run from before our start. Reading the log handles every event that was
+            # stored before this call, and published events are stored.
             return FAILED_SECONDS if event.run in await self._read_log() else 0
         except Exception as error:  # noqa: BLE001 - a room's handler or port; tried again.
             self._warn("event put back", error)

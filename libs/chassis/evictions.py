@@ -1,4 +1,4 @@
-"""Room in a node's cache of models, and what had to go for it: a line in the log and a number."""
+"""Make room in a node's cache of models; each eviction is a line in the log and a metric."""
 
 import asyncio
 from functools import cache as once
@@ -12,13 +12,13 @@ log = telemetry.logger(__name__)
 
 
 async def make_room(cache: FolderCache, needed_bytes: int) -> None:
-    """Deletes what was not used for longest, until so many bytes fit or nothing else can go."""
+    """Evicts least recently used entries until so many bytes fit or no entry can be evicted."""
     for evicted in await asyncio.to_thread(cache.make_room, needed_bytes):
         report(evicted)
 
 
 def report(evicted: Evicted) -> None:
-    """Logs and counts an entry that went."""
+    """Logs and counts an evicted entry."""
     log.info("cache_evicted", entry=evicted.name, size_bytes=evicted.size_bytes)
     _counter().add(evicted.size_bytes)
 

@@ -1,8 +1,8 @@
-"""Who calls: one format of token, made and checked here and nowhere else.
+"""Who calls: one format of token; this module alone creates and checks tokens.
 
 A token is a JSON Web Token (RFC 7519) signed with HMAC-SHA256; it names a subject, one of four
 roles and, for projects, the project. The signing key may be several, separated by commas: the
-first signs, all verify, so that a key can be replaced without a moment in which nothing works.
+first signs, all verify, so that a key can be replaced without an interruption.
 """
 
 import functools
@@ -35,7 +35,7 @@ ANY_NODE = "nodes/*"
 
 
 class Role(StrEnum):
-    """What kind of caller a token speaks for."""
+    """The kind of caller that a token identifies."""
 
     SERVICE = "service"
     NODE = "node"
@@ -63,7 +63,7 @@ class Caller:
     project: str | None = None
 
     def require_project(self, name: str | _InProject) -> None:
-        """Refuse names of another project; services and operators may name all.
+        """Refuse names of another project; services and operators may use all.
 
         Args:
             name: a parsed resource name, a name that begins with `projects/{project}`, or the id
@@ -82,7 +82,7 @@ class Caller:
                     raise Fault(FaultCode.ACCESS_PROJECT_FORBIDDEN, project=project)
 
     def require_node(self, name: str) -> None:
-        """Refuse a node that speaks for another node; services may name all.
+        """Refuse a node that calls in the name of another node; services may name all.
 
         Raises:
             Fault: ACCESS_DENIED.
@@ -262,5 +262,5 @@ def _project_of(name: str | _InProject) -> str | None:
     if "/" not in name:
         return name
     parts = name.split("/")
-    # Whatever else it is, it is not a name of the caller's project.
+    # Any other text is outside of the caller's project.
     return parts[1] if parts[0] == "projects" else ""

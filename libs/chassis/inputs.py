@@ -1,7 +1,7 @@
-"""URLs of a lease's inputs that go on working for as long as the lease does.
+"""URLs of a lease's inputs that are renewed for as long as the lease lasts.
 
-A signed URL lives for minutes, a download of a large base over a slow line for hours. Whoever holds
-the lease may have its inputs signed again; nobody else may.
+A signed URL is valid for minutes; a download of a large base over a slow line takes hours. Only the
+holder of the lease can have its inputs signed again.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from objects.transfer import RemoteFile
 
 
 class Signing(Protocol):
-    """Who signs the inputs again; `chassis.leasing.LeaseSession` does."""
+    """Signs the inputs again, as `chassis.leasing.LeaseSession` does."""
 
     async def sign_inputs(self) -> Sequence[RemoteFile]:
         """Every file that the task reads, with a URL signed just now."""
@@ -21,7 +21,7 @@ class Signing(Protocol):
 
 
 class InputUrls:
-    """The newest URLs of one lease's inputs; files that wait at once are asked for once."""
+    """The newest URLs of one lease's inputs; files that wait together share one request."""
 
     def __init__(self, session: Signing) -> None:
         self._session = session
@@ -54,7 +54,7 @@ class InputUrls:
         except Fault as fault:
             if fault.code is FaultCode.RUN_LEASE_LOST or TABLE[fault.code].owner is Owner.PLATFORM:
                 raise
-            # What the scheduler finds wrong with our question is not the doing of the run's owner.
+            # When the scheduler refuses our request, the run's owner is not at fault.
             raise Fault(
                 FaultCode.STORAGE_URL_NOT_RENEWED,
                 f"The scheduler signed no fresh URL: {fault.message}",

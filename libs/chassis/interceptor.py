@@ -1,8 +1,9 @@
-"""Every call that comes in: who calls, may they, what do they say, and what went wrong.
+"""The interceptor of every incoming call: authentication, authorisation, decoding and faults.
 
-One interceptor does it all, because each layer of Python costs a tenth of a call: it checks token
-and table before it decodes a byte, decodes under our own rules, binds the run to the logs, opens
-the span, and turns whatever is raised into `google.rpc.Status`. A traceback never leaves.
+One interceptor does all of it, because each layer of Python costs a tenth of a call: it checks the
+token and the access table before it decodes a byte, decodes within our own limits, binds the run to
+the logs, opens the span, and converts every exception into `google.rpc.Status`. A traceback is
+never sent.
 """
 
 import asyncio
@@ -34,7 +35,7 @@ log = telemetry.logger(__name__)
 
 # Longest time that a unary call may take; the longest poll is 30 s, the longest check a minute.
 CALL_SECONDS_MAX = 120.0
-# A request has no field that comes near it; signed URLs carry what is large.
+# Far above every field of a request; large data is transferred by signed URLs.
 REQUEST_BYTES_MAX = 4 * 1024 * 1024
 _TRACE_KEYS = frozenset({"traceparent", "tracestate"})
 
@@ -43,7 +44,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
     """The interceptor of every server.
 
     Attributes:
-        probing: while the server knocks at its own door its refusals are not worth a line.
+        probing: while the server probes its own socket, refusals are not logged.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """Make it.
+        """Create the interceptor.
 
         Args:
             signing_key: key of the tokens; None refuses everything but health probes.
@@ -120,7 +121,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         )
 
     def _refusal(self, method: str, headers: dict[str, Any]) -> Any:
-        """The answer for a method that does not exist: strangers learn only that they are."""
+        """The answer for a method that does not exist; others get the refusal of their token."""
 
         async def refuse(_request: bytes, context: Any) -> None:
             fault = Fault(FaultCode.INPUT_METHOD_UNKNOWN, f"There is no method {method}.")
@@ -141,7 +142,7 @@ async def abort(context: Any, fault: Fault) -> None:
 
 
 class _Call:
-    """One call on its way through; wraps the handler's four shapes."""
+    """One call; wraps the handler's four shapes."""
 
     def __init__(
         self,
@@ -204,7 +205,7 @@ class _Call:
         try:
             return self._deserialize(request)
         except DecodeError as error:
-            # The parser gives up at a nesting of a hundred, and says no more than that it failed.
+            # The parser fails at a nesting of a hundred without a reason.
             raise Fault(
                 FaultCode.INPUT_MESSAGE_TOO_DEEP,
                 "The request is not a message of the contract, or is nested too deeply.",
@@ -215,10 +216,10 @@ class _Call:
 
 
 class _Scope:
-    """What is known about a call while it is answered: its span, its run, how it ended.
+    """State of a call while it is answered: its span, its run, how it ended.
 
-    Span and run are set for the task of the call and never taken back: every call has a task of
-    its own, and a stream that its client left is closed in another one.
+    Span and run are set for the task of the call and never reset: every call has a task of its
+    own, and a stream that its client left is closed in another task.
     """
 
     def __init__(
@@ -242,7 +243,7 @@ class _Scope:
         otel_context.attach(trace.set_span_in_context(self._span))
 
     def bind_run(self, message: Any) -> None:
-        """Carry the run that the request names into logs and span."""
+        """Add the run that the request names to logs and span."""
         for field in ("run", "name"):
             value = getattr(message, field, None)
             if isinstance(value, str) and "/runs/" in value:
@@ -282,7 +283,7 @@ class _Scope:
             log.warning("call behind failed", method=self._method, code=fault.code.value)
             return fault
         if isinstance(error, NotImplementedError):
-            # What a generated servicer raises for a method that its heir leaves out.
+            # A generated servicer raises this for a method that its subclass leaves out.
             return Fault(FaultCode.INPUT_METHOD_UNKNOWN)
         if postgres.is_outage(error):
             reason = f"{type(error).__name__}: {error}"

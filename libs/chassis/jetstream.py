@@ -24,7 +24,7 @@ PING_SECONDS = 5
 VERSION_FLOORS = {(2, 11): (2, 11, 16), (2, 12): (2, 12, 7)}
 VERSION_FLOOR_NEWEST = (2, 14, 0)
 
-# What trouble with the server looks like; everything else is a mistake of ours.
+# Exceptions of a failing server; all others are bugs of ours.
 TROUBLE: tuple[type[Exception], ...] = (
     nats.errors.Error,
     nats.js.errors.Error,
@@ -36,10 +36,10 @@ TROUBLE: tuple[type[Exception], ...] = (
 
 
 async def connect(url: str, *, name: str, on_closed: Callable[[], None]) -> Client:
-    """A connection that ends at the first trouble instead of healing itself in silence.
+    """A connection that ends at the first error instead of reconnecting silently.
 
-    Whoever uses it must look at the stream again after a break, since it may be another one; so
-    the loop around it makes the next connection.
+    After an interruption the stream may be a new one and has to be checked again; so the loop
+    around this function opens the next connection.
 
     Args:
         url: `nats://user:password@host:port`, `tls://…` beyond this machine; never logged.
@@ -56,7 +56,7 @@ async def connect(url: str, *, name: str, on_closed: Callable[[], None]) -> Clie
         on_closed()
 
     async def silent(_error: Exception) -> None:
-        """Errors come out of the calls; the client would print them once more."""
+        """Ignore the client's callback: calls raise the same errors, which it would print again."""
 
     client = await nats.connect(
         f"{parts.scheme}://{parts.hostname}:{parts.port or 4222}",
@@ -82,7 +82,7 @@ async def connect(url: str, *, name: str, on_closed: Callable[[], None]) -> Clie
 
 
 def check_version(text: str) -> None:
-    """Refuse a server whose holes are known.
+    """Refuse a server with known vulnerabilities.
 
     Raises:
         Fault: CONFIG_INVALID.

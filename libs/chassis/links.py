@@ -1,7 +1,7 @@
 """Links to Postgres and NATS: encrypted beyond this machine, or the process does not start.
 
-Their URLs carry passwords, and what travels over them is everybody's data. There is no way to
-switch the rule off.
+Their URLs contain passwords, and the connections carry data of all projects. No option switches the
+rule off.
 """
 
 import ssl
@@ -55,7 +55,7 @@ def refuse_open_nats(url: str) -> None:
 
 
 def nats_tls(url: str) -> ssl.SSLContext | None:
-    """How to believe a NATS server: by the system's authorities, which SSL_CERT_FILE replaces."""
+    """TLS context for a NATS server: the system's authorities, which SSL_CERT_FILE replaces."""
     return ssl.create_default_context() if urlsplit(url).scheme == "tls" else None
 
 

@@ -30,11 +30,11 @@ else:
 log = telemetry.logger(__name__)
 
 CONNECT_SECONDS = 5.0
-# How long a start waits for a database that is starting itself.
+# How long a start waits for a database that is starting too.
 READY_SECONDS = 60.0
 RETRY_SECONDS_MAX = 2.0
 COMMAND_SECONDS = 30.0
-# The server gives up before the client does, so that no lock outlives who asked for it.
+# The server's timeout is shorter than the client's, so that no lock outlives its client.
 SERVER_SETTINGS = {
     "statement_timeout": "25s",
     "lock_timeout": "10s",
@@ -108,13 +108,13 @@ async def open_pool(
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether the database was away, busy or restarting, so that trying again is right.
+    """Whether the database was unreachable, busy or restarting, so that a retry makes sense.
 
-    A transaction that fails so may have been committed all the same when the connection broke in
-    its COMMIT; who repeats it must be idempotent.
+    When the connection broke during COMMIT, the transaction may have been committed; a retry must
+    therefore be idempotent.
     """
     if isinstance(error, asyncpg.InterfaceError):
-        # The same class reports misuse, which is an error of ours and no outage.
+        # The same class reports misuse, which is a bug of ours and no outage.
         return "clos" in str(error)
     if type(error) is OSError:
         # asyncio's summary of several addresses has no number; a full disk has one of its own.
@@ -173,7 +173,7 @@ class Queries(Mapping[str, str]):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The statements of such a text; a name that comes twice is our own mistake."""
+        """The statements of such a text; a duplicate name is a bug of ours."""
         parts = _QUERY_MARK.split(text)
         statements: dict[str, str] = {}
         for name, body in zip(parts[1::2], parts[2::2], strict=True):

@@ -1,7 +1,7 @@
-"""What must never be read in a log, an event or an answer: the shapes of secrets, taken out.
+"""Redact secrets in logs, events and answers, by their shapes.
 
-A path of the machine is no secret, and operators need it in their logs; but no user has a use for
-it, and it shows how the machine is set up. `hide_paths` leaves the file's name.
+A path of the machine is no secret, and operators need it in their logs; but users cannot use it,
+and it shows how the machine is set up. `hide_paths` keeps only the file's name.
 """
 
 import re

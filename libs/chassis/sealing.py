@@ -1,4 +1,4 @@
-"""Short secrets at rest: readable by a service that has the platform's key, and by nobody else."""
+"""Short secrets, encrypted at rest with a key that is derived from the platform's key."""
 
 import secrets
 from typing import Final
@@ -14,17 +14,17 @@ NONCE_BYTES: Final = 12
 
 
 class Sealer:
-    """Seals texts with a key of its own that follows from the platform's (AES-256-GCM, HKDF).
+    """Encrypts texts with a key that is derived from the platform's key (AES-256-GCM, HKDF).
 
     Source: NIST SP 800-38D, section 8.2.2; RFC 5869.
     """
 
     def __init__(self, key: str, *, purpose: str) -> None:
-        """Make it.
+        """Derive the key.
 
         Args:
             key: the platform's signing key.
-            purpose: what is sealed; another purpose gives another key.
+            purpose: what is encrypted; another purpose gives another key.
         """
         derived = HKDF(
             algorithm=SHA256(), length=KEY_BYTES, salt=None, info=f"tunesmith/{purpose}".encode()
@@ -32,12 +32,12 @@ class Sealer:
         self._cipher = AESGCM(derived)
 
     def seal(self, text: str, *, owner: str) -> bytes:
-        """The sealed text; it opens for the same owner only, so that rows cannot be exchanged."""
+        """The encrypted text, bound to its owner, so that rows cannot be exchanged."""
         nonce = secrets.token_bytes(NONCE_BYTES)
         return nonce + self._cipher.encrypt(nonce, text.encode(), owner.encode())
 
     def open(self, sealed: bytes, *, owner: str) -> str | None:
-        """The text; None when the key is another by now, or these bytes were never sealed."""
+        """The text; None when the key has changed, or when these bytes are no encrypted text."""
         nonce, body = sealed[:NONCE_BYTES], sealed[NONCE_BYTES:]
         try:
             return self._cipher.decrypt(nonce, body, owner.encode()).decode()

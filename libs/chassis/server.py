@@ -33,8 +33,8 @@ CONCURRENT_CALLS_MAX = 4096
 CONCURRENT_STREAMS_MAX = 1024
 
 OPTIONS: tuple[tuple[str, int], ...] = (
-    # Twice the interceptor's limit, so that its own answer is the one that is seen; what is larger
-    # still is refused by the transport, which knows no codes.
+    # Twice the interceptor's limit, so that callers see its fault; only a still larger message is
+    # refused by the transport, without a code.
     ("grpc.max_receive_message_length", 2 * interceptor.REQUEST_BYTES_MAX),
     ("grpc.max_send_message_length", RESPONSE_BYTES_MAX),
     ("grpc.max_metadata_size", METADATA_BYTES_MAX),
@@ -154,7 +154,7 @@ def _register(
 
 
 def _bind(server: grpc.aio.Server, listen: str, tls: Tls | None) -> int:
-    """Open the port; the second place that looks whether this is allowed."""
+    """Open the port; the second check whether this is allowed."""
     refuse_open_door(listen, tls, signing_key=None)
     try:
         if tls is None:
@@ -172,7 +172,7 @@ def _bind(server: grpc.aio.Server, listen: str, tls: Tls | None) -> int:
 
 
 async def _probe(port: int, listen: str, tls: Tls | None, names: Sequence[str]) -> None:
-    """Call our own socket without a token and see that we are refused, method by method."""
+    """Call every method on our own socket without a token and check that it is refused."""
     host, _ = split_address(listen)
     target = "127.0.0.1" if host in ("0.0.0.0", "localhost") else host  # noqa: S104
     target = "::1" if target == "::" else target

@@ -1,7 +1,7 @@
 """Logs, traces and metrics of a process: JSON lines that carry the run, and OpenTelemetry.
 
-Where traces and metrics go is said by the standard OTEL_* variables and by nothing else; without
-them nothing is exported, but trace ids are still made, logged and passed on.
+Only the standard OTEL_* variables configure the export of traces and metrics; without them nothing
+is exported, but trace ids are still created, logged and passed on.
 """
 
 import logging
@@ -68,7 +68,7 @@ def start(service: str, environ: Mapping[str, str] | None = None) -> None:
 
 
 def stop() -> None:
-    """Send what is still buffered, within a few seconds: no collector may keep a process alive."""
+    """Send what is buffered within a few seconds, so that no collector keeps a process alive."""
     providers = [_PROVIDERS.pop() for _ in range(len(_PROVIDERS))]
 
     def shut_down() -> None:

@@ -15,12 +15,12 @@ VARIABLES = "TUNESMITH_TLS_CERT, TUNESMITH_TLS_KEY and TUNESMITH_TLS_CA"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """A process's own certificate and key, and the authority that it believes; all PEM.
+    """A process's own certificate and key, and the authority that it trusts; all PEM.
 
     Attributes:
-        certificate: our certificate chain; it serves for listening and for calling.
+        certificate: our certificate chain, used as server and as client.
         key: our private key.
-        authority: certificates of the authority that signed everybody's certificates.
+        authority: certificates of the authority that signed the certificates of all services.
     """
 
     certificate: bytes
@@ -57,7 +57,7 @@ class Tls:
         return "Tls(…)"
 
     def server_credentials(self) -> grpc.ServerCredentials:
-        """For listening: callers must show a certificate of the same authority."""
+        """For a server: clients must have a certificate of the same authority."""
         return grpc.ssl_server_credentials(
             [(self.key, self.certificate)],
             root_certificates=self.authority,
@@ -65,7 +65,7 @@ class Tls:
         )
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
-        """For calling: we show our certificate and check the other's."""
+        """For a client: we send our certificate and check the server's."""
         return grpc.ssl_channel_credentials(
             root_certificates=self.authority,
             private_key=self.key,
@@ -91,9 +91,9 @@ def is_loopback(address: str) -> bool:
 
 
 def refuse_open_door(listen: str, tls: Tls | None, *, signing_key: str | None) -> None:
-    """Refuse to listen where others could reach us unless callers must prove who they are.
+    """Refuse to listen beyond this machine unless callers are authenticated.
 
-    There is no way to switch this off.
+    No option switches this off.
 
     Args:
         signing_key: None for a process that answers health probes and nothing else.

@@ -1,8 +1,8 @@
-"""The child's side: messages in and out by two pipes, and an end with the parent's.
+"""The child's side: messages in and out by two pipes, and an end with the parent's end.
 
-Standard output belongs to libraries that print what they like, so that messages have pipes of their
-own; a child gets their descriptors in its first argument. A message is one line of JSON, which
-holds no line break of its own; an empty line is a pulse, and says only that the process works.
+Libraries may print to standard output, so messages have pipes of their own; a child gets their
+descriptors in its first argument. A message is one line of JSON without line breaks; an empty line
+is a pulse, which only shows that the process works.
 """
 
 import os
@@ -25,8 +25,8 @@ PULSE_SECONDS: Final = 10.0
 class Channel(Generic[M]):
     """Sends messages at once; a thread of its own receives, so that work never waits for it.
 
-    When the parent has ended the process ends with all that it started: nobody would collect the
-    work, and what it holds must be free for the parent's successor.
+    When the parent has ended, the process ends with all that it started: its result would be lost,
+    and the next agent needs the device and locks that it holds.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Channel(Generic[M]):
         self._write(msgspec.json.encode(message) + b"\n")
 
     def keep_pulse(self, seconds: float = PULSE_SECONDS) -> None:
-        """From now on send a pulse every so often: one that is stopped or hangs has none."""
+        """From now on send a pulse at this interval; a stopped or hanging process sends none."""
 
         def beat() -> None:
             while True:

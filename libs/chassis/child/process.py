@@ -1,9 +1,9 @@
-"""A child process as its parent has it: started without secrets, bounded in every wait, and ended.
+"""The parent's side of a child process: start without secrets, bound every wait, end it.
 
-Whatever a child does, its parent gets a message or an `End`: it may die, hang, be stopped, run out
-of memory, close its channel, or send what is no message or too long. It leads a process group of
-its own, and nothing of that group is left behind. A process that the kernel does not end, one that
-waits in a driver for example, is an end as well, `Cause.STUCK`.
+The parent always gets a message or an `End`, also when the child dies, hangs, is stopped, runs out
+of memory, closes its channel, or sends an invalid or too long message. A child leads a process
+group of its own, which is killed as a whole. A process that the kernel cannot kill, for example
+while it waits in a driver, gives the end `Cause.STUCK`.
 """
 
 import asyncio
@@ -25,16 +25,16 @@ from chassis import telemetry
 M = TypeVar("M")
 log = telemetry.logger(__name__)
 
-# The kernel ends a killed process at once; what is waited for is its memory being given back.
+# The kernel ends a killed process at once, but may take a while to release its memory.
 END_SECONDS_MAX: Final = 10.0
-# A child that sends pulses, and is silent for so long, is stopped or hangs. Its threads have to
-# take turns with code that holds the interpreter, and may have to wait for a slow disk under it.
+# A child that sends pulses and is silent for so long is stopped or hangs. The bound is generous:
+# its thread competes with code that holds the interpreter's lock, and may wait for a slow disk.
 SILENCE_SECONDS_MAX: Final = 600.0
-# Of what a dead child printed, the end says why it died.
+# The last lines that a dead child printed contain the reason.
 OUTPUT_BYTES: Final = 4000
 # What any Python program needs of its parent's environment.
 NEEDED: Final = ("LANG", "LC_ALL", "PATH", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV")
-# No library asks a server on its own, or starts threads before a fork.
+# Libraries contact no server, and start no threads before a fork.
 OFFLINE: Final = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
@@ -48,7 +48,7 @@ _READ_BYTES: Final = 1 << 16
 
 
 class Cause(enum.StrEnum):
-    """Why a child came to its end."""
+    """Why a child ended."""
 
     EXITED = "exited"
     SIGNALLED = "signalled"
@@ -60,12 +60,12 @@ class Cause(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
-    """What the end of a child meant.
+    """How a child ended.
 
     Attributes:
-        cause: `ENDED` by its parent, `STUCK` when it was to be ended and is still there.
+        cause: `ENDED` by its parent, `STUCK` when it was killed and still exists.
         exit_code: negative for the signal that ended it, None as long as it is there.
-        reason: for what it was ended; empty when it ended by itself.
+        reason: why the parent ended it; empty when it ended by itself.
         output: the last of what it printed.
     """
 
@@ -76,7 +76,7 @@ class End:
 
     @property
     def words(self) -> str:
-        """What happened, to stand behind the name of the process."""
+        """What happened, as the predicate of a sentence with the name of the process."""
         match self.cause:
             case Cause.OUT_OF_MEMORY:
                 return "was ended by the kernel: the machine's memory ran out"
@@ -174,14 +174,14 @@ class Process(Generic[M]):
     ) -> None:
         self._program, self._handle, self._pipes, self._decoder = program, handle, pipes, decoder
         self._end_seconds = end_seconds
-        # What may have something for us; a pipe at its end would always be ready.
+        # Pipes that may have data; a pipe at its end would always be ready.
         self._readable = [pipe for pipe in pipes.all if pipe is not pipes.outgoing]
         self._received, self._searched_bytes = bytearray(), 0
         self._printed = b""
         self._sending = asyncio.Lock()
         self._waiting: set[asyncio.Future[None]] = set()
         self._memory_kills = _memory_kill_count()
-        # Why we ended it, and for what; None as long as we have not.
+        # Cause and reason when we ended it; None otherwise.
         self._decided: tuple[Cause, str] | None = None
         self._is_swept = False
         self._is_closed = False
@@ -197,7 +197,7 @@ class Process(Generic[M]):
         *,
         end_seconds: float = END_SECONDS_MAX,
     ) -> "Process[M]":
-        """Start a child; it loads its libraries while nobody waits for it."""
+        """Start a child; it loads its libraries in the background."""
         with ExitStack() as theirs:
             to_child, outgoing = os.pipe()
             incoming, from_child = os.pipe()
@@ -232,14 +232,14 @@ class Process(Generic[M]):
         if self._handle.poll() is None:
             return True
         if not self._is_swept:
-            # What it had started has lost its parent.
+            # Kill the processes that it had started.
             self._is_swept = True
             self._kill_group()
         return False
 
     @property
     def is_stuck(self) -> bool:
-        """Whether it was ended and is still there, as a process that hangs in a driver is."""
+        """Whether it was killed and still exists, as a process that hangs in a driver does."""
         return self._decided is not None and self.alive
 
     @property
@@ -267,10 +267,10 @@ class Process(Generic[M]):
             return
 
     async def receive(self, *, seconds: float = SILENCE_SECONDS_MAX) -> M | End:
-        """The next message, or the end that the child has come to.
+        """The next message, or the end of the child.
 
         Args:
-            seconds: of silence, after which it is ended. A pulse breaks the silence.
+            seconds: of silence, after which it is ended. A pulse counts as a message here.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
@@ -306,7 +306,7 @@ class Process(Generic[M]):
         return await self._conclude()
 
     def end_now(self) -> End:
-        """`end` for those who cannot wait in a loop."""
+        """`end` for callers without an event loop."""
         self._decide(Cause.ENDED)
         self._wait_for_end()
         return self._over()
@@ -327,7 +327,7 @@ class Process(Generic[M]):
     def _wait_for_end(self) -> None:
         if self._decided is None:
             try:
-                # One that has closed its channel is on its way, unless it hangs there.
+                # A child that has closed its channel is about to end, unless it hangs.
                 self._handle.wait(self._end_seconds)
             except subprocess.TimeoutExpired:
                 self._decided = (Cause.DEADLINE, "it closed its channel and stayed")
@@ -356,7 +356,7 @@ class Process(Generic[M]):
         return end
 
     def _close(self) -> None:
-        """Close the pipes, once nobody waits at them."""
+        """Close the pipes when no wait uses them any more."""
         if self._waiting or self._is_closed:
             return
         self._take_printed()
@@ -365,7 +365,7 @@ class Process(Generic[M]):
             pipe.close()
 
     def _kill_group(self) -> None:
-        # What is a zombie already may not be asked for on some systems.
+        # Some systems refuse to signal a zombie.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 
@@ -389,7 +389,7 @@ class Process(Generic[M]):
             self._waiting.discard(woken)
 
     def _read(self) -> bool:
-        """Take what has come; False at the end of the channel."""
+        """Read what has arrived; False at the end of the channel."""
         self._take_printed()
         part = _read_some(self._pipes.incoming)
         self._received += part or b""
@@ -406,7 +406,7 @@ class Process(Generic[M]):
         return line
 
     def _take_printed(self) -> None:
-        """Keep the last of what has been printed, so that it never waits for us to read."""
+        """Read the child's output and keep its end, so that the child never blocks on printing."""
         pipe = self._pipes.printed
         if pipe in self._readable and pipe is not None:
             part = _read_some(pipe)
@@ -415,7 +415,7 @@ class Process(Generic[M]):
                 self._readable.remove(pipe)
 
     def _output(self) -> str:
-        """What this child printed last."""
+        """The end of this child's output."""
         found = self._printed
         if self._log_path is not None:
             with suppress(OSError), self._log_path.open("rb") as file:
@@ -431,7 +431,7 @@ def _wake(woken: "asyncio.Future[None]") -> None:
 
 
 def _read_some(pipe: IO[bytes]) -> bytes | None:
-    """What is there by now; None when nothing is, empty at the end."""
+    """The available bytes; None when there are none yet, empty at the end."""
     try:
         return os.read(pipe.fileno(), _READ_BYTES)
     except BlockingIOError:
