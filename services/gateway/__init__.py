@@ -1,1 +1,1 @@
-"""The public door: verifies callers, forwards their gRPC calls, serves signed transfers."""
+"""The public entry point: verifies callers, forwards gRPC calls, serves signed transfers."""

@@ -1,4 +1,4 @@
-"""The gateway process: gRPC forwarding and the HTTP door, in one."""
+"""The gateway process: gRPC forwarding and the HTTP server, in one."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ CHANNEL_OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.max_receive_message_length", server.RESPONSE_BYTES_MAX),
-    # Whether a call may be made again is for the caller to say; it has the request id.
+    # Only the caller retries calls, as it has the request id.
     ("grpc.enable_retries", 0),
 )
 
@@ -80,11 +80,11 @@ async def main() -> None:
 
 
 class _Web(uvicorn.Server):
-    """uvicorn without its signal handlers: the process has its own, and one stop for all."""
+    """uvicorn without its signal handlers: the process has its own, which stop everything."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals alone."""
+        """Install no signal handlers."""
         yield
 
 
@@ -98,7 +98,7 @@ def _addresses(config: Config) -> list[tuple[Upstream, str]]:
 
 
 def _channel(address: str, tls: Tls | None) -> aio.Channel:
-    """A channel to a service; tokens leave this machine under TLS only."""
+    """A channel to a service; tokens leave this machine over TLS only."""
     if tls is not None:
         return aio.secure_channel(address, tls.channel_credentials(), options=CHANNEL_OPTIONS)
     if not is_loopback(address):

@@ -1,7 +1,7 @@
-"""HTTP at the door: signed GET and PUT of objects, and a health check.
+"""The gateway's HTTP server: signed GET and PUT of objects, and a health check.
 
-A signed URL is the whole credential, so URLs are never logged, and a refusal says no more than its
-code.
+A signed URL is the whole credential, so URLs are never logged, and a refusal contains only its code
+and text.
 """
 
 import re
@@ -23,7 +23,7 @@ from objects.signing import Grant, UrlSigner
 from objects.store import ObjectInfo, ObjectStore
 
 CODE_HEADER = "x-tunesmith-code"
-# Everything served here is data: nothing is rendered, framed, guessed or fetched by other sites.
+# All content is data: browsers must not render, frame, sniff or fetch it from other sites.
 SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'; sandbox"),
@@ -83,10 +83,10 @@ def application(
 def part_of(header: str | None, *, size_bytes: int) -> Part | None:
     """The part that a Range header asks for; None for the whole file.
 
-    What is not one well-formed range of bytes, and a list of ranges, is ignored, as the RFC allows.
+    A malformed range and a list of ranges are ignored, as the RFC allows.
 
     Raises:
-        ValueError: the range begins behind the end of the file.
+        ValueError: the range begins after the end of the file.
     Source: RFC 9110, section 14.
     """
     found = _ONE_RANGE.fullmatch(header.strip()) if header else None
@@ -148,7 +148,7 @@ class _Objects:
         return StreamingResponse(chunks, status_code=status, headers=headers)
 
     async def put(self, request: Request) -> Response:
-        """Store the object; nothing is there unless all of it came."""
+        """Store the object, completely or not at all."""
         grant = self._verify(request)
         announced = request.headers.get("content-length", "")
         exact = grant.size_bytes
@@ -163,14 +163,14 @@ class _Objects:
         return JSONResponse({"size_bytes": info.size_bytes, "sha256": info.sha256})
 
     def _verify(self, request: Request) -> Grant:
-        # What was signed is the text that was sent, not what a decoder makes of it.
+        # The signature covers the text as it was sent, before decoding.
         path = bytes(request.scope["raw_path"]).decode("latin-1")
         query = bytes(request.scope["query_string"]).decode("latin-1")
         return self._signer.verify(request.method, path, query, self._clock())
 
 
 class _Guard:
-    """Refuses foreign Host headers and gives every answer the security headers."""
+    """Refuses foreign Host headers and adds the security headers to every response."""
 
     def __init__(self, app: ASGIApp, *, hosts: frozenset[str]) -> None:
         self._app = app
@@ -194,7 +194,7 @@ class _Guard:
         await app(scope, receive, guarded)
 
     def _is_ours(self, scope: Scope) -> bool:
-        """Whether exactly one Host header names us: a page on another name must not reach us."""
+        """Whether exactly one Host header names this gateway (against DNS rebinding)."""
         found = [value for name, value in scope["headers"] if name == b"host"]
         if len(found) != 1:
             return False
@@ -241,7 +241,7 @@ async def _refused(_request: Request, error: Exception) -> Response:
 
 
 async def _unknown(_request: Request, error: Exception) -> Response:
-    """What the routes refuse: a path that is none, or a method that a path does not have."""
+    """The refusal of an unknown path, or of a method that the path does not have."""
     assert isinstance(error, HTTPException)
     fault = Fault(
         FaultCode.INPUT_METHOD_UNKNOWN,
@@ -260,7 +260,7 @@ async def _unexpected(_request: Request, error: Exception) -> Response:
 def _answer(
     fault: Fault, *, status: int | None = None, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """The one shape of a refusal; `status` where the table by code does not say it."""
+    """The response for every refusal; `status` overrides the table by code."""
     document = {"code": fault.code.value, "message": fault.message, "remedy": fault.remedy}
     return JSONResponse(
         {"error": document},

@@ -1,7 +1,7 @@
-"""gRPC at the door: calls go on as the bytes that they are; the fault table is answered here.
+"""The gateway's gRPC server: it forwards calls as bytes and answers about the fault table.
 
-The caller's own token goes with the call, and the service behind verifies it again: there is no
-header by which the gateway could vouch for somebody.
+The caller's own token is forwarded, and the service behind verifies it again: no header exists by
+which the gateway could vouch for a caller.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -17,7 +17,7 @@ from gateway.domain.routes import Route, Upstream
 from lexicon.faults import TABLE, Fault, FaultCode
 from tunesmith.api.fault.v1 import fault_service_pb2, fault_service_pb2_grpc
 
-# A caller without a deadline gets these: an answer comes within two minutes, a watch lasts a day.
+# Deadlines for callers without one: two minutes for an answer, a day for a watch.
 UNARY_SECONDS = 120.0
 STREAM_SECONDS = 24 * 3600.0
 FAULTS_PAGE_SIZE = 100
@@ -27,7 +27,7 @@ log = telemetry.logger(__name__)
 
 
 class Forwarder(grpc.GenericRpcHandler):
-    """Answers every routed method by asking the service that owns it."""
+    """Forwards every routed method to the service that owns it."""
 
     def __init__(
         self, routes: Mapping[str, Route], channels: Mapping[Upstream, aio.Channel]
@@ -115,7 +115,7 @@ def _streaming(path: str, route: Route, channel: aio.Channel) -> Any:
         except aio.AioRpcError as error:
             await _refuse(context, error, route)
         finally:
-            # A caller that has left must not leave a stream behind it.
+            # End the stream to the service when the caller has disconnected.
             call.cancel()
 
     return grpc.unary_stream_rpc_method_handler(answer)
@@ -124,10 +124,10 @@ def _streaming(path: str, route: Route, channel: aio.Channel) -> Any:
 async def _refuse(
     context: aio.ServicerContext[bytes, bytes], error: aio.AioRpcError, route: Route
 ) -> None:
-    """Hand on what the service answered, its `google.rpc.Status` untouched.
+    """Return the service's answer with its `google.rpc.Status` unchanged.
 
-    An answer without one comes from the transport; its text names addresses that are nobody's
-    business, so a fault of our own replaces it, with the status that the call has.
+    An answer without one comes from the transport, and its text names internal addresses; so a
+    fault of our own replaces it, with the status of the call.
     """
     trailing = error.trailing_metadata() or ()
     details = [(key, value) for key, value in trailing if key == DETAILS_KEY]
@@ -147,7 +147,7 @@ def _remaining(context: aio.ServicerContext[bytes, bytes], *, longest: float) ->
 
 
 def _passed_on(context: aio.ServicerContext[bytes, bytes]) -> tuple[tuple[str, Any], ...]:
-    """The caller's token and our place in its trace; what else it sends ends here."""
+    """The caller's token and our span in its trace; other metadata is not forwarded."""
     pairs = context.invocation_metadata() or ()
     token = [(key, value) for key, value in pairs if key == identity.METADATA_KEY]
     trace = telemetry.traceparent()

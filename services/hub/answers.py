@@ -1,4 +1,4 @@
-"""What the hub's services share: who asks, what a project may keep, where the next page begins."""
+"""Shared by the hub's services: kind of caller, quotas of a project, page tokens."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ QuotaOf = Callable[[str], Awaitable[Quota]]
 
 
 def for_service() -> bool:
-    """Whether another service asks; only those get the places of objects."""
+    """Whether the caller is another service; only services get the URIs of objects."""
     return current_caller().role is Role.SERVICE
 
 

@@ -40,7 +40,7 @@ from tunesmith.api.artifact.v1 import (
 DEFAULT_PAGE: Final = 50
 MAX_OBJECTS: Final = 1000
 HEADS_AT_ONCE: Final = 16
-# An upload that began while its URL was alive may take so long to end.
+# How long an upload may take that began before its URL expired.
 UPLOAD_GRACE: Final = timedelta(hours=1)
 
 
@@ -105,7 +105,7 @@ class ArtifactService(artifact_service_pb2_grpc.ArtifactServiceServicer):
             if artifact is None:
                 raise Fault(FaultCode.ARTIFACT_NOT_FOUND, artifact=str(name))
             await unit.delete_artifact(artifact)
-            # The loose files of the adapter go with the entry; nothing else would remove them.
+            # Delete the loose files of the adapter with the entry; nothing else would delete them.
             await unit.add_garbage(await self._objects.keys(output_folder(artifact.run)))
             await unit.answers.remember(name.project, request, b"")
         await self._janitor.tidy()
@@ -221,7 +221,7 @@ class ObjectService(object_service_pb2_grpc.ObjectServiceServicer):
             files = artifact.files if artifact else ()
             old = next((each for each in files if each.is_same_place(file)), None)
             if old is None or old.sha256 != file.sha256:
-                # What was given up since we looked is on the list of garbage until it is deleted.
+                # A file that became garbage meanwhile is listed as garbage until it is deleted.
                 is_garbage = await unit.is_garbage(file.object_key)
                 if is_garbage or await self._objects.head(file.object_key) is None:
                     raise Fault(FaultCode.STORAGE_OBJECT_NOT_FOUND, file=file.file_name)
@@ -248,7 +248,7 @@ class ObjectService(object_service_pb2_grpc.ObjectServiceServicer):
         _check_count(request.versions, field="versions", at_least=1)
         versions = [own_version(text, run) for text in dict.fromkeys(request.versions)]
         async with self._store.unit() as unit:
-            # A dataset of the project is not deleted meanwhile: that takes the same lock.
+            # The lock also prevents the deletion of the project's datasets meanwhile.
             await unit.lock_usage(run.project)
             known = await unit.answers.recall(run.project, request)
             if known is None:

@@ -13,7 +13,7 @@ from modelspec.catalog import Catalog, CatalogModel
 from objects.store import ObjectStore
 from objects.transfer import describe
 
-# Data and weights only: what could be executed, and what is only for people, stays where it is.
+# Data and weights only: code, and files that are only for people, are not stored.
 _SUFFIXES: Final = frozenset({".json", ".jinja", ".model", ".safetensors", ".txt"})
 
 log = telemetry.logger(__name__)
@@ -50,9 +50,9 @@ def quotas_of(catalog: Catalog) -> dict[str, Quota]:
 async def seed_weights(catalog: Catalog, store: Store, objects: ObjectStore) -> None:
     """Puts the files of models that ship with the platform into the object store.
 
-    Objects are keyed by their digest, so that a second start finds them there. A store that is
-    full must not keep the hub from starting, since only a hub that runs can delete what fills it:
-    the model then keeps the files that it had, or has none.
+    Objects are keyed by their digest, so that a second start finds them. A full store must not
+    prevent the start, since only a running hub can delete objects: the model then keeps its
+    previous files, or has none.
     """
     for row in catalog.models.values():
         if row.local_path is None:

@@ -1,8 +1,8 @@
-"""The process in which strangers' dataset files are read: `python -m hub.child CHANNEL`.
+"""The process that reads users' dataset files: `python -m hub.child CHANNEL`.
 
-It gets jobs and gives one answer to each, until there are no more. It holds no secret and no
-socket, it can write to no file, and the time and the memory of each job are bounded by the system:
-a file of some kilobytes can make its reader ask for gigabytes.
+It receives jobs and returns one answer to each, until there are no more. It holds no secret and no
+socket, cannot write files, and the system bounds time and memory of each job: a file of some
+kilobytes can make its reader allocate gigabytes.
 """
 
 import json
@@ -24,8 +24,7 @@ from lexicon.faults import Fault, FaultCode
 
 # Half of what a response may carry; rows beyond it are left out.
 MAX_PREVIEW_CHARACTERS: Final = 4 << 20
-# Whatever a job may take, a process that answered so often is replaced by a fresh one, and so is
-# one that kept so much.
+# A process is replaced by a fresh one after so many answers, or when it holds so much memory.
 MAX_JOBS: Final = 500
 MAX_KEPT_BYTES: Final = 128 << 20
 WALL_REMEDY: Final = (
@@ -36,14 +35,14 @@ WALL_REMEDY: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What to read, and what it may take.
+    """A file to read, with its limits.
 
     Attributes:
         file_name: as the user gave it.
         row_count: first rows that are wanted; 0 for an inspection of the whole file.
         memory_bytes: address space beyond what the process has without any file.
         cpu_seconds: time of the processor, which does not grow when the machine is busy.
-        wall_seconds: time after which it ends by itself, also when nobody waits any more.
+        wall_seconds: time after which the process ends by itself, also without a waiting parent.
     """
 
     path: str
@@ -60,7 +59,7 @@ class ReadAnswer:
 
     Attributes:
         rows: the first rows as JSON.
-        unexpected: kind and place of an error that nobody foresaw.
+        unexpected: kind and place of an unexpected error.
         is_last: the process ends now.
     """
 
@@ -75,7 +74,7 @@ class ReadAnswer:
 
 
 def run(job: Job) -> ReadAnswer:
-    """Does the job; what the file makes of its reader is an answer too."""
+    """Does the job; an error that the file causes is an answer too."""
     path = Path(job.path)
     try:
         if job.row_count:
@@ -94,11 +93,11 @@ def run(job: Job) -> ReadAnswer:
 
 
 def row_texts(rows: Iterable[Any]) -> list[str]:
-    """Rows as JSON, as many as may travel together."""
+    """Rows as JSON, as many as fit into one message."""
     texts: list[str] = []
     left = MAX_PREVIEW_CHARACTERS
     for row in rows:
-        # Escaped where the text is no valid Unicode, so that it can travel at all.
+        # Invalid Unicode is escaped, so that it can be sent.
         text = json.dumps(row, ensure_ascii=False, default=str)
         text = text if text.isascii() or _encodes(text) else json.dumps(row, default=str)
         left -= len(text)
@@ -109,11 +108,11 @@ def row_texts(rows: Iterable[Any]) -> list[str]:
 
 
 def main() -> None:
-    """Jobs and answers, until there are no more jobs or the process has done enough."""
+    """Jobs and answers, until there are no more jobs or the process is to be replaced."""
     jobs: SimpleQueue[Job] = SimpleQueue()
     channel = Channel(sys.argv[1], msgspec.json.Decoder(Job), jobs.put)
     _preload()
-    # Nothing here writes files, and what crashes leaves no image of strangers' rows.
+    # This process writes no files, and a crash writes no core dump with users' rows.
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     bare_bytes = address_space_bytes()
@@ -139,7 +138,7 @@ def address_space_bytes() -> int:
 
 
 def _preload() -> None:
-    """The readers, before the first file; one thread each, so that their stacks take no room."""
+    """Loads the readers before the first file, with one thread each to save stacks."""
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -158,7 +157,7 @@ def _bound(job: Job | None, bare_bytes: int) -> None:
             room = bare_bytes + job.memory_bytes
     limit(resource.RLIMIT_AS, room)
     limit(resource.RLIMIT_CPU, cpu_seconds)
-    # By itself, too: whoever waits for the answer may have ended.
+    # The process also ends by itself: the parent that waits for the answer may have ended.
     signal.setitimer(signal.ITIMER_REAL, job.wall_seconds if job else 0.0)
 
 
@@ -184,7 +183,7 @@ def _refusal(fault: Fault, *, is_last: bool = False) -> ReadAnswer:
 
 
 def _is_from_memory(error: BaseException | None) -> bool:
-    """Whether a refusal is the reader's own word for memory that it did not get."""
+    """Whether the reader's own error reports a lack of memory."""
     while error is not None:
         if isinstance(error, MemoryError):
             return True

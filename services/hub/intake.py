@@ -1,7 +1,7 @@
 """From uploaded bytes to a dataset version: arrival, inspection, room, and then one transaction.
 
-An inspection may outlast the call that asked for it. It goes on, and a repeated call joins it, so
-that a large file is read once however impatient the client is.
+An inspection may outlast the call that started it. It continues, and a repeated call waits for the
+same inspection, so that retries do not read a large file again.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ class Intake:
         """Ends a pending upload; afterwards it is committed or refused.
 
         Raises:
-            Fault: STORAGE_OBJECT_NOT_FOUND while the bytes have not come, QUOTA_DATASETS_EXCEEDED;
+            Fault: STORAGE_OBJECT_NOT_FOUND before the bytes have arrived, QUOTA_DATASETS_EXCEEDED;
                 both leave the upload pending.
         """
         task = self._running.get(upload.upload_id)

@@ -1,4 +1,4 @@
-"""The janitor: removes objects that no row refers to, and gives up uploads that never came."""
+"""The janitor: deletes objects without a row, and expires uploads that never arrived."""
 
 import asyncio
 from datetime import timedelta
@@ -12,9 +12,9 @@ from lexicon.faults import Fault
 from objects.store import ObjectStore
 
 PAUSE_SECONDS: Final = 60.0
-# Bounds one call; what is left is for the next round. A page is a hundred objects.
+# Bounds one call; the next round continues. A page is a hundred objects.
 MAX_PAGES: Final = 100
-# The store is read through once a day for what died half-written.
+# Once a day the whole store is listed to find incomplete objects.
 SWEEP_EVERY_ROUNDS: Final = 24 * 60
 
 log = telemetry.logger(__name__)
@@ -28,7 +28,7 @@ class Janitor:
         self._objects = objects
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Works in rounds until a stop is requested; trouble ends a round, not the janitor."""
+        """Works in rounds until a stop is requested; an error ends only the round."""
         rounds = 0
         while not stop.is_set():
             try:
@@ -46,16 +46,16 @@ class Janitor:
                 continue
 
     async def run_once(self) -> int:
-        """Gives up expired uploads, removes garbage, and returns how many objects it removed."""
+        """Expires uploads, deletes garbage, and returns how many objects it deleted."""
         async with self._store.unit() as unit:
             before = await unit.now() - timedelta(minutes=COMMIT_GRACE_MINUTES)
             await unit.expire_uploads(before=before)
         return await self.collect()
 
     async def tidy(self) -> None:
-        """Collects after a call whose own effect is committed already.
+        """Deletes garbage after a call whose own effect is committed already.
 
-        Trouble here is not the caller's; the next round tries again.
+        An error here does not fail the call; the next round tries again.
         """
         try:
             await self.collect()
@@ -65,7 +65,7 @@ class Janitor:
             log.warning("garbage left for the next round", reason=type(error).__name__)
 
     async def collect(self) -> int:
-        """Removes the objects that were given up, and returns how many."""
+        """Deletes the objects that are garbage, and returns how many."""
         removed = 0
         for _ in range(MAX_PAGES):
             async with self._store.unit() as unit:

@@ -1,4 +1,4 @@
-"""Signed URLs of the hub: short-lived, for one object, each call a fresh one."""
+"""Signed URLs of the hub: short-lived, for one object, a new one for each call."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Link:
 
 
 class Links:
-    """Signs URLs that live for a fixed time from now."""
+    """Signs URLs that are valid for a fixed time from now."""
 
     def __init__(
         self, signer: UrlSigner, *, lifetime: timedelta, clock: Callable[[], datetime]

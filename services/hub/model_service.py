@@ -1,4 +1,4 @@
-"""ModelService: the catalog, and the models that users add on their own risk."""
+"""ModelService: the catalog, and the models that users add at their own risk."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -130,7 +130,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         return model_service_pb2.DeleteModelResponse()
 
     async def _resolve(self, unit: Unit, project: str, text: str, near: tuple[str, ...]) -> Model:
-        """The model that a text means: of the catalog, the project, or the model hub."""
+        """The model that a text names: of the catalog, the project, or the model hub."""
         listed = self._by_id.get(text.strip().casefold())
         if listed is not None:
             return await self._with_files(unit, listed)

@@ -1,8 +1,8 @@
-"""Reads strangers' dataset files in processes of their own; a crash is distinct from an answer.
+"""Reads users' dataset files in child processes; a crash is distinct from an answer.
 
-A reader that is killed, hangs or runs out of memory takes nothing with it: the next file gets a
-fresh one, and the hub goes on answering. Readers are used again, because starting one takes longer
-than reading most files.
+A reader that is killed, hangs or runs out of memory affects nothing else: the next file gets a
+fresh one, and the hub stays available. Readers are reused, because starting one takes longer than
+reading most files.
 """
 
 import asyncio
@@ -21,19 +21,19 @@ from corpus.formats import Inspection
 from hub.child import WALL_REMEDY, Job, ReadAnswer
 from lexicon.faults import Fault, FaultCode
 
-# Reading is work for one core; more at once would only take turns on it.
+# Reading keeps a core busy; more readers would only compete for the cores.
 PARALLEL: Final = 2
 MODULE: Final = "hub.child"
-# One arena of plain memory: what is asked for is what counts against the room.
+# One arena of plain memory: only what is allocated counts against the bound of the address space.
 _OWN_ENVIRONMENT: Final = {
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "MALLOC_ARENA_MAX": "1",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
-# Rows of an answer have a bound of their own, and every character may take six as JSON.
+# Rows of an answer are bounded, and every character may take six as JSON.
 MAX_ANSWER_BYTES: Final = 64 << 20
-# How a process ends that a file has broken; any other end is not the file's doing.
+# Ends of a process that the file causes; the file is not at fault for any other end.
 _BROKEN: Final = frozenset(
     {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV}
 )
@@ -43,17 +43,17 @@ log = telemetry.logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What the reading of one file may take, beside what a reader takes without any.
+    """Limits of reading one file, in addition to what an idle reader takes.
 
     Attributes:
-        memory_bytes: of a file of no size; a byte of it may take `bytes_a_byte` more. The rows of
-            the largest lines that are accepted take some 400 MiB as Python objects.
-        memory_bytes_max: of any file.
-        cpu_seconds: of a file of no size; each MiB may take `cpu_seconds_a_mib` more. A MiB of
-            well-packed Parquet holds some 34,000 rows, which take 0.6 s of the core that this was
-            measured on.
-        cpu_seconds_max: of any file; 20 million rows, the most that are read, take some 340 s.
-        wall_factor: how much longer it may take on a busy machine.
+        memory_bytes: base allowance; `bytes_a_byte` more per byte of the file. The rows of the
+            largest accepted lines take some 400 MiB as Python objects.
+        memory_bytes_max: upper limit for any file.
+        cpu_seconds: base allowance; `cpu_seconds_a_mib` more per MiB of the file. A MiB of
+            well-packed Parquet holds some 34,000 rows, which took 0.6 s of a core when measured.
+        cpu_seconds_max: upper limit for any file; 20 million rows, the most that are read, take
+            some 340 s.
+        wall_factor: ratio of wall time to processor time that a busy machine may need.
     """
 
     memory_bytes: int = 512 << 20
@@ -65,7 +65,7 @@ class Limits:
     wall_factor: float = 4.0
 
     def job(self, path: Path, *, file_name: str = "", row_count: int = 0) -> Job:
-        """What a reader gets to know of a file."""
+        """The job for a file, with its limits."""
         size_bytes = path.stat().st_size
         room = self.memory_bytes + self.bytes_a_byte * size_bytes
         cpu_seconds = self.cpu_seconds + self.cpu_seconds_a_mib * (size_bytes >> 20)
@@ -92,23 +92,23 @@ class Readers:
 
     @property
     def process_ids(self) -> list[int]:
-        """Ids of the processes that there are now."""
+        """Ids of the running processes."""
         return [reader.pid for reader in (*self._idle, *self._busy)]
 
     def start(self) -> None:
-        """Begins one ahead of the first file; it loads its libraries meanwhile."""
+        """Starts a reader before the first file, so that it loads its libraries early."""
         if sys.platform != "linux":
             log.warning("memory of dataset readers is not bounded on this system")
         self._idle.append(self._started())
 
     def close(self) -> None:
-        """Ends all of them, also those at work."""
+        """Ends all readers, also busy ones."""
         for reader in (*self._idle, *self._busy):
             reader.end_now()
         self._idle.clear()
 
     async def inspect(self, path: Path, *, file_name: str) -> Inspection:
-        """What a file holds.
+        """The figures of a file.
 
         Raises:
             Fault: as `corpus.formats.inspect_file`; DATASET_FILE_INVALID also when reading it takes
@@ -136,7 +136,7 @@ class Readers:
                 if isinstance(answer, End):
                     raise _fault_of(answer, job)
             except BaseException:
-                # Also when nobody waits any more.
+                # Also when the caller no longer waits.
                 await reader.end()
                 raise
             finally:
@@ -172,7 +172,7 @@ class Readers:
 
 
 def _fault_of(end: End, job: Job) -> Fault:
-    """What the end of a reader says of its file: nothing, unless the file was the cause."""
+    """The fault for the end of a reader; it blames the file only when the file was the cause."""
     number = -(end.exit_code or 0)
     if end.cause is Cause.SIGNALLED and number in (*_BROKEN, signal.SIGXCPU):
         what = "its reader breaks on it"

@@ -195,7 +195,7 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
         return upload
 
     async def _committed(self, upload: Upload) -> dataset_service_pb2.CommitUploadResponse:
-        """The answer to an upload that ended."""
+        """The answer for an upload that has ended."""
         if upload.refusal is not None:
             raise upload.refusal.as_fault()
         assert upload.version is not None, upload

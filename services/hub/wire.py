@@ -25,7 +25,7 @@ _KINDS: Final = {
 
 
 def timestamp(moment: datetime) -> Timestamp:
-    """A moment as protobuf has it."""
+    """A time as protobuf."""
     stamp = Timestamp()
     stamp.FromDatetime(moment)
     return stamp
@@ -55,7 +55,7 @@ def format_to_proto(row_format: Format) -> dataset_pb2.Format:
 
 
 def dataset_to_proto(dataset: Dataset, *, with_uri: bool) -> dataset_pb2.Dataset:
-    """A dataset; its newest version only while it lives."""
+    """A dataset; its newest version only if it was not deleted."""
     message = dataset_pb2.Dataset(
         name=str(dataset.name),
         display_name=dataset.display_name,
@@ -181,7 +181,7 @@ def artifact_file_from_proto(message: artifact_pb2.ArtifactFile) -> ArtifactFile
 
 
 def usage_to_proto(usage: Usage, quota: Quota) -> artifact_pb2.StorageUsage:
-    """What a project keeps beside what it may keep."""
+    """The stored bytes of a project with its quota."""
     return artifact_pb2.StorageUsage(
         dataset_bytes=usage.dataset_bytes,
         dataset_quota_bytes=quota.dataset_bytes,

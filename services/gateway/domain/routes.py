@@ -1,7 +1,7 @@
 """Which method goes to which service, and which methods stay inside.
 
-Every method of every contract is listed here by name, so that a new one is refused until somebody
-has decided where it belongs: `table` compares these lists with the contracts themselves.
+Every method of every contract is listed here by name, so that a new one is refused until it is
+classified: `table` compares these lists with the contracts themselves.
 """
 
 from collections.abc import Iterable, Mapping
@@ -97,12 +97,12 @@ FORWARDED: Mapping[str, tuple[Upstream, tuple[str, ...]]] = {
     f"{_API}.work.v1.NodeService": (Upstream.SCHEDULER, ("ListNodes",)),
 }
 
-# Answered here: the table of codes is the same in every service.
+# Answered by the gateway: the table of codes is the same in every service.
 OWN: Mapping[str, tuple[str, ...]] = {
     f"{_API}.fault.v1.FaultService": ("ExplainFault", "ListFaults"),
 }
 
-# Between services, and from nodes to the scheduler: no way leads there from outside.
+# Between services, and from nodes to the scheduler: not reachable from outside.
 INSIDE: Mapping[str, tuple[str, ...]] = {
     f"{_API}.artifact.v1.ObjectService": (
         "SignObjects",

@@ -44,7 +44,7 @@ class ArtifactFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """A hub entry: what one run left behind."""
+    """A hub entry: the stored files of one run."""
 
     name: ArtifactName
     run: RunName
@@ -58,7 +58,7 @@ class Artifact:
 
 
 def artifact_name(run: RunName) -> ArtifactName:
-    """The hub entry of a run has the run's own id: there is one, and nobody has to look it up."""
+    """The hub entry of a run has the run's own id: there is one, and it needs no lookup."""
     return ArtifactName(project=run.project, artifact=run.run)
 
 
@@ -70,7 +70,7 @@ def output_folder(run: RunName) -> str:
 def export_folder(export: ExportName) -> str:
     """Where the workers of an export store what they make.
 
-    It is not the run's: what lies there and is not registered goes when the run's leftovers do.
+    It is outside of the run's folder; unregistered files in it are deleted by a sweep of its own.
     """
     return f"exports/{export.export}"
 
@@ -78,7 +78,7 @@ def export_folder(export: ExportName) -> str:
 def leftovers(
     stored: Iterable[str], artifact: Artifact | None, *, adapter: Collection[str]
 ) -> list[str]:
-    """The objects of a run that nobody needs once it has ended.
+    """The objects of a run that are not needed after its end.
 
     A hub entry needs its files, and the loose files of its adapter for a later export (A5). A run
     without an entry needs nothing.
@@ -94,7 +94,7 @@ def leftovers(
 
 
 def check_own(keys: Iterable[str], run: RunName, *, field: str) -> None:
-    """Lets keys pass that are in the folder of a run.
+    """Refuses keys outside of a run's folder.
 
     Raises:
         Fault: INPUT_FIELD_INVALID.
@@ -128,7 +128,7 @@ def check_file(file: ArtifactFile) -> ArtifactFile:
 
 
 def check_said(file_name: str, *, said: tuple[int, str], stored: tuple[int, str] | None) -> None:
-    """Holds what a worker says that it stored against what the store has.
+    """Compares a worker's report of a stored file with the object in the store.
 
     Args:
         said: size in bytes and sha256.

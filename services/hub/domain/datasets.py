@@ -13,8 +13,8 @@ from lexicon.names import DatasetName, DatasetVersionName, RunName
 # 10 GiB: far above what adapters are trained on, small enough to be inspected within minutes.
 MAX_FILE_BYTES: Final = 10 << 30
 
-# How long after its URL has ended an upload may still be committed: the bytes may have come in
-# time.
+# How long after the expiry of its URL an upload may still be committed: the bytes may have arrived
+# in time.
 COMMIT_GRACE_MINUTES: Final = 60
 
 
@@ -29,7 +29,7 @@ class UploadState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Announcement:
-    """The file that a user says will come."""
+    """The file that a user has announced."""
 
     name: DatasetName
     size_bytes: int
@@ -40,7 +40,7 @@ class Announcement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Why an uploaded file was refused, kept so that the answer can be given again."""
+    """Why an uploaded file was refused, stored to repeat the answer."""
 
     code: str
     message: str
@@ -56,7 +56,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upload:
-    """A file on its way to becoming a version."""
+    """An uploaded file before it is a version."""
 
     upload_id: str
     announced: Announcement
@@ -137,7 +137,7 @@ def announcement(
 
 
 def check_arrival(upload: Upload, *, size_bytes: int, sha256: str) -> None:
-    """Holds the bytes that came against those that were announced.
+    """Compares the uploaded bytes with the announced ones.
 
     Raises:
         Fault: DATASET_CHECKSUM_MISMATCH.

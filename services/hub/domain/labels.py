@@ -55,7 +55,7 @@ def sha256_text(text: str, *, field: str) -> str:
 def similar(wanted: str, names: Iterable[str]) -> tuple[str, ...]:
     """The names nearest to a wanted one, best first, at most three."""
     if len(wanted) > MAX_LABEL_CHARACTERS:
-        # Comparing takes time that grows with the length; no name is that long anyway.
+        # The comparison takes time that grows with the length; no valid name is that long.
         return ()
     by_folded = {name.casefold(): name for name in names}
     close = difflib.get_close_matches(

@@ -1,4 +1,4 @@
-"""Base models: what a user's text means, and the waiver for models that nobody vouches for."""
+"""Base models: how a user names them, and the waiver of the refund for unverified models."""
 
 import hashlib
 import re
@@ -37,7 +37,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Consent:
-    """Who gave up the refund for a model that the platform does not vouch for, and when."""
+    """Who waived the refund for an unverified model, and when."""
 
     user: str
     consent_time: datetime
@@ -112,7 +112,7 @@ def catalog_slug(model_id: str) -> str:
 
 
 def added_slug(model_id: str) -> str:
-    """The resource id of an added model; the digest keeps apart ids that differ only in signs."""
+    """The resource id of an added model; the digest separates ids that differ only in signs."""
     digest = hashlib.sha256(model_id.encode()).hexdigest()[:_DIGEST_CHARACTERS]
     return f"{catalog_slug(model_id)[:_SLUG_CHARACTERS].strip('-')}-{digest}"
 
