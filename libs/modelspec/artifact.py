@@ -1,4 +1,4 @@
-"""Sizes of what a run leaves behind, known before it starts."""
+"""Sizes of a run's artifacts, estimated before it starts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ QUANTIZATIONS = tuple(MIXES)
 
 
 def check_quantization(name: str) -> str:
-    """The name itself when it is one of ours.
+    """The name itself if it is a known quantisation.
 
     Raises:
         Fault: CONFIG_QUANTIZATION_UNKNOWN.

@@ -1,10 +1,10 @@
-"""What a node can do beyond plain LoRA, in the words that nodes, tiers and the queue share."""
+"""Capabilities of a node beyond plain LoRA: names shared by nodes, tiers and the queue."""
 
 import enum
 
 
 class Capability(enum.StrEnum):
-    """Something that not every node can do; a run that needs it goes to a node that says it can."""
+    """A capability that not every node has; a run that needs it is leased to a node with it."""
 
     ADAMW_8BIT = "adamw-8bit"
     BF16 = "bf16"

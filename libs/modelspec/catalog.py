@@ -15,13 +15,13 @@ CURRENCY = "CREDIT"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tier:
-    """A kind of node with its price and what it is able to do.
+    """A kind of node with its price and capabilities.
 
     Attributes:
         memory_bytes: device memory; of the host on a CPU.
         rate_micros_per_minute: price of a whole minute in millionths of a credit.
         largest_parameter_count: models with more parameters are refused, whatever the estimate.
-        flops_per_second: floating-point operations that training really gets out of it.
+        flops_per_second: floating-point operations that training achieves on it.
         step_seconds: overhead of an optimizer step that does not depend on its size.
         fixed_seconds: samples, saving and storing at the end of a run.
         capabilities: what it can do, for example `bf16`, `cuda`, `fp8`.
@@ -57,7 +57,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogModel:
-    """A base model that the platform knows by itself.
+    """A base model of the platform's catalog.
 
     Attributes:
         local_path: folder of its files when they ship with the platform, None for hub models.
@@ -227,7 +227,7 @@ class _Table:
         return tuple(values)
 
     def finish(self) -> None:
-        """Refuses what nobody read: most likely a misspelt field."""
+        """Refuses fields that were not read, most likely misspelt ones."""
         if self._values:
             raise self.fault(f"{next(iter(self._values))!r} is not a field")
 

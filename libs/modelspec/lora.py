@@ -17,7 +17,7 @@ RANK_MAX = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraSpec:
-    """What decides the size of an adapter."""
+    """The settings that determine the size of an adapter."""
 
     rank: int
     target_modules: tuple[str, ...] = (ALL_LINEAR,)

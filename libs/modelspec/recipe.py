@@ -1,7 +1,7 @@
-"""The words of a recipe: what the settings of a training may say, and what is asked by default.
+"""The vocabulary of a recipe: values of the training settings, and the default prompts.
 
-Users, the validator and the trainer mean the same by them. The values appear in checkpoints,
-fingerprints, reports and model cards: a member may be added, and none may be renamed.
+Validator, trainer and corpus share it. The values appear in checkpoints, fingerprints, reports and
+model cards: a member may be added but never renamed.
 """
 
 import enum
@@ -19,7 +19,7 @@ class Method(enum.StrEnum):
 
 
 class Backend(enum.StrEnum):
-    """What a run trains on, as the user chose it."""
+    """The software that a run trains with, as the user chose it."""
 
     AUTO = "auto"
     CUDA = "cuda"
@@ -60,7 +60,7 @@ class TrainOn(enum.StrEnum):
     ALL = "all"
 
 
-# Asked for samples and for the proof of an export when the submission names no prompts.
+# Prompts of samples and of an export's proof when the submission names none.
 DEFAULT_PROMPTS: Final = (
     "What can you help me with?",
     "Explain in two sentences why the sky is blue.",

@@ -1,7 +1,7 @@
 """A model's config.json as numbers, read by an allow-list and never executed.
 
-Only the fields below are looked at. What a config says about code (`auto_map` and its relatives)
-is data that nobody follows; its presence is reported and nothing else.
+Only the fields below are read. Fields that name code (`auto_map` and similar ones) are reported and
+never followed.
 """
 
 import enum
@@ -25,7 +25,7 @@ _CODE_FIELDS = frozenset(
 
 
 class Layout(enum.StrEnum):
-    """How a decoder layer is cut into matrices."""
+    """How a decoder layer is divided into matrices."""
 
     SPLIT = "split"
     FUSED = "fused"
@@ -34,14 +34,14 @@ class Layout(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """What we know about an architecture class.
+    """Properties of an architecture class.
 
     Attributes:
         qkv_bias: whether q, k and v have biases when the config does not say; None to read it.
         head_norms: norms over the query and key heads.
         layer_norms: norms over the hidden vector in a layer.
-        tied_by_default: what a config means that does not mention `tie_word_embeddings`.
-        needs_sentencepiece: the GGUF converter wants `tokenizer.model` for it.
+        tied_by_default: the default of a config without `tie_word_embeddings`.
+        needs_sentencepiece: the GGUF converter requires `tokenizer.model` for it.
     """
 
     name: str
@@ -182,7 +182,7 @@ class ModelShape:
     def linear_modules(self) -> dict[str, LinearModule]:
         """The matrices of the decoder layers that an adapter can be put on, by module name.
 
-        Experts are stored as one block of parameters and take no adapter.
+        Experts are stored as one block of parameters, which no adapter can target.
         """
         hidden, forward, layers = self.hidden_size, self.feed_forward_size, self.layer_count
         if self.architecture.layout is Layout.FUSED:

@@ -1,4 +1,4 @@
-"""Device memory that LoRA training needs, with its parts, so that a refusal can say why.
+"""Device memory that LoRA training needs, with its parts, so that a refusal can name them.
 
 The estimate is for the worst batch: every example as long as the longest allowed. It grows with
 batch, rank and length, never shrinks.
@@ -12,11 +12,11 @@ from modelspec.shape import Layout, ModelShape
 
 # The trainer computes logits for at most this many labelled places at a time.
 LOGIT_CHUNK_TOKENS = 1024
-# CUDA context, cuBLAS workspaces and what the allocator keeps back; the CPU figure is Python with
-# torch and transformers loaded.
+# CUDA context, cuBLAS workspaces and memory that the allocator reserves; the CPU figure is Python
+# with torch and transformers loaded.
 GPU_BASE_BYTES = 1_100 << 20
 CPU_BASE_BYTES = 700 << 20
-# Fragmentation and what the formula does not know.
+# Fragmentation, and memory that the formula does not cover.
 MARGIN_PERCENT = 10
 # nf4 keeps 4 bits a weight and one 8-bit scale for 64 weights, with the scales' own scales.
 NF4_BITS_PER_PARAM = 4.127
@@ -31,7 +31,7 @@ class OptimizerState(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingLoad:
-    """What decides the memory besides model and adapter.
+    """The settings that determine the memory besides model and adapter.
 
     Attributes:
         sequences_per_example: 2 for objectives that compare two continuations, otherwise 1.

@@ -1,8 +1,8 @@
-"""What comes in from the event stream: the moments at which a run's bill changes.
+"""Consume the events that change a run's bill.
 
-An event is marked as seen, kept and, when it completes the run, settled in one transaction. However
-often and in whatever order events are delivered, by NATS or by catching up from the scheduler's
-log, each one counts once, and a run is settled exactly when all of its events are there.
+One transaction marks an event as seen, stores it, and settles the run if it is complete. Events may
+be delivered repeatedly and in any order, by NATS or by catch-up from the scheduler's log: each one
+counts once, and a run is settled exactly when all of its events have arrived.
 """
 
 from typing import Final
@@ -24,13 +24,13 @@ log = telemetry.logger(__name__)
 
 
 class RunEvents:
-    """Takes in the events of runs."""
+    """Handles the events of runs."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     async def handle(self, event: event_pb2.Event) -> None:
-        """Takes in one event; handling it again changes nothing.
+        """Handles one event; handling it again changes nothing.
 
         Raises:
             Fault: INPUT_NAME_INVALID for an event of no run.
@@ -65,7 +65,7 @@ async def _settle(unit: Unit, run: str) -> None:
     """Ends the bill of a run whose events are complete."""
     row = await unit.bill(run, lock=True)
     if row is None or row.state is not BillState.OPEN:
-        # Nothing is reserved, so nothing can be charged: an operator must know, the events stay.
+        # Without a reservation nothing can be charged: log it for operators, keep the events.
         log.error("run ended without an open hold", run=run, bill=row and str(row.state))
         return
     facts = await unit.facts(run)

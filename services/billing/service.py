@@ -201,7 +201,7 @@ class BillingService(billing_service_pb2_grpc.BillingServiceServicer):
         run = str(name)
         async with self._store.unit() as unit:
             await unit.wallet(name.project)
-            # A hold that is still on its way must not arrive after its release: the run is barred.
+            # A delayed hold must not be made after its release: the run is barred from holds.
             if await unit.bar_bill(run=run, project=name.project):
                 return billing_service_pb2.ReleaseHoldResponse()
             row = await unit.bill(run, lock=True)
@@ -240,7 +240,7 @@ async def _bill(unit: Unit, run: str) -> BillRow:
 
 
 def _before_the_end(row: BillRow, recorded: tuple[Transfer, ...]) -> tuple[Transfer, ...]:
-    """The entries that do not come from events: the hold, and a release of the whole."""
+    """The entries without an event: the hold, and a release of the whole hold."""
     if not recorded:
         return ()
     event_time = recorded[0].event_time

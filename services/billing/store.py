@@ -1,7 +1,7 @@
 """Rows of the ledger, the bills and the inbox: the only place of billing that sees SQL.
 
-Work is done in a `Unit`, one transaction: what it reads for a decision it has locked, always in the
-order inbox, bill, accounts by name, so that no two units can wait for each other.
+A `Unit` is one transaction. It locks the rows that it reads for a decision, always in the order
+inbox, bill, accounts by name, so that units cannot deadlock.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -28,7 +28,7 @@ from chassis.postgres import Connection, Pool, Queries
 
 _SQL: Final = Queries.load("billing")
 
-# Positions begin at 1 and grow; a first page begins below the largest one there can be.
+# Positions begin at 1 and grow; a first page begins below the largest possible one.
 NEWEST: Final = (1 << 63) - 1
 
 
@@ -49,7 +49,7 @@ class BillRow:
 
 
 class TakenIn(StrEnum):
-    """What an event was to the inbox."""
+    """How the inbox classifies an event."""
 
     REPEATED = "repeated"
     NEW = "new"
@@ -66,7 +66,7 @@ class Store:
 
     @asynccontextmanager
     async def unit(self) -> AsyncIterator["Unit"]:
-        """One transaction; it commits when the block ends well."""
+        """One transaction; it commits when the block ends without an exception."""
         async with self._pool.acquire() as connection, connection.transaction():
             yield Unit(connection, new_id=self._new_id, default_plan=self._default_plan)
 
@@ -208,7 +208,7 @@ class Unit:
         return TakenIn.COMPLETING if complete else TakenIn.NEW
 
     async def keep_fact(self, run: str, fact: Fact) -> None:
-        """Keeps an event that money rests on."""
+        """Stores an event that affects the bill."""
         outcome = fact.outcome
         await self.connection.execute(
             _SQL["insert_fact"],

@@ -42,19 +42,19 @@ _ENDINGS: Final = {
     run_pb2.RUN_STATE_CANCELLED: Ending.CANCELLED,
 }
 
-# The events that money rests on; all others only count as seen.
+# The events that affect the bill; all others only count as seen.
 _KEPT: Final = frozenset({"submitted", "state_changed", "clock_changed", "ended"})
 
 
 def timestamp(moment: datetime) -> Timestamp:
-    """A moment as protobuf has it."""
+    """A time as protobuf."""
     stamp = Timestamp()
     stamp.FromDatetime(moment)
     return stamp
 
 
 def moment(stamp: Timestamp) -> datetime:
-    """A moment as Python has it, in UTC."""
+    """A protobuf time as datetime, in UTC."""
     return stamp.ToDatetime(tzinfo=UTC)
 
 
@@ -76,7 +76,7 @@ def wallet_to_proto(wallet: Wallet) -> billing_pb2.Account:
 
 
 def kind_to_proto(kind: EntryKind) -> billing_pb2.EntryKind:
-    """What an entry does."""
+    """The kind of an entry."""
     match kind:
         case EntryKind.GRANT:
             return billing_pb2.ENTRY_KIND_GRANT
@@ -152,7 +152,7 @@ def receipt_to_proto(
 
 
 def fact_from_event(event: event_pb2.Event) -> Fact | None:
-    """What an event says to the bill; None for those that say nothing."""
+    """The fact of an event for the bill; None for events that do not affect it."""
     kind = event.WhichOneof("payload")
     if kind not in _KEPT:
         return None
@@ -182,7 +182,7 @@ def project_of(run: str) -> ProjectName:
 def _phase(event: event_pb2.Event) -> Phase:
     if event.state == run_pb2.RUN_STATE_RETRYING:
         return Phase.RETRYING
-    # A stage that this version does not know is one in which nothing is charged anyway.
+    # An unknown stage counts as queued: only clock events make time billable.
     return _PHASES.get(event.stage, Phase.QUEUED)
 
 

@@ -1,7 +1,7 @@
-"""Where strangers' templates and tokenizers run: `python -m validator.child CHANNEL`.
+"""The process that runs users' templates and tokenizers: `python -m validator.child CHANNEL`.
 
-The process gets one job, gives one answer and ends. It holds no secret, and its time and memory are
-bounded by the system.
+The process receives one job, returns one answer and ends. It holds no secret, and the system bounds
+its time and memory.
 """
 
 import resource

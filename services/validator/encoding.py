@@ -1,4 +1,4 @@
-"""Runs the encoding of rows in a process of its own, and distinguishes its end from its answer."""
+"""Encodes rows in a child process, and distinguishes a crash from an answer."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ MAX_ANSWER_BYTES: Final = 256 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TooBusy:
-    """The machine was too busy to decide; nothing is known of the rows."""
+    """The machine was too busy to encode the rows, so their labels are unknown."""
 
     reason: str
 
@@ -68,7 +68,7 @@ class Encoder:
             case Cause.OUT_OF_MEMORY:
                 return TooBusy(reason="the machine's memory ran out while the rows were encoded")
             case Cause.SIGNALLED if end.exit_code == -signal.SIGKILL:
-                # Nothing of ours does that.
+                # No code of ours ends it in this way.
                 return TooBusy(reason="the encoding of the rows was interrupted")
             case _:
                 return Fault(

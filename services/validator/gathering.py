@@ -1,4 +1,4 @@
-"""Facts about a submission, asked of all who know at the same time."""
+"""Facts about a submission, gathered concurrently from services and the model hub."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ Value = TypeVar("Value")
 CALL_SECONDS = 8.0
 # Rows of all datasets together that are encoded to see their labels.
 SAMPLE_ROWS = 48
-# Bytes of a row that are worth a look; one that is longer is cut by the trainer anyway.
+# Bytes of a row that are encoded; the trainer cuts longer ones anyway.
 MAX_ROW_CHARACTERS = 1 << 20
 
 
@@ -55,7 +55,7 @@ _OURS = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gathered:
-    """The facts, and what of them goes into the answer as it came."""
+    """The facts, with the parts that the answer repeats unchanged."""
 
     facts: Facts
     found: Found | None
@@ -64,14 +64,14 @@ class Gathered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Located:
-    """A dataset version as the hub has it, and in our words."""
+    """A dataset version as the hub's message, and as our value."""
 
     version: dataset_pb2.DatasetVersion
     facts: DatasetFacts
 
 
 class Gatherer:
-    """Asks hub, billing and the model hub."""
+    """Gathers facts from hub, billing and the model hub."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Gatherer:
         self._catalog = catalog
 
     async def gather(self, parent: ProjectName, spec: Spec, *, hub_token: str) -> Gathered:
-        """All facts; what is wrong with the submission is among them as faults.
+        """All facts; problems of the submission are among them as faults.
 
         Args:
             hub_token: of the user for the model hub; empty without one.
@@ -134,7 +134,7 @@ class Gatherer:
         """The first rows of the first dataset as the trainer will see them.
 
         Raises:
-            Fault: what the model or the dataset lacks.
+            Fault: a missing part of the model or the dataset.
         """
         found = await self._model(parent, spec.base_model, hub_token)
         located = await self._dataset(parent, spec.datasets[0] if spec.datasets else "")
@@ -285,7 +285,7 @@ class Gatherer:
 
 @contextmanager
 def _first_fault() -> Iterator[None]:
-    """Raises the first fault of a group of tasks in place of the group."""
+    """Raises the first fault of a group of tasks instead of the group."""
     try:
         yield
     except ExceptionGroup as group:
@@ -296,7 +296,7 @@ def _first_fault() -> Iterator[None]:
 
 
 async def _answered(ask: Callable[[], Awaitable[Value]]) -> Value | Fault:
-    """What was found, or why not; trouble inside the platform is raised."""
+    """The result or the fault of the submission; a fault of the platform is raised."""
     try:
         return await ask()
     except Fault as fault:
@@ -306,7 +306,7 @@ async def _answered(ask: Callable[[], Awaitable[Value]]) -> Value | Fault:
 
 
 def _same_project(parent: ProjectName, project: str, name: str) -> None:
-    """Our own token opens every project, so that the caller's is checked here."""
+    """Our own token gives access to every project, so the caller's project is checked here."""
     if project != parent.project:
         raise Fault(
             FaultCode.DATASET_NOT_FOUND,

@@ -1,4 +1,4 @@
-"""Base models: their files fetched as far as checks need them, and what they say as facts."""
+"""Base models: fetch the files that checks need, and read facts from them."""
 
 import asyncio
 import hashlib
@@ -29,7 +29,7 @@ MAX_TOKENIZER_BYTES = 64 << 20
 CHECKED_FILES = (CONFIG_FILE, TOKENIZER_CONFIG_FILE, TEMPLATE_FILE, FAST_TOKENIZER_FILE)
 CALL_SECONDS = 8.0
 FETCH_SECONDS = 20.0
-# No check takes as long; what one of them reads is not deleted meanwhile.
+# Longer than any check takes, so that a file is not deleted while a check reads it.
 IDLE_SECONDS = 3600.0
 
 
@@ -57,7 +57,7 @@ class _File:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Contents:
-    """What the files of a model say, wherever they came from."""
+    """Facts from the files of a model, independent of their source."""
 
     revision: str
     files: Mapping[str, int]
@@ -121,7 +121,7 @@ class Library:
         )
 
     async def _stored(self, model: model_pb2.Model) -> _Contents:
-        """A model whose files lie in the platform's own store."""
+        """A model with files in the platform's own store."""
         wanted = [
             file
             for file in model.files

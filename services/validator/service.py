@@ -20,7 +20,7 @@ MAX_PREVIEW_ROWS = 20
 
 
 class ValidationService(validation_service_pb2_grpc.ValidationServiceServicer):
-    """Says whether a run may start; see the contract for each method."""
+    """Decides whether a run may start; see the contract for each method."""
 
     def __init__(self, gatherer: Gatherer, catalog: Catalog) -> None:
         self._gatherer = gatherer

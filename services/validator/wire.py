@@ -1,4 +1,4 @@
-"""Protobuf to domain and back; nothing is decided here."""
+"""Protobuf to domain and back, without rules."""
 
 import dataclasses
 import enum
@@ -67,10 +67,10 @@ _PARTS: dict[str, type] = {
 
 
 def hub_token_from_proto(text: str) -> str:
-    """A token for the model hub; it goes into a header, so that nothing else may come along.
+    """A token for the model hub; it is sent in a header, so other characters are refused.
 
     Raises:
-        Fault: INPUT_FIELD_INVALID; what was given is not in the message.
+        Fault: INPUT_FIELD_INVALID, without the given text in its message.
     """
     if len(text) > MAX_TOKEN_CHARACTERS or not all("!" <= each <= "~" for each in text):
         raise Fault(
@@ -107,7 +107,7 @@ def spec_from_proto(proto: spec_pb2.RunSpec) -> Spec:
 
 
 def training_to_proto(training: Training) -> spec_pb2.TrainingConfig:
-    """A training config; what is None stays unset."""
+    """A training config; fields that are None stay unset."""
     proto = spec_pb2.TrainingConfig()
     for name, value in _fields(training):
         if name in _CHOICES:
@@ -120,7 +120,7 @@ def training_to_proto(training: Training) -> spec_pb2.TrainingConfig:
 
 
 def lora_to_proto(lora: Lora) -> spec_pb2.LoraConfig:
-    """An adapter; what is None stays unset."""
+    """An adapter; fields that are None stay unset."""
     proto = spec_pb2.LoraConfig(target_modules=lora.target_modules)
     for name, value in _fields(lora):
         if name != "target_modules":
@@ -163,7 +163,7 @@ def response_to_proto(
     datasets: list[dataset_pb2.DatasetVersion],
     elapsed_seconds: float,
 ) -> validation_service_pb2.ValidateRunResponse:
-    """The answer with what it is about."""
+    """The answer with the spec that it is about."""
     response = validation_service_pb2.ValidateRunResponse(
         verdict=_severity(answer.verdict),
         findings=[_finding_to_proto(finding) for finding in answer.findings],
@@ -186,7 +186,7 @@ def response_to_proto(
 
 
 def snapshot_to_proto(snapshot: report.Snapshot) -> run_pb2.RunSnapshot:
-    """What the spec means now."""
+    """The snapshot of the spec."""
     return run_pb2.RunSnapshot(
         model_id=snapshot.model_id,
         model_revision=snapshot.model_revision,

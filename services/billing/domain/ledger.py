@@ -27,7 +27,7 @@ MAX_AMOUNT_MICROS: Final = 10**9 * MICROS_PER_CREDIT
 
 
 class AccountKind(StrEnum):
-    """What the credits of an account are."""
+    """The role of an account."""
 
     AVAILABLE = "available"
     HELD = "held"
@@ -36,7 +36,7 @@ class AccountKind(StrEnum):
 
 
 class EntryKind(StrEnum):
-    """What a transfer does."""
+    """The kind of a transfer."""
 
     GRANT = "grant"
     HOLD = "hold"
@@ -45,7 +45,7 @@ class EntryKind(StrEnum):
     REFUND = "refund"
 
 
-# From which account to which the transfers of a kind go.
+# Source and target account of each kind of transfer.
 ROUTES: Final[Mapping[EntryKind, tuple[AccountKind, AccountKind]]] = {
     EntryKind.GRANT: (AccountKind.GRANTS, AccountKind.AVAILABLE),
     EntryKind.HOLD: (AccountKind.AVAILABLE, AccountKind.HELD),
@@ -57,7 +57,7 @@ ROUTES: Final[Mapping[EntryKind, tuple[AccountKind, AccountKind]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transfer:
-    """One movement of credits, before it is written. `posting_key` makes it unique for good."""
+    """One movement of credits, before it is written; `posting_key` makes it unique forever."""
 
     posting_key: str
     kind: EntryKind
@@ -140,7 +140,7 @@ def apply(balances: Mapping[str, int], transfers: Iterable[Transfer]) -> dict[st
 
     Raises:
         Fault: BILLING_FUNDS_INSUFFICIENT when a hold asks for more than is available. Any other
-            account going below zero is a mistake of ours and ends in an assertion.
+            account going below zero is a bug and fails an assertion.
     """
     after = dict(balances)
     for transfer in transfers:

@@ -1,9 +1,9 @@
-"""The bill of a run: what is reserved, and what is charged, given back and refunded at its end.
+"""The bill of a run: what is reserved, and what is charged, released and refunded at its end.
 
 The charge is whole billable minutes times the rate quoted at submission (A1), never more than was
-reserved. What was not charged is released. A failure that the platform answers for is then refunded
-in full as an entry of its own, so that charge and refund can both be seen (A2); a cancellation
-never is.
+reserved. The rest is released. A failure for which the platform is responsible is then refunded in
+full by an entry of its own, so that charge and refund are both visible (A2); a cancellation is
+never refunded.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _SECOND_MICROS: Final = 1_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:
-    """What was reserved for a run and on which terms."""
+    """The reservation for a run with its terms."""
 
     run: str
     project: str
@@ -55,7 +55,7 @@ def hold_transfer(hold: Hold, *, event_time: datetime) -> Transfer:
 
 
 def release_whole(hold: Hold, *, reason: str, event_time: datetime) -> Transfer:
-    """Gives a reservation back whole, for a submission that did not come to be."""
+    """Releases a whole reservation, for a submission that did not become a run."""
     return run_transfer(
         EntryKind.RELEASE,
         run=hold.run,
@@ -77,7 +77,7 @@ def charged_minutes(hold: Hold, timeline: Timeline) -> int:
 def settle(
     hold: Hold, timeline: Timeline, outcome: RunEnd, *, event_time: datetime
 ) -> tuple[Transfer, ...]:
-    """The entries that end a run: a charge, maybe of nothing; the rest; a refund if one is due."""
+    """The entries that end a run: a charge, possibly of 0; a release; a refund if one is due."""
     minutes = charged_minutes(hold, timeline)
     charge_micros = minutes * hold.rate_micros_per_minute
 
@@ -103,7 +103,7 @@ def settle(
 
 
 def is_refunded(outcome: RunEnd) -> bool:
-    """Whether the platform gives the charge back: a failure that it vouched against (A2)."""
+    """Whether the charge is refunded: the failure of a run on a verified model (A2)."""
     return outcome.ending is Ending.FAILED and outcome.refundable
 
 
@@ -125,7 +125,7 @@ def bill_of(transfers: tuple[Transfer, ...]) -> Bill:
 def differences(
     recorded: tuple[Transfer, ...], recomputed: tuple[Transfer, ...]
 ) -> tuple[str, ...]:
-    """What the ledger and a recomputation do not agree on, one sentence each."""
+    """Differences between the ledger and a recomputation, one sentence each."""
     ours = {each.kind: each for each in recorded}
     theirs = {each.kind: each for each in recomputed}
     sentences = []
@@ -173,7 +173,7 @@ def _capture_reason(hold: Hold, timeline: Timeline, outcome: RunEnd) -> str:
 
 
 def _kept_reason(outcome: RunEnd) -> str:
-    """Why a charge stays, for the endings after which one might expect it back."""
+    """Why a charge is kept, for endings after which users may expect a refund."""
     if outcome.ending is Ending.CANCELLED:
         return " Minutes used before a cancellation are not given back."
     if outcome.ending is Ending.COMPLETED or outcome.refundable:
@@ -210,7 +210,7 @@ def _minutes_text(minutes: int) -> str:
 
 
 def _time_text(micros: int) -> str:
-    """A span for people: `42 s`, `7 min 59 s`; under a second `less than 1 s`."""
+    """A span as text: `42 s`, `7 min 59 s`; under a second `less than 1 s`."""
     minutes, seconds = divmod(micros // _SECOND_MICROS, 60)
     if minutes:
         return f"{minutes} min {seconds} s"

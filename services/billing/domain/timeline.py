@@ -1,9 +1,9 @@
 """The timeline of a run: its events as intervals, each with whether it is charged and why.
 
 Only the clock's events make time billable: it starts with the first optimizer step of an attempt
-(A3), stops when the adapter is stored (A4), pauses while a GPU cools (A7), and what a lost attempt
-did after its last checkpoint is void (A6). Where events contradict each other, the reading that
-charges less is taken.
+(A3), stops when the adapter is stored (A4), pauses while a GPU cools (A7), and the time of a lost
+attempt after its last checkpoint is void (A6). Where events contradict each other, the
+interpretation that charges less is used.
 
 After a clock has stepped back, the times of events contradict their order. The order counts: a
 running span begins at the latest time reported up to its first event, and ends at the earliest
@@ -25,7 +25,7 @@ _MICRO: Final = timedelta(microseconds=1)
 
 
 class Phase(StrEnum):
-    """What the platform did with a run: its stage, or that it waited for another attempt."""
+    """The activity of a run: its stage, or waiting for another attempt."""
 
     QUEUED = "queued"
     PROVISIONING = "provisioning"
@@ -44,7 +44,7 @@ _IDLE: Final = frozenset({Phase.QUEUED, Phase.EXPORTING, Phase.RETRYING, Phase.D
 
 
 class Clock(StrEnum):
-    """What an event did to the billable clock."""
+    """The effect of an event on the billable clock."""
 
     STARTED = "started"
     PAUSED = "paused"
@@ -73,7 +73,7 @@ class RunEnd:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fact:
-    """What one event of a run says to the bill."""
+    """The part of a run's event that the bill depends on."""
 
     sequence: int
     event_time: datetime
@@ -87,7 +87,7 @@ class Fact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """A span of a run's life; `end` is None while it lasts."""
+    """A span of a run; `end` is None while it lasts."""
 
     start: datetime
     end: datetime | None
@@ -132,7 +132,7 @@ class _Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Bounds:
-    """When an event of the clock happened, as far as the order of the events allows to say.
+    """Bounds of the time of a clock event, derived from the order of the events.
 
     Attributes:
         latest: the latest time that was reported up to it; a span that it begins starts here.
@@ -190,7 +190,7 @@ class _ClockTape:
         if is_same and self.since is not None:
             return
         if not is_same and (self.since is not None or self.paused_since is not None):
-            # Another attempt took over and nobody said that the first was lost: it is not charged
+            # Another attempt started without a report that the first was lost: it is not charged
             # (A6).
             self._cancel(self.started, at, attempt=self.attempt)
         self.close(at)
@@ -208,7 +208,7 @@ class _ClockTape:
         self.since = self.paused_since = None
 
     def _kept(self, fact: Fact, at: _Bounds) -> int | None:
-        """Until when a lost attempt counts; None for a void of nothing."""
+        """Until when a lost attempt counts; None without an attempt to void."""
         kept = None if fact.void_from is None else _micros(fact.void_from)
         # A checkpoint later than the loss is a contradiction: then none of the attempt counts.
         return self.started if kept is None or kept > at.earliest else kept
@@ -260,7 +260,7 @@ def outcome_of(facts: Iterable[Fact]) -> tuple[RunEnd, datetime] | None:
 
 
 def _bounds(facts: Sequence[Fact]) -> list[_Bounds]:
-    """What each fact's time is at the latest and at the earliest, given all that were reported."""
+    """Latest and earliest time of each fact, from the times of all facts."""
     reported = [_micros(fact.event_time) for fact in facts]
     earliest = [*accumulate(reversed(reported), min)][::-1]
     pairs = zip(accumulate(reported, max), earliest, strict=True)
@@ -268,7 +268,7 @@ def _bounds(facts: Sequence[Fact]) -> list[_Bounds]:
 
 
 def _cut(ordered: Sequence[Fact], tape: _ClockTape, life: _Span) -> list[Interval]:
-    """Cuts a run's life at every moment at which something changed and judges each piece."""
+    """Splits a run at every change and classifies each piece."""
     spans = [*tape.running, *tape.void, *tape.paused]
     moments = {_micros(fact.event_time) for fact in ordered}
     moments |= {edge for span in spans for edge in (span.start, span.end)} | {life.start, life.end}
@@ -280,7 +280,7 @@ def _cut(ordered: Sequence[Fact], tape: _ClockTape, life: _Span) -> list[Interva
 
 
 def _judge(piece: _Span, ordered: Sequence[Fact], tape: _ClockTape) -> Interval:
-    """Says of a piece of time whether it is charged, whether a node worked, and why."""
+    """Whether a piece of time is charged, whether a node worked, and why."""
     running = next((span for span in tape.running if span.covers(piece)), None)
     void = next((span for span in tape.void if span.covers(piece)), None)
     paused = next((span for span in tape.paused if span.covers(piece)), None)
@@ -313,7 +313,7 @@ def _current(ordered: Sequence[Fact], moment: int) -> Fact:
 
 
 def _merge(pieces: Sequence[Interval], *, open_end: bool) -> tuple[Interval, ...]:
-    """Joins neighbours of one kind; the last one of a run that goes on has no end."""
+    """Joins adjacent intervals of one kind; the last one of an unended run has no end."""
     merged: list[Interval] = []
     for piece in pieces:
         if merged and _kind(merged[-1]) == _kind(piece):

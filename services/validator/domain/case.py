@@ -1,4 +1,4 @@
-"""A submission with everything that is known about it: what every check looks at."""
+"""A submission with all facts about it: the input of every check."""
 
 from dataclasses import dataclass
 
@@ -33,7 +33,7 @@ class Case:
 
     @property
     def lora_spec(self) -> LoraSpec:
-        """What decides the size of the adapter; only for values in range."""
+        """The settings that determine the size of the adapter; only for values in range."""
         assert self.lora.rank is not None
         return LoraSpec(
             rank=self.lora.rank,
@@ -43,7 +43,7 @@ class Case:
 
 
 def examine(spec: Spec, facts: Facts, catalog: Catalog) -> Case:
-    """Puts a case together."""
+    """Builds a case."""
     tier = catalog.tiers.get(spec.gpu_tier)
     model = facts.model if isinstance(facts.model, ModelFacts) else None
     shape = model.shape if model is not None and isinstance(model.shape, ModelShape) else None

@@ -1,4 +1,4 @@
-"""The datasets: there, of a format the method learns from, with something to learn."""
+"""Checks of the datasets: they exist, their format fits the method, and they have labels."""
 
 from collections.abc import Iterator, Sequence
 
@@ -31,7 +31,7 @@ MAX_NAMED_ROWS = 5
 
 
 def check_datasets(case: Case) -> CheckOutcome:
-    """Every dataset is there and not deleted (003-02, 000-33)."""
+    """Every dataset exists and is not deleted (003-02, 000-33)."""
     found: list[Finding] = []
     for index, dataset in enumerate(case.facts.datasets):
         if isinstance(dataset, Fault):
@@ -67,7 +67,7 @@ def check_formats(case: Case) -> CheckOutcome:
 
 
 def check_labels(case: Case) -> CheckOutcome:
-    """Something is trained on in the first rows, and they are not cut too much (A12)."""
+    """The first rows have labelled tokens, and few of them are cut (A12)."""
     labels = case.facts.labels
     if labels is None:
         return outcome(f"not checked: {case.facts.labels_note}")

@@ -1,4 +1,4 @@
-"""What the other services and the model hub know about a submission."""
+"""Facts about a submission from the other services and the model hub."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class DatasetFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelFacts:
-    """What became of the first rows of all datasets when they were encoded.
+    """Figures of the first rows of all datasets, encoded.
 
     Attributes:
         token_count: tokens of all sampled rows, after they were cut.
@@ -66,7 +66,7 @@ class LabelFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """All of it. A Fault in a place is what was found there instead.
+    """All facts. A field that could not be gathered holds its Fault instead.
 
     Attributes:
         model: None when no base model was named.
@@ -87,5 +87,5 @@ class Facts:
     labels_note: str = ""
 
     def found_datasets(self) -> Sequence[DatasetFacts]:
-        """The datasets that are there."""
+        """The datasets that were found."""
         return [each for each in self.datasets if isinstance(each, DatasetFacts)]

@@ -1,4 +1,4 @@
-"""What a spec means: every default filled in, by the preset, the tier and the model."""
+"""Fill in every default of a spec, by the preset, the tier and the model."""
 
 from dataclasses import replace
 from typing import TypeVar
@@ -31,10 +31,10 @@ NO_DRIFT_GATE = -1.0
 
 
 def fill_training(given: Training, *, tier: Tier | None, shape: ModelShape | None) -> Training:
-    """A training config without a gap.
+    """A training config with every field set.
 
-    Where tier or model are not known, what follows from them takes the value for a small GPU and a
-    long context: it is only looked at by checks that do not depend on them.
+    When tier or model are unknown, fields that depend on them take the value for a small GPU and a
+    long context; only checks that do not depend on them use such a config.
     """
     fast = given.preset is Preset.FAST
     gpu = tier is None or tier.is_gpu
@@ -78,7 +78,7 @@ def fill_training(given: Training, *, tier: Tier | None, shape: ModelShape | Non
 
 
 def fill_lora(given: Lora) -> Lora:
-    """An adapter without a gap."""
+    """An adapter with every field set."""
     rank = _or(given.rank, DEFAULT_RANK)
     return Lora(
         rank=rank,
@@ -91,7 +91,7 @@ def fill_lora(given: Lora) -> Lora:
 
 
 def fill_export(given: Export) -> Export:
-    """An export without a gap; each quantisation once."""
+    """An export with every field set; each quantisation once."""
     gguf = _or(given.gguf, True)
     names = given.quantizations or (DEFAULT_QUANTIZATION,)
     return Export(gguf=gguf, quantizations=tuple(dict.fromkeys(names)) if gguf else ())

@@ -1,4 +1,4 @@
-"""A finding is a graded fault that has not happened yet; a check yields some, or none."""
+"""A finding is a graded fault that a run would have; a check yields findings, or none."""
 
 import enum
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from lexicon.faults import Fault
 
 
 class Severity(enum.IntEnum):
-    """How much a finding weighs; the numbers order them."""
+    """Severity of a finding; the numbers order them."""
 
     INFO = 1
     AMBER = 2
@@ -33,7 +33,7 @@ class CheckOutcome:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing speaks against the run."""
+        """Whether the check has no finding against the run."""
         return all(finding.severity is not Severity.RED for finding in self.findings)
 
 
@@ -43,17 +43,17 @@ def red(fault: Fault, field: str) -> Finding:
 
 
 def amber(fault: Fault, field: str) -> Finding:
-    """A risk that the platform does not vouch for."""
+    """A risk that the user takes."""
     return Finding(severity=Severity.AMBER, fault=fault, field=field)
 
 
 def info(fault: Fault, field: str) -> Finding:
-    """Worth knowing."""
+    """Information only."""
     return Finding(severity=Severity.INFO, fault=fault, field=field)
 
 
 def outcome(detail: str, findings: Iterable[Finding] = ()) -> CheckOutcome:
-    """The detail, or the messages of what was found in its place."""
+    """The messages of the findings, or the detail when there are none."""
     found = tuple(findings)
     said = " ".join(finding.fault.message for finding in found)
     return CheckOutcome(detail=said or detail, findings=found)

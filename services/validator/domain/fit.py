@@ -1,4 +1,4 @@
-"""What the run needs and what it costs, against what the tier, the quota and the plan give."""
+"""Memory, storage, time and price of a run, compared with its tier, quota and plan."""
 
 import math
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ NOT_KNOWN = "not estimated: model, tier or settings are not known"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """Estimates of a run that is in order.
+    """Estimates of a valid run.
 
     Attributes:
         seconds: from the first step to the stored adapter.
@@ -61,7 +61,7 @@ class Needs:
 
 
 def estimate(case: Case) -> Needs | None:
-    """What the run needs; None when the case does not say enough."""
+    """The estimates; None when facts are missing."""
     shape, tier, model = case.shape, case.tier, case.model
     datasets = case.facts.found_datasets()
     if shape is None or tier is None or model is None or not datasets or not ranges_hold(case):
@@ -95,7 +95,7 @@ def estimate(case: Case) -> Needs | None:
 
 
 def training_load(training: Training, tier: Tier) -> TrainingLoad:
-    """What decides the memory of a step on this tier."""
+    """The settings that determine the memory of a step on this tier."""
     assert training.micro_batch_size is not None
     assert training.max_sequence_tokens is not None
     narrow = tier.is_gpu and training.precision is not Precision.FP32
@@ -115,7 +115,7 @@ def training_load(training: Training, tier: Tier) -> TrainingLoad:
 
 
 def check_memory(case: Case, needs: Needs | None) -> CheckOutcome:
-    """The model fits the tier: by its size (000-08), and by the estimate of the worst batch."""
+    """The model fits the tier, by its size (000-08) and by the estimate of the worst batch."""
     shape, tier = case.shape, case.tier
     if shape is None or tier is None:
         return outcome(NOT_KNOWN)
@@ -145,7 +145,7 @@ def check_memory(case: Case, needs: Needs | None) -> CheckOutcome:
 
 
 def check_quota(case: Case, needs: Needs | None) -> CheckOutcome:
-    """Adapter and GGUF fit into what the project may store (000-34)."""
+    """Adapter and GGUF fit into the project's free storage (000-34)."""
     if needs is None:
         return outcome(NOT_KNOWN)
     free = max(0, case.facts.artifact_quota_bytes - case.facts.artifact_bytes)
@@ -263,7 +263,7 @@ def _does_not_fit(case: Case, shape: ModelShape, tier: Tier, needs: Needs) -> Fa
 
 
 def _advice(case: Case, shape: ModelShape, tier: Tier, needs: Needs) -> Sequence[str]:
-    """What would fit, the nearest first."""
+    """Settings and tiers that would fit, the nearest first."""
     advice: list[str] = []
     smaller = largest_micro_batch(shape, case.lora_spec, needs.load, memory_bytes=tier.memory_bytes)
     if smaller:

@@ -1,4 +1,4 @@
-"""The base model: there, vouched for or waived, of a known kind, with all its parts."""
+"""Checks of the base model: it exists, is verified or waived, supported and complete."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ ABSENT = "not checked: the base model was not found"
 
 
 def check_existence(case: Case) -> CheckOutcome:
-    """The model is where the spec says (003-03), or was moved (003-05)."""
+    """The model exists under the name of the spec (003-03), or was moved (003-05)."""
     match case.facts.model:
         case None:
             return outcome("no base model is named")
@@ -34,7 +34,7 @@ def check_existence(case: Case) -> CheckOutcome:
 
 
 def check_vouching(case: Case) -> CheckOutcome:
-    """A model that is not verified needs the waiver, and stays the user's risk (000-05)."""
+    """An unverified model needs the waiver, and remains the user's risk (000-05)."""
     model = case.model
     if model is None:
         return outcome(ABSENT)
@@ -67,7 +67,7 @@ def check_architecture(case: Case) -> CheckOutcome:
 
 
 def check_tokenizer(case: Case) -> CheckOutcome:
-    """Without a tokenizer there is no training; without a template there is ChatML (000-24/25)."""
+    """A missing tokenizer refuses the run; a missing template is replaced by ChatML (000-24/25)."""
     model = case.model
     if model is None:
         return outcome(ABSENT)
@@ -116,7 +116,7 @@ def check_targets(case: Case) -> CheckOutcome:
 
 
 def check_convertibility(case: Case) -> CheckOutcome:
-    """The merged model can become a GGUF."""
+    """The merged model can be converted to GGUF."""
     model, shape = case.model, case.shape
     if model is None or shape is None:
         return outcome(ABSENT)
@@ -140,7 +140,7 @@ def check_convertibility(case: Case) -> CheckOutcome:
 
 
 def _unverified(model: ModelFacts, case: Case) -> Fault:
-    """Why nobody vouches for a model: its architecture (000-22), or that nobody has tried it."""
+    """Why a model is unverified: its architecture (000-22), or it was never tested."""
     name = "" if isinstance(model.shape, Fault) else model.shape.architecture.name
     proven = {row.architecture for row in case.catalog.models.values() if row.verified}
     message = f"Model {model.model_id} is not verified: a run on it is not refunded when it fails."
@@ -160,7 +160,7 @@ def _unverified(model: ModelFacts, case: Case) -> Fault:
 
 
 def _with_siblings(fault: Fault, case: Case) -> Fault:
-    """An unsupported architecture with verified models that could take its place (000-23)."""
+    """An unsupported architecture, with verified models as alternatives (000-23)."""
     if fault.code is not FaultCode.MODEL_ARCHITECTURE_UNSUPPORTED or case.model is None:
         return fault
     near = ", ".join(case.catalog.siblings(family=case.model.family, parameter_count=0))

@@ -1,4 +1,4 @@
-"""Whether a submission is complete: its six parts, the attestations, a tier the plan has."""
+"""Whether a submission is complete: its six parts, the attestations, a tier of the plan."""
 
 import difflib
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ MAX_PROMPT_CHARACTERS = 8192
 
 
 def check_parts(case: Case) -> CheckOutcome:
-    """Names each required part that is not connected (000-31)."""
+    """Names each missing required part (000-31)."""
     spec = case.spec
     missing = [
         (name, field)

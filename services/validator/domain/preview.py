@@ -48,7 +48,7 @@ def see_rows(
     max_tokens: int,
     train_on: TrainOn,
 ) -> list[SeenRow]:
-    """The rows that hold something to learn, encoded.
+    """The rows with labelled tokens, encoded.
 
     Raises:
         Fault: DATASET_ROW_INVALID, DATASET_FIELD_MISSING, MODEL_CHAT_TEMPLATE_INVALID.
@@ -82,7 +82,7 @@ def see_rows(
 
 
 def label_facts(rows: Sequence[SeenRow]) -> LabelFacts:
-    """What became of the rows, in figures."""
+    """Figures of the encoded rows."""
     return LabelFacts(
         row_count=len(rows),
         token_count=sum(row.token_count for row in rows),

@@ -11,7 +11,7 @@ from validator.domain.finding import CheckOutcome, Finding, outcome, red
 
 MAX_TIMEOUT_SECONDS = 30 * 24 * 3600
 ENDLESS = float("inf")
-# Beyond it a float does not know its last digits.
+# Beyond it a float does not represent every whole number.
 WHOLE_MAX = 1 << 53
 
 
@@ -35,7 +35,7 @@ class Range:
 
 
 def in_words(number: float) -> str:
-    """A number as a person would type it: whole ones with all their digits."""
+    """A number as a user would type it: whole ones with all their digits."""
     if isinstance(number, int) or (number.is_integer() and abs(number) <= WHOLE_MAX):
         return str(int(number))
     return f"{number:g}"

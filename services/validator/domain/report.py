@@ -1,4 +1,4 @@
-"""The answer: all checks in order, the verdict, the price, and what the spec means now."""
+"""The answer: all checks in order, the verdict, the price, and the snapshot of the spec."""
 
 import hashlib
 import json
@@ -41,13 +41,13 @@ class Quote:
 
     @property
     def maximum_micros(self) -> int:
-        """Highest charge; this much is held."""
+        """Highest charge, which is held at submission."""
         return self.maximum_minutes * self.rate_micros_per_minute
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """What the spec means now; later edits of catalog, plan or datasets change nothing."""
+    """The spec with all defaults; later edits of catalog, plan or datasets do not change it."""
 
     model_id: str
     model_revision: str
@@ -136,7 +136,7 @@ def report(spec: Spec, facts: Facts, catalog: Catalog) -> Report:
 
 
 def fingerprint(case: Case) -> str:
-    """SHA-256 of what is trained on what and how; equal configurations have equal ones."""
+    """SHA-256 of model, data and settings; equal configurations have equal ones."""
     assert case.model is not None
     document = {
         "model": [case.model.model_id, case.model.revision],

@@ -1,4 +1,4 @@
-"""Whether the settings go together: with each other, with the tier, with the backend."""
+"""Whether the settings are compatible: with each other, with the tier, with the backend."""
 
 from collections.abc import Iterator
 
@@ -34,10 +34,10 @@ def _mode(case: Case) -> Iterator[Finding]:
 
 
 def _mlx(case: Case) -> Iterator[Finding]:
-    """The MLX backend does LoRA with plain supervision, made for Apple silicon (002-37, 002-38).
+    """The MLX backend supports LoRA by SFT, on Apple silicon (002-37, 002-38).
 
-    Whether a node of the tier can do it is known to the scheduler alone, which refuses the run when
-    none can.
+    Only the scheduler knows whether a node of the tier has the capability; it refuses the run when
+    none has.
     """
     training, tier = case.training, case.tier
     if training.backend is not Backend.MLX:
@@ -121,7 +121,7 @@ def _temperature(case: Case) -> Iterator[Finding]:
 
 
 def _multi_run(case: Case) -> Iterator[Finding]:
-    """Slices stay inside the training pool, so that they never meet the held-out rows (002-17)."""
+    """Slices stay within the training pool, so that they never contain held-out rows (002-17)."""
     training = case.training
     if training.multi_run is None:
         return

@@ -1,4 +1,4 @@
-"""What a user submits, in the validator's words; None is what was left out."""
+"""A submission as values of the validator; None is a field that was left out."""
 
 import enum
 from dataclasses import dataclass, field
@@ -43,7 +43,7 @@ class Preference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MultiRun:
-    """Several short runs folded into one adapter."""
+    """Several short runs merged into one adapter."""
 
     run_count: int = 0
     samples_per_run: int = 0
@@ -137,7 +137,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """A submission; a part that is None was not connected."""
+    """A submission; a part that is None is missing."""
 
     base_model: str = ""
     datasets: tuple[str, ...] = ()
