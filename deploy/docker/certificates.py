@@ -1,8 +1,8 @@
 """The init service: a private authority, a certificate per service, and every secret of the stack.
 
-Runs once before the others and again at each start; what is there and still good stays. Each
-service finds its own files in a volume that no other service mounts: ca.pem, cert.pem, key.pem,
-env. The folder `user` holds what a person copies out: credentials.json and a client certificate.
+Runs before the other services at each start; existing valid files are kept. Each service has its
+own files in a volume that no other service mounts: ca.pem, cert.pem, key.pem, env. The folder
+`user` holds the files for a user to copy: credentials.json and a client certificate.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SECRET_BYTES = 32
 AUTHORITY_DAYS = 3650
 CERTIFICATE_DAYS = 365
 RENEW_BEFORE_DAYS = 30
-# A clock that runs behind must not find a new certificate not valid yet.
+# A new certificate must be valid for clocks that run behind.
 BACKDATED = timedelta(minutes=5)
 SERVICE_ACCOUNT = 10001
 POSTGRES_ACCOUNT = 999
@@ -46,7 +46,7 @@ HTTP_PORT = 7411
 NATS_PORT = 4222
 POSTGRES_PORT = 5432
 PROJECT = "local"
-# Where a container finds its own files.
+# Where a container mounts its own files.
 PRIVATE = "/run/tunesmith"
 NATS_TLS = f"""
 tls {{
@@ -79,7 +79,7 @@ def make_authority(now: datetime) -> Issued:
 
 
 def issue(authority: Issued, name: str, *, hosts: Sequence[str], now: datetime) -> Issued:
-    """A certificate that shows this name, for serving the hosts and for calling others."""
+    """A certificate with this name, for serving the hosts and for calling others."""
     signer = serialization.load_pem_private_key(authority.key, password=None)
     assert isinstance(signer, ec.EllipticCurvePrivateKey)
     parent = x509.load_pem_x509_certificate(authority.certificate)
@@ -98,7 +98,7 @@ def issue(authority: Issued, name: str, *, hosts: Sequence[str], now: datetime) 
 
 
 def is_good(certificate: bytes, authority: bytes, *, now: datetime) -> bool:
-    """Whether this authority signed it and it lasts beyond the time for renewal."""
+    """Whether this authority signed it and it is valid beyond the time for renewal."""
     found = x509.load_pem_x509_certificate(certificate)
     try:
         found.verify_directly_issued_by(x509.load_pem_x509_certificate(authority))
@@ -131,7 +131,7 @@ def settings(service: str, kept: Mapping[str, str], *, now: datetime) -> dict[st
 
 
 def write_all(out: Path, template: str, *, now: datetime) -> None:
-    """Write every service's folder; what is there and still good stays."""
+    """Write every service's folder; existing valid files are kept."""
     kept = _kept_secrets(out / "authority" / "secrets.json")
     authority = _kept_authority(out / "authority", now)
     trusted = Path(certifi.where()).read_bytes() + authority.certificate
@@ -158,7 +158,7 @@ def write_all(out: Path, template: str, *, now: datetime) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write everything below the folder that is named."""
+    """Write all files below the named folder."""
     parser = argparse.ArgumentParser(prog="certificates.py", description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--nats-template", type=Path, required=True)
@@ -173,7 +173,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _kept_secrets(path: Path) -> dict[str, str]:
-    """The secrets on file, with those that are missing made and added."""
+    """The stored secrets, with missing ones created."""
     kept: dict[str, str] = {}
     if path.is_file():
         kept = dict(json.loads(path.read_text(encoding="utf-8")))

@@ -1,7 +1,7 @@
-"""Entry of every image: adds the private settings of this service and becomes the service.
+"""Entry point of every image: adds the private settings of this service and executes the service.
 
-The settings lie in a file that only this service's account can read, so that no secret is in
-the compose file, in the image, or in the output of an inspecting command.
+The settings are in a file that only this service's account can read, so that no secret is in the
+compose file, in the image, or in the output of `docker inspect`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def read_settings(text: str) -> dict[str, str]:
 
 
 def main() -> None:
-    """Become `python -m SERVICE`."""
+    """Execute `python -m SERVICE` in place of this process."""
     service = os.environ.get("SERVICE", "")
     if not service:
         sys.exit("SERVICE environment variable not set! Hint: build with --build-arg SERVICE=…")

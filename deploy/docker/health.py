@@ -17,7 +17,7 @@ PRIVATE = Path("/run/tunesmith")
 
 
 def main() -> int:
-    """Ask the service in this container how it is."""
+    """Ask the service in this container for its health."""
     port = os.environ["TUNESMITH_LISTEN"].rpartition(":")[2]
     credentials = grpc.ssl_channel_credentials(
         root_certificates=(PRIVATE / "ca.pem").read_bytes(),

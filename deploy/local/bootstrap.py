@@ -1,9 +1,9 @@
-"""`python3 -m deploy.local.bootstrap`: everything the stack needs, from nothing.
+"""`python3 -m deploy.local.bootstrap`: install everything that the stack needs.
 
-Needs Python 3.11, a C/C++ compiler and a network the first time. Runs with the standard library
-alone, and says in one sentence what is missing. A second run finds all in place and ends at once.
+Needs Python 3.11, a C/C++ compiler and a network the first time. Uses the standard library alone,
+and reports a missing requirement in one sentence. A second run has nothing to do and ends at once.
 
-This file must also be readable by older Pythons, which it sends away.
+Older Pythons must be able to parse this file, which then refuses them.
 """
 
 import os
@@ -17,7 +17,7 @@ CANDIDATES = ("python3.13", "python3.12", "python3.11", "python3.14")
 
 
 def main():  # type: () -> int
-    """Check the interpreter, then do the work with it."""
+    """Check the interpreter, then run the setup with it."""
     if sys.platform == "win32":
         return _refuse(
             "The stack without containers runs on Linux and macOS.",
@@ -37,7 +37,7 @@ def main():  # type: () -> int
 
 
 def _newer_python():  # type: () -> str | None
-    """A newer interpreter on PATH that can make environments; a version manager's shim may not."""
+    """A newer interpreter on PATH that can create environments; some shims cannot."""
     for name in CANDIDATES:
         path = shutil.which(name)
         if path and subprocess.call([path, "-c", PROBE], stderr=subprocess.DEVNULL) == 0:

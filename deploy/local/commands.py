@@ -18,7 +18,7 @@ from deploy.local import layout as layouts
 from deploy.local.refusal import SetupRefused
 
 app = typer.Typer(help="The stack without containers.", no_args_is_help=True)
-# Paths are copied from what is printed, so that no line is broken in two.
+# Users copy paths from the output, so lines are not wrapped.
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
 
@@ -93,7 +93,7 @@ def status(state: StateOption = None, *, as_json: JsonOption = False) -> None:
 
 @app.command()
 def doctor(state: StateOption = None, *, as_json: JsonOption = False) -> None:
-    """Check this machine; one sentence and the next step for each thing that is missing."""
+    """Check this machine; one sentence and the next step for each missing requirement."""
     from deploy.local import doctor as checks
 
     findings = checks.examine(_folder(state))
@@ -108,7 +108,7 @@ def doctor(state: StateOption = None, *, as_json: JsonOption = False) -> None:
             table.add_row(mark, finding.name, escape(finding.sentence), escape(finding.next_step))
         out.print(table)
         if all(finding.ok for finding in findings):
-            out.print("Whether all of it works together, one short run says: tunesmith smoke")
+            out.print("To test the whole stack with one short run: tunesmith smoke")
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 

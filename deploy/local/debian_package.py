@@ -1,8 +1,8 @@
 """One program out of a Debian package, fetched without root and without touching the system.
 
 apt runs with a configuration of its own: own lists, own cache, the distribution's keyring and the
-mirror that this machine already uses. The pinned version is checked by its hash; when the suite has
-moved on, the newest one there is taken, which apt has checked by the distribution's signature.
+mirror that this machine already uses. The pinned version is checked by its hash; when the suite no
+longer has it, its newest version is used, which apt checks by the distribution's signature.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def fetch(
     """Download and unpack a package below a scratch folder.
 
     Returns:
-        the folder that is the root of a file system, and what was taken, in words.
+        the folder with the unpacked root file system, and a description of the package.
     Raises:
-        SetupRefused: this is no Debian, the package cannot be had, or its hash differs.
+        SetupRefused: this is no Debian, the package is unavailable, or its hash differs.
     """
     mirror = mirror_of()
     if not (mirror and shutil.which("apt-get") and shutil.which("dpkg-deb")):
@@ -79,7 +79,7 @@ def fetch(
 
 
 def mirror_of(sources: Path = Path("/etc/apt")) -> str:
-    """The Debian mirror that this machine is set up to use, or an empty text."""
+    """The Debian mirror of this machine's configuration, or an empty text."""
     files = [sources / "sources.list", *sorted((sources / "sources.list.d").glob("*"))]
     pattern = re.compile(
         r"(?:^deb\s+(?:\[[^]]*\]\s+)?|^URIs:\s+)(\S+/debian)/?(?:\s|$)", re.MULTILINE
@@ -95,7 +95,7 @@ def mirror_of(sources: Path = Path("/etc/apt")) -> str:
 
 
 def architecture() -> str:
-    """This processor as Debian and Go name it."""
+    """This processor's name in Debian and Go."""
     machine = platform.machine().lower()
     names = {"x86_64": "amd64", "aarch64": "arm64"}
     return names.get(machine, machine)
@@ -150,7 +150,7 @@ def _configuration(scratch: Path, mirror: str) -> Path:
 
 
 def _proxies() -> list[str]:
-    """The proxy settings of this machine's apt, which the private configuration would lose."""
+    """The proxy settings of this machine's apt, for the private configuration."""
     dump = subprocess.run(
         ["apt-config", "dump"], capture_output=True, text=True, timeout=PROBE_SECONDS, check=False
     )

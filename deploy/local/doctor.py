@@ -1,4 +1,4 @@
-"""What this machine has and lacks, one sentence and one next step per thing."""
+"""Check the requirements of this machine; one sentence and one next step for each."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SETUP = "Run 'make setup'."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was looked at."""
+    """One checked requirement."""
 
     name: str
     ok: bool
@@ -161,7 +161,7 @@ def _nats() -> str:
 
 
 def _imports(module: str, proof: str) -> str:
-    """Import a compiled module in a process of its own: a broken one may take its process along."""
+    """Import a compiled module in a process of its own, since a broken one may crash it."""
     if importlib.util.find_spec(module) is None:
         raise SetupRefused(f"{module} is not installed.", next_step=SETUP)
     code = f"import {module}; {proof}; print({module}.__version__)"
@@ -182,7 +182,7 @@ def _imports(module: str, proof: str) -> str:
 
 
 def _accelerator() -> str:
-    """Whether driver, torch and the libraries on it go together, as the trainer itself says."""
+    """Whether driver, torch and its libraries are compatible, by the trainer's own check."""
     command = [sys.executable, "-P", "-m", "trainer.training.host"]
     try:
         said = subprocess.run(
@@ -195,10 +195,10 @@ def _accelerator() -> str:
 
 
 def accelerator_sentence(facts: Mapping[str, Any], findings: Sequence[Mapping[str, str]]) -> str:
-    """What there is to train on, with what is worth knowing.
+    """The accelerator in one sentence, with remarks.
 
     Raises:
-        SetupRefused: when something of it cannot work.
+        SetupRefused: the accelerator cannot work as installed.
     """
     for finding in findings:
         if finding["weight"] == "broken":

@@ -1,7 +1,7 @@
-"""Becomes another program: drops the account, ties its life to the supervisor, then executes.
+"""Executes another program after it has switched accounts and bound its life to the supervisor.
 
-Run as `python -I -S launch.py --parent PID --signal NAME [--user NAME] -- PROGRAM ARGUMENT…`. A
-program of its own, because code between fork and exec is unsafe in a process with threads.
+Run as `python -I -S launch.py --parent PID --signal NAME [--user NAME] -- PROGRAM ARGUMENT…`. It is
+a program of its own, because code between fork and exec is unsafe in a process with threads.
 """
 
 from __future__ import annotations

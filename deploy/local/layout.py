@@ -15,7 +15,7 @@ from pathlib import Path
 from deploy.local import places
 from deploy.local.refusal import SetupRefused
 
-# Below the range that systems hand out to outgoing connections (Linux 32768, macOS 49152).
+# Below the range that systems use for outgoing connections (Linux 32768, macOS 49152).
 FIRST_PORT = 20000
 LAST_PORT = 29999
 STACK_ID_BYTES = 8
@@ -52,10 +52,10 @@ SECRET_NAMES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Where everything of one stack lies.
+    """The paths, ports and secrets of one stack.
 
     Attributes:
-        stack_id: made with the folder; marks this stack's processes and outside folders.
+        stack_id: created with the folder; marks this stack's processes and outside folders.
         ports: port number by name, all on 127.0.0.1.
         secrets: key or password by name.
         postgres_home: holds data/ and, where the path is short enough, the socket.
@@ -83,12 +83,12 @@ class Layout:
 
     @property
     def credentials(self) -> Path:
-        """What the SDK and the CLI read."""
+        """The credentials file of the SDK and the CLI."""
         return self.state / "credentials.json"
 
     @property
     def status(self) -> Path:
-        """What the supervisor last said about its processes."""
+        """The supervisor's last report about its processes."""
         return self.state / "status.json"
 
     @property
@@ -108,19 +108,19 @@ def default_state() -> Path:
 
 
 def open_layout(state: Path) -> Layout:
-    """Make the state folder unless it is there, and read or choose its ports and secrets.
+    """Create the state folder unless it exists, and read or choose its ports and secrets.
 
     Ports that another program has taken since are chosen again.
 
     Raises:
-        SetupRefused: the folder is someone else's, cannot be made, or is damaged.
+        SetupRefused: the folder belongs to another account, cannot be created, or is damaged.
     """
     state = state.expanduser().absolute()
     _make_private(state)
     for name in ("logs", "pids", "objects", "work", "nats"):
         (state / name).mkdir(mode=0o700, exist_ok=True)
     with (state / "layout.lock").open("a") as lock:
-        # Two commands at once on a new folder must not choose different secrets.
+        # Two concurrent commands on a new folder must not choose different secrets.
         fcntl.flock(lock, fcntl.LOCK_EX)
         record = _read_private(state / "secrets.json")
         made = {name: secrets.token_urlsafe(SECRET_BYTES) for name in SECRET_NAMES}
@@ -144,7 +144,7 @@ def open_layout(state: Path) -> Layout:
 def choose_ports(
     names: Sequence[str], *, start: int, is_free: Callable[[int], bool]
 ) -> dict[str, int]:
-    """A free port for each name, looked for upwards from a start and round again.
+    """A free port for each name, searched upwards from a start, with wrap-around.
 
     Raises:
         SetupRefused: fewer free ports than names.
@@ -225,7 +225,7 @@ def _read_private(path: Path) -> dict[str, str]:
 
 
 def _settled_ports(state: Path, stack_id: str) -> dict[str, int]:
-    """The ports on file; missing or taken ones are chosen again while nothing runs."""
+    """The stored ports; missing or taken ones are chosen again while nothing runs."""
     path = state / "ports.json"
     try:
         filed = {str(k): int(v) for k, v in json.loads(path.read_text(encoding="utf-8")).items()}
@@ -248,10 +248,10 @@ def _settled_ports(state: Path, stack_id: str) -> dict[str, int]:
 
 
 def _postgres_place(state: Path, stack_id: str) -> tuple[Path, str | None]:
-    """Where Postgres lives and as whom.
+    """The home folder and the account of Postgres.
 
-    As root it runs under another account, which a private state folder keeps out: then it lives in
-    a folder of root's that lets accounts through.
+    For root Postgres runs under another account, which cannot enter a private state folder; then
+    its home is in a folder of root that other accounts can enter.
     """
     if os.geteuid() != 0:
         return state / "postgres", None
@@ -275,7 +275,7 @@ def _socket_folder(home: Path, stack_id: str) -> Path:
 
 
 def require_supported() -> None:
-    """Refuse a platform that has no parts.
+    """Refuse an unsupported platform.
 
     Raises:
         SetupRefused: on anything but Linux and macOS.

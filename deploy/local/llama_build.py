@@ -1,4 +1,4 @@
-"""llama.cpp's libraries and Python binding, compiled once per machine and kept as a wheel.
+"""llama.cpp's libraries and Python binding, compiled once per machine and cached as a wheel.
 
 Only the libraries are compiled, not llama.cpp's own tools: that takes a third of the time of the
 package's own build. GGML_NATIVE is off and contraction of floating-point operations is forbidden,
@@ -30,7 +30,7 @@ CMAKE_OPTIONS = (
     "-DBUILD_SHARED_LIBS=ON",
     f"-DCMAKE_C_FLAGS={COMPILE_FLAGS}",
     f"-DCMAKE_CXX_FLAGS={COMPILE_FLAGS}",
-    # A wheel holds no symbolic links, so the libraries carry plain names and find each other.
+    # A wheel cannot contain symbolic links, so the libraries have plain names and load each other.
     "-DCMAKE_PLATFORM_NO_VERSIONED_SONAME=ON",
     "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
     "-DLLAMA_BUILD_COMMON=OFF",
@@ -43,7 +43,7 @@ CMAKE_OPTIONS = (
     "-DGGML_METAL=OFF",
     "-DGGML_BLAS=OFF",
 )
-# What the exporter runs from the source archive: the converters and the gguf package they need.
+# The part of the source archive that the exporter runs: the converters and their gguf package.
 VENDOR_ENTRIES = (
     "convert_hf_to_gguf.py",
     "convert_lora_to_gguf.py",
@@ -58,7 +58,7 @@ COMPILER_BYTES = 1_500_000_000
 
 
 def cache_entry() -> Path:
-    """Where the wheel and the vendored scripts of this version, platform and recipe are kept."""
+    """Cache folder of the wheel and the vendored scripts of this version, platform and recipe."""
     tag = sysconfig.get_platform()
     key = hashlib.sha256("\n".join((VERSION, tag, *CMAKE_OPTIONS)).encode()).hexdigest()[:12]
     name = f"llama-cpp-python-{VERSION}-{places.platform_key()}-{key}"
@@ -77,7 +77,7 @@ def cached_wheel() -> Path | None:
 
 
 def build(progress: Progress, logs: Path) -> str:
-    """Make the cached wheel unless it is there; return what was done.
+    """Build the cached wheel unless it exists; return a description.
 
     Raises:
         SetupRefused: no compiler, no source archive, or the build failed.
@@ -98,7 +98,7 @@ def build(progress: Progress, logs: Path) -> str:
 
 
 def install(progress: Progress, log: Path) -> str:
-    """Put the cached wheel into the environment."""
+    """Install the cached wheel into the environment."""
     wheel = cached_wheel()
     assert wheel is not None
     stamp = stamp_of(str(wheel))

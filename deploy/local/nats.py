@@ -1,7 +1,7 @@
-"""nats-server of one stack: its configuration with users and rights, and how it is run.
+"""nats-server of one stack: its configuration with users and permissions, and its process.
 
 Every acknowledged message is on disk (`sync_interval: always`); there is no websocket, no cluster
-port, no monitoring port, and nobody gets in without a password.
+port and no monitoring port, and every connection needs a password.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def prepare(layout: Layout) -> Path:
 
 
 def spec(layout: Layout, binary: Path, configuration: Path) -> ProcessSpec:
-    """How the supervisor runs it."""
+    """The process for the supervisor."""
     port = layout.ports["nats"]
 
     async def is_ready() -> bool:
@@ -58,13 +58,13 @@ def spec(layout: Layout, binary: Path, configuration: Path) -> ProcessSpec:
 
 
 def url(layout: Layout, user: str) -> str:
-    """What a service connects with."""
+    """The URL for the connections of a service."""
     password = layout.secrets[f"{user}_nats"]
     return f"nats://{user}:{password}@127.0.0.1:{layout.ports['nats']}"
 
 
 async def greets(port: int) -> bool:
-    """Whether a server on this port opens with the INFO line that every client waits for."""
+    """Whether a server on this port sends the INFO line that every client expects."""
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)

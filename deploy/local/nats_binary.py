@@ -1,8 +1,7 @@
-"""A nats-server that is new enough, from wherever this machine can get one.
+"""Find a nats-server that is new enough.
 
-The order: NATS_SERVER_BIN, PATH, an earlier find in the cache, the project's own release archive,
-and on Debian its package. There is no second choice behind these: without a server the stack says
-so and does not start.
+The order: NATS_SERVER_BIN, PATH, the cache, the project's own release archive, and on Debian its
+package. Without a server from one of these the stack reports it and does not start.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ PACKAGE = DebianPackage(
         "arm64": "68923b614b6b5594bbd63ffdce7258c2155ec448fb4cb7efd099bf9273eca128",
     },
 )
-# First safe version of each line that still gets fixes: route authentication bypass and the
-# pre-authentication crash are closed from here on.
+# First safe version of each maintained release line: it fixes the route authentication bypass and
+# the pre-authentication crash.
 FLOORS = {(2, 11): (2, 11, 16), (2, 12): (2, 12, 7)}
 FLOOR_NEWEST = (2, 14, 0)
 FLOOR_TEXT = "2.11.16, 2.12.7 or 2.14.0"
@@ -91,7 +90,7 @@ def in_cache() -> NatsBinary | None:
 
 
 def version_of(path: Path) -> str | None:
-    """What `nats-server --version` says, as digits, or None when it does not run."""
+    """The version of `nats-server --version`, as digits, or None when it does not run."""
     try:
         said = subprocess.run(
             [path, "--version"], capture_output=True, text=True, timeout=PROBE_SECONDS, check=True
@@ -103,7 +102,7 @@ def version_of(path: Path) -> str | None:
 
 
 def is_new_enough(version: str) -> bool:
-    """Whether the known holes are closed in this version."""
+    """Whether the known vulnerabilities are fixed in this version."""
     major, minor, patch = (int(part) for part in version.split(".")[:3])
     floor = FLOORS.get((major, minor), FLOOR_NEWEST)
     return (major, minor, patch) >= floor
@@ -185,6 +184,6 @@ def _from_release(scratch: Path, progress: Progress, logs: Path) -> tuple[Path, 
 
 
 def _from_debian(scratch: Path, progress: Progress, logs: Path) -> tuple[Path, str]:
-    """Take the server out of Debian's package."""
+    """Extract the server from Debian's package."""
     unpacked, taken = debian_package.fetch(PACKAGE, scratch, progress, logs)
     return unpacked / "usr" / "sbin" / "nats-server", taken

@@ -1,4 +1,4 @@
-"""Where the bootstrap keeps things: cache, locks, logs, and the record of what it found."""
+"""Folders and files of the bootstrap: cache, locks, logs, and the record of what it installed."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from deploy.local.refusal import SetupRefused
 
 # A llama.cpp build takes about two minutes on two cores; another setup is waited for this long.
 LOCK_WAIT_SECONDS = 1800.0
-# No step of a setup takes this long, so that an older scratch folder belongs to a killed one.
+# No step of a setup takes this long, so an older scratch folder belongs to a killed setup.
 STALE_SECONDS = 86_400.0
 RECORD_NAME = "tunesmith-parts.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What the bootstrap has put in place and the stack needs to know.
+    """The parts that the bootstrap has installed, for the stack.
 
     Attributes:
-        stamp: sha256 over everything that decides what is installed.
+        stamp: sha256 over all inputs that determine what is installed.
         llama_vendor: folder with llama.cpp's converters and their gguf-py.
         nats_server: path of the server binary.
-        nats_version: what that binary says it is.
+        nats_version: version that the binary reports.
         nats_source: how it was found.
         postgres: folder with bin/, lib/ and share/ of Postgres.
         seconds: how long each step of the last bootstrap that did work took.
@@ -47,7 +47,7 @@ class Parts:
 
 
 def repository() -> Path:
-    """The checkout that this file lies in."""
+    """The checkout that contains this file."""
     return Path(__file__).resolve().parents[2]
 
 
@@ -62,7 +62,7 @@ def environment_python() -> Path:
 
 
 def cache_folder() -> Path:
-    """The folder for things that are built or downloaded once per machine and user.
+    """The folder for files that are built or downloaded once per machine and user.
 
     Raises:
         SetupRefused: it cannot be made or written.
@@ -86,10 +86,10 @@ def cache_folder() -> Path:
 
 
 def scratch_folder(name: str) -> tempfile.TemporaryDirectory[str]:
-    """A folder in the cache that is removed after use; what a killed setup left is removed first.
+    """A folder in the cache that is removed after use; those of killed setups are removed first.
 
     Args:
-        name: what it is for; one use of a name goes on at a time, or for less than a day.
+        name: its purpose; a name has one use at a time, for less than a day.
     """
     oldest = time.time() - STALE_SECONDS
     for left in cache_folder().glob(f"{name}.making-*"):
@@ -99,7 +99,7 @@ def scratch_folder(name: str) -> tempfile.TemporaryDirectory[str]:
 
 
 def shared_folders() -> list[Path]:
-    """Where root puts what a process of an ordinary account must be able to reach, best first."""
+    """Folders of root that an ordinary account can enter, best first."""
     return [Path("/var/lib/tunesmith"), Path("/var/tmp/tunesmith-root")]  # noqa: S108 (checked below)
 
 
@@ -115,7 +115,7 @@ def make_shared_folder() -> Path:
             found = folder.lstat()
         except OSError:
             continue
-        # Whoever prepared a folder in a world-writable place must not own what root runs.
+        # In a world-writable place another account may have created the folder beforehand.
         if stat.S_ISDIR(found.st_mode) and found.st_uid == 0 and not found.st_mode & 0o022:
             return folder
     raise SetupRefused(
@@ -125,12 +125,12 @@ def make_shared_folder() -> Path:
 
 
 def reachable_by_others(path: Path) -> bool:
-    """Whether every folder down to this path lets any account through."""
+    """Whether any account can enter every folder down to this path."""
     return all(parent.stat().st_mode & 0o001 for parent in [path, *path.parents] if parent.is_dir())
 
 
 def platform_key() -> str:
-    """Operating system, processor and C library: what a compiled file depends on."""
+    """Operating system, processor and C library, on which compiled files depend."""
     libc = "-".join(part for part in platform.libc_ver() if part)
     return "-".join(p for p in (platform.system(), platform.machine(), libc) if p).lower()
 
@@ -150,7 +150,7 @@ def write_parts(parts: Parts) -> None:
 
 
 def write_whole(path: Path, text: str, *, mode: int = 0o644) -> None:
-    """Replace a file so that a reader sees the old or the new text and never a part."""
+    """Replace a file atomically: a reader sees the old or the new text."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -166,12 +166,12 @@ def write_whole(path: Path, text: str, *, mode: int = 0o644) -> None:
 
 @contextlib.contextmanager
 def exclusive(path: Path, *, waiting: str) -> Iterator[None]:
-    """Hold a file lock that the operating system drops when this process dies.
+    """Hold a file lock that the operating system releases when this process dies.
 
     Args:
-        waiting: said once when another process holds it.
+        waiting: printed once when another process holds it.
     Raises:
-        SetupRefused: it was not had within LOCK_WAIT_SECONDS.
+        SetupRefused: the lock was not acquired within LOCK_WAIT_SECONDS.
     """
     import fcntl
 

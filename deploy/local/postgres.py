@@ -1,8 +1,8 @@
-"""Postgres of one stack: made once, then run as a process like the others.
+"""Postgres of one stack: initialised once, then run as a process like the others.
 
-The superuser can only be reached through the socket and only by the account that runs the stack
-(peer authentication); each service has a role of its own, which must give its password and may
-connect to the one database.
+The superuser can connect only through the socket and only from the account that runs the stack
+(peer authentication); each service has a role of its own, which needs its password and may connect
+to the one database.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ operator {account} postgres
 
 
 def prepare(layout: Layout, install: Path) -> None:
-    """Make the data folder unless it is there, and write this start's settings into it.
+    """Create the data folder unless it exists, and write this start's settings into it.
 
     Raises:
         SetupRefused: initdb failed; the message ends with its output.
@@ -75,7 +75,7 @@ def prepare(layout: Layout, install: Path) -> None:
 
 
 def spec(layout: Layout, install: Path) -> ProcessSpec:
-    """How the supervisor runs it."""
+    """The process for the supervisor."""
 
     async def is_ready() -> bool:
         try:
@@ -111,13 +111,13 @@ def forget(layout: Layout) -> None:
 
 
 def database_url(layout: Layout, role: str) -> str:
-    """What a service connects with."""
+    """The URL for the connections of a service."""
     password = layout.secrets[f"{role}_db"]
     return f"postgresql://{role}:{password}@127.0.0.1:{layout.ports['postgres']}/{DATABASE}"
 
 
 async def provision(layout: Layout) -> None:
-    """Make the database, the roles and their schemas; doing it again changes nothing."""
+    """Create the database, the roles and their schemas; repeating it changes nothing."""
     admin = await _connect(layout, "template1")
     try:
         if not await admin.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", DATABASE):
@@ -178,7 +178,7 @@ def _make_home(layout: Layout) -> None:
 
 
 def _initialise(layout: Layout, install: Path) -> None:
-    """Run initdb beside the final place and move it there, so that a cut one is never used."""
+    """Run initdb beside the final folder and rename it, so that a partial one is never used."""
     data = layout.postgres_home / "data"
     making = layout.postgres_home / "data.making"
     shutil.rmtree(making, ignore_errors=True)
@@ -237,7 +237,7 @@ def _write_settings(layout: Layout, data: Path) -> None:
 
 
 def _account_name() -> str:
-    """Who we are, as Postgres sees us at the other end of its socket.
+    """Our account name, as Postgres sees it on its socket.
 
     Raises:
         SetupRefused: our user id has no name, which Postgres does not accept.

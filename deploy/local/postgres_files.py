@@ -1,4 +1,4 @@
-"""The Postgres binaries: found in the environment, copied where their account can reach them."""
+"""The Postgres binaries of the environment, copied to a folder that their account can enter."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ INSTALL = "pginstall18"
 
 
 def find() -> Path:
-    """The folder with Postgres' bin/, lib/ and share/, reachable by whoever will run it.
+    """The folder with Postgres' bin/, lib/ and share/, readable by the account that runs it.
 
-    Postgres refuses to run as root, so root runs it as another account; that account must be able
-    to walk to the binaries, which it cannot when the checkout lies under a private home.
+    Postgres refuses to run as root, so root runs it as another account, which cannot read the
+    binaries when the checkout is in a private home folder.
 
     Raises:
         SetupRefused: the package is not in the environment, or no reachable place was found.
@@ -37,7 +37,7 @@ def find() -> Path:
 
 
 def _copied(package: Path) -> Path:
-    """A copy of the install folder and of the libraries beside the package, made once."""
+    """A copy of the install folder and of the libraries beside the package, created once."""
     binary = (package / INSTALL / "bin" / "postgres").read_bytes()
     key = hashlib.sha256(binary).hexdigest()[:12]
     target = places.make_shared_folder() / f"postgres-{key}"
@@ -55,6 +55,6 @@ def _copied(package: Path) -> Path:
         try:
             made.rename(target)
         except OSError:
-            # Another setup was faster; its copy is the same.
+            # Another setup was faster; its copy is identical.
             shutil.rmtree(made, ignore_errors=True)
     return install

@@ -1,4 +1,4 @@
-"""One process of the stack: how it is started, recognised again, and ended."""
+"""One process of the stack: start it, recognise it later, end it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import psutil
 from deploy.local import places
 
 LAUNCHER = Path(__file__).with_name("launch.py")
-# In every process's environment, so that what outlived its supervisor can be found.
+# In every process's environment, to find processes that outlived their supervisor.
 MARK = "TUNESMITH_STACK_ID"
 POLL_SECONDS = 0.05
 # Linux reports the start of a process in ticks since boot, which no clock change moves.
@@ -32,7 +32,7 @@ class ProcessSpec:
         level: processes of a lower level are ready before this one is started.
         argv: program and arguments; the program is an absolute path.
         environment: the whole environment, nothing is inherited.
-        is_ready: answers whether it serves; called again and again, as long as it runs.
+        is_ready: whether it serves; called periodically while it runs.
         port: shown in tables, None when it has none.
         user: account to run as, None for our own.
         stop_signal: asks it to end.
@@ -90,7 +90,7 @@ def is_alive(record: Record) -> bool:
 
 
 def write_record(folder: Path, name: str, pid: int) -> None:
-    """File the id of a process that was just started."""
+    """Record the id of a process that was just started."""
     birth = birth_of(pid)
     if birth is not None:
         text = json.dumps({"name": name, "pid": pid, "birth": birth})
@@ -98,7 +98,7 @@ def write_record(folder: Path, name: str, pid: int) -> None:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """Every filed process, alive or not."""
+    """Every recorded process, alive or not."""
     records = []
     for path in sorted(folder.glob("*.json")):
         try:
@@ -121,7 +121,7 @@ def signal_one(pid: int, number: signal.Signals) -> None:
 
 
 def marked(stack_id: str) -> list[psutil.Process]:
-    """Every process of ours that carries this stack's mark in its environment."""
+    """Every process of our account with this stack's mark in its environment."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -135,7 +135,7 @@ def marked(stack_id: str) -> list[psutil.Process]:
 def sweep(stack_id: str, folder: Path, *, wait_seconds: float) -> list[str]:
     """End what is left of a stack whose supervisor has ended; return the names of what was killed.
 
-    First asks, then kills: the filed processes with their groups, and whatever carries the mark.
+    Asks first, then kills: the recorded processes with their groups, and processes with the mark.
     """
     killed: list[str] = []
     for record in read_records(folder):

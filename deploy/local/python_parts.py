@@ -45,21 +45,21 @@ def stamp_of(*parts: str | Path) -> str:
 
 
 def is_done(step: str, stamp: str) -> bool:
-    """Whether this step ended well here with exactly these inputs."""
+    """Whether this step succeeded here with exactly these inputs."""
     return _read_stamps().get(step) == stamp
 
 
 def mark_done(step: str, stamp: str) -> None:
-    """Remember that it did."""
+    """Record that it did."""
     text = json.dumps({**_read_stamps(), step: stamp}, indent=2)
     places.write_whole(places.environment_folder() / STAMPS_NAME, text)
 
 
 def make_environment(progress: Progress, log: Path) -> str:
-    """Make the virtual environment unless a working one is there; return what was done.
+    """Create the virtual environment unless a working one exists; return a description.
 
     Raises:
-        SetupRefused: this Python cannot make one.
+        SetupRefused: this Python cannot create one.
     """
     folder = places.environment_folder()
     if _works(folder):
@@ -122,8 +122,8 @@ def install_lock(progress: Progress, log: Path) -> str:
 def install_torch(progress: Progress, log: Path) -> str:
     """Install the torch build that fits this machine.
 
-    First from pip's own find-links when one is configured (a machine that keeps its wheels), then
-    the build that uv picks for the accelerator found, then whatever the package index has.
+    First from pip's find-links if configured (a machine with local wheels), then the build that uv
+    picks for the accelerator, then the one of the package index.
 
     Raises:
         SetupRefused: none of the three could be installed.
@@ -150,9 +150,9 @@ def install_torch(progress: Progress, log: Path) -> str:
 
 
 def install_mlx(progress: Progress, log: Path) -> str:
-    """Install MLX where there is a build of it; only tests of its backend need it here.
+    """Install MLX if a wheel exists; only tests of its backend need it here.
 
-    Nothing is compiled, and a machine that none of the wheels fits is none the worse for it.
+    Nothing is compiled; without a fitting wheel these tests are skipped.
     """
     wanted = places.repository() / "requirements" / "mlx.txt"
     stamp = stamp_of(wanted)
@@ -188,7 +188,7 @@ def install_project(progress: Progress, log: Path) -> str:
 
 
 def uv_install(arguments: list[str], *, label: str, log: Path, progress: Progress) -> None:
-    """Run `uv pip install` in the environment, with pip's settings handed on.
+    """Run `uv pip install` in the environment, with pip's settings.
 
     Raises:
         SetupRefused: uv failed.
@@ -265,9 +265,9 @@ def _read_stamps() -> dict[str, str]:
 
 
 def _works(folder: Path) -> bool:
-    """Whether its interpreter starts, is new enough, has pip and believes to live here.
+    """Whether its interpreter starts, is new enough, has pip and reports this prefix.
 
-    A checkout that was moved keeps an environment whose scripts point to the old place.
+    After a move of the checkout the scripts of its environment point to the old folder.
     """
     code = "import sys, pip; print(sys.prefix, *sys.version_info[:2], sep='\\n')"
     try:

@@ -1,13 +1,13 @@
-"""What is said when something that the local stack needs is missing."""
+"""The error for a missing requirement of the local stack."""
 
 from __future__ import annotations
 
 
 class SetupRefused(Exception):
-    """One sentence on what is missing and one on what to do about it."""
+    """One sentence about the missing requirement and one with the next step."""
 
     def __init__(self, sentence: str, *, next_step: str, detail: str = "") -> None:
-        """Keep the two sentences apart, so that a table can show them in two columns.
+        """Store the two sentences separately, so that a table can show them in two columns.
 
         Args:
             detail: output of the failing program, shown below the sentences.

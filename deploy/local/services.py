@@ -1,4 +1,4 @@
-"""The seven services of one stack as processes: their order, their environment, their readiness."""
+"""The seven services of one stack as processes: order, environment and readiness."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from deploy.local.process import MARK, ProcessSpec
 PROJECT = "local"
 HEALTH_SECONDS = 2.0
 STOP_SECONDS = 12.0
-# Handed on from the caller's environment: nothing else is, so no secret of the shell leaks in.
+# The only variables inherited from the caller's environment, so that no secret of the shell leaks.
 HANDED_ON = frozenset(
     {
         "PATH",
@@ -53,7 +53,7 @@ HANDED_TO_WORKERS = frozenset(
 )
 # The address of operators' alerts: a secret of the one service that sends them.
 HANDED_TO_SCHEDULER = frozenset({"TUNESMITH_ALERT_WEBHOOK_URL"})
-# These decide who may do what; the stack makes its own and takes none from outside.
+# Keys and tokens of authentication; the stack creates its own and ignores the caller's.
 NEVER_HANDED_ON = frozenset(
     {
         "TUNESMITH_SIGNING_KEY",
@@ -74,7 +74,7 @@ class Service:
 
     Attributes:
         level: 1 and up; Postgres and nats-server are level 0.
-        reads_hub: whether it talks to the model hub and so gets the user's hub token.
+        reads_hub: whether it calls the model hub and therefore gets the user's hub token.
     """
 
     name: str
@@ -116,15 +116,15 @@ def services(layout: Layout, parts: Parts) -> list[Service]:
     hub = signing | stored["hub"] | objects | public | catalog | to["billing"]
     validator = signing | to["hub"] | to["billing"] | catalog | models
     scheduler = signing | stored["scheduler"] | evented["scheduler"] | catalog
-    desks = to["validator"] | to["billing"] | to["hub"]
-    gateway = signing | objects | desks | to["scheduler"] | http | public
+    peers = to["validator"] | to["billing"] | to["hub"]
+    gateway = signing | objects | peers | to["scheduler"] | http | public
     trainer = _worker(layout, "trainer", tier="cpu") | models
     exporter = _worker(layout, "exporter", tier="export") | models | llama
     return [
         Service(name="billing", level=1, settings=billing),
         Service(name="hub", level=1, settings=hub),
         Service(name="validator", level=1, settings=validator, reads_hub=True),
-        Service(name="scheduler", level=1, settings=scheduler | desks),
+        Service(name="scheduler", level=1, settings=scheduler | peers),
         Service(name="gateway", level=2, settings=gateway),
         Service(name="trainer", level=2, settings=trainer, reads_hub=True),
         Service(name="exporter", level=2, settings=exporter, reads_hub=True),
@@ -185,7 +185,7 @@ def _spec(layout: Layout, service: Service, environ: Mapping[str, str]) -> Proce
     return ProcessSpec(
         name=service.name,
         level=service.level,
-        # -P keeps the working folder, which holds files of users, off the import path.
+        # -P removes the working folder, which may hold users' files, from the import path.
         argv=(sys.executable, "-P", "-m", service.name),
         environment=environment(service, environ)
         | {
@@ -201,10 +201,10 @@ def _spec(layout: Layout, service: Service, environ: Mapping[str, str]) -> Proce
 
 
 def environment(service: Service, environ: Mapping[str, str]) -> dict[str, str]:
-    """A service's environment: what is handed on, then its own settings, which win.
+    """A service's environment: inherited variables, overridden by its own settings.
 
-    A TUNESMITH_ variable of the caller reaches every service (a shorter lease in a test, say), but
-    none of those that hold a key; the tier of the trainer is the one setting a caller may replace.
+    A TUNESMITH_ variable of the caller reaches every service (a shorter lease in a test, say),
+    unless it holds a key; the trainer's tier is the only own setting that a caller may override.
     """
     handed = {
         name: value

@@ -25,7 +25,7 @@ NEEDED_DISK_BYTES = 6 * 1024**3
 
 
 class Steps:
-    """Runs named steps and keeps how long each took."""
+    """Runs named steps and records their durations."""
 
     def __init__(self, progress: Progress, logs: Path) -> None:
         """Each step logs into a file of its own name."""
@@ -35,7 +35,7 @@ class Steps:
         self._guard = threading.Lock()
 
     def run(self, name: str, step: Callable[[Progress, Path], str]) -> None:
-        """Do one step, show it, and keep its time."""
+        """Run one step, show it, and record its duration."""
         started = time.monotonic()
         note = step(self.progress, self.logs / f"{name.replace(' ', '-')}.log")
         elapsed = time.monotonic() - started
@@ -63,10 +63,10 @@ def main(arguments: list[str]) -> int:
 
 
 def set_up(progress: Progress) -> Parts:
-    """Bring everything in place and return where it is.
+    """Install everything and return the record of it.
 
     Raises:
-        SetupRefused: something that cannot be made here is missing.
+        SetupRefused: a requirement is missing that the setup cannot install.
     """
     parts = _ready()
     if parts is not None:
@@ -84,7 +84,7 @@ def _make(progress: Progress) -> Parts:
     started = time.monotonic()
     progress.say("Setting up (the first time takes some minutes; later times are instant)")
     steps = Steps(progress, places.cache_folder() / "logs")
-    # A missing compiler is worth knowing before minutes of downloads.
+    # Check the compiler before minutes of downloads.
     if llama_build.cached_wheel() is None:
         llama_build.require_compilers()
     _require_disk()
@@ -99,7 +99,7 @@ def _make(progress: Progress) -> Parts:
         found.append(nats_binary.find(shown, log.parent))
         return f"{found[0].version} from {found[0].source}"
 
-    # The compiler keeps all cores busy; what waits for the network runs beside it.
+    # The compiler keeps all cores busy; downloads run beside it.
     with ThreadPoolExecutor(max_workers=2) as pool:
         compiling = pool.submit(
             steps.run, "llama.cpp", lambda shown, log: llama_build.build(shown, log.parent)
@@ -132,7 +132,7 @@ def _fetch_beside(steps: Steps, nats_step: Callable[[Progress, Path], str]) -> N
 
 
 def _ready() -> Parts | None:
-    """The record of an earlier setup when nothing it rests on has changed."""
+    """The record of an earlier setup if its inputs are unchanged."""
     parts = places.read_parts()
     if parts is None or parts.stamp != _stamp():
         return None
@@ -146,7 +146,7 @@ def _ready() -> Parts | None:
 
 
 def _stamp() -> str:
-    """What decides the environment: the pins, the recipe, the platform, the place."""
+    """The inputs of the environment: pins, recipe, platform and folder."""
     return python_parts.stamp_of(
         *python_parts.decided_by(),
         str(places.environment_folder()),

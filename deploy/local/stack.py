@@ -1,4 +1,4 @@
-"""A whole stack: brought up, asked how it is, brought down."""
+"""A whole stack: start, status and stop."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ GRANT_MICROS = 100_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessState:
-    """One process as the supervisor last described it."""
+    """One process, from the supervisor's last report."""
 
     name: str
     port: int | None
@@ -52,7 +52,7 @@ class ProcessState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackState:
-    """A stack as it is now.
+    """The state of a stack.
 
     Attributes:
         running: a supervisor holds the folder.
@@ -72,7 +72,7 @@ def serve(state: Path) -> int:
     """Supervise this state folder until a stop is requested; return the exit code.
 
     Raises:
-        SetupRefused: something is missing, or another supervisor is there.
+        SetupRefused: a requirement is missing, or another supervisor runs.
     """
     layouts.require_supported()
     parts = require_parts()
@@ -108,7 +108,7 @@ def serve(state: Path) -> int:
 
 
 def require_parts() -> Parts:
-    """What the bootstrap left.
+    """The record of the bootstrap.
 
     Raises:
         SetupRefused: it has not run in this checkout.
@@ -126,7 +126,7 @@ def up(state: Path, *, report: Callable[[StackState], None]) -> StackState:
     """Start a supervisor of its own and wait until the stack is ready.
 
     Args:
-        report: called with the state now and then, for a progress line.
+        report: called with the state periodically, for a progress line.
     Raises:
         SetupRefused: it did not become ready; everything that was started has ended again.
     """
@@ -150,12 +150,12 @@ def up(state: Path, *, report: Callable[[StackState], None]) -> StackState:
 
 
 def down(state: Path) -> list[str]:
-    """End the stack and whatever it left behind; the names of what had to be killed.
+    """End the stack and its remaining processes; return the names of those that were killed.
 
-    Also right after its supervisor was killed. Ending what does not run is no mistake.
+    Works also right after its supervisor was killed, and when no stack runs.
 
     Raises:
-        SetupRefused: the supervisor did not let go.
+        SetupRefused: the supervisor did not end.
     """
     state = state.expanduser().absolute()
     if not (state / "secrets.json").is_file():
@@ -176,7 +176,7 @@ def down(state: Path) -> list[str]:
 
 
 def status(state: Path) -> StackState:
-    """How the stack of a state folder is now; where there is no folder, the stack is down."""
+    """The state of a folder's stack; without a folder the stack is down."""
     state = state.expanduser().absolute()
     try:
         record = json.loads((state / "status.json").read_text(encoding="utf-8"))
@@ -196,7 +196,7 @@ def status(state: Path) -> StackState:
 
 
 def write_credentials(layout: Layout) -> None:
-    """Write what the SDK and the CLI need to reach this stack as its first user."""
+    """Write the credentials of this stack's first user for the SDK and the CLI."""
     credentials.save(
         credentials.Credentials(
             address=services.address(layout, "gateway"),
@@ -253,7 +253,7 @@ async def _provision(layout: Layout) -> None:
 
 
 async def _welcome(layout: Layout) -> None:
-    """Give the local project its plan and its first credits; a second time changes nothing."""
+    """Give the local project its plan and its first credits; repeating it changes nothing."""
     token = services.token(layout, Role.OPERATOR, "local-operator")
     metadata = (("authorization", f"Bearer {token}"),)
     parent = f"projects/{services.PROJECT}"
@@ -285,7 +285,7 @@ async def _welcome(layout: Layout) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Bring one stack up and keep it."""
+    """Start one stack and supervise it."""
     parser = argparse.ArgumentParser(prog="python -m deploy.local.stack")
     parser.add_argument("--state", type=Path, required=True)
     chosen = parser.parse_args(arguments)

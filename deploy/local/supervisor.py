@@ -1,4 +1,4 @@
-"""The supervisor: starts every process in order, restarts what dies or hangs, says how they are.
+"""The supervisor: starts processes in order, restarts those that die or hang, reports their state.
 
 `deploy.local.stack` runs it, which `tunesmith up` starts. It holds the state folder's lock for
 life, and its children end with it, however it ends.
@@ -26,13 +26,13 @@ from deploy.local.refusal import SetupRefused
 
 FIRST_BACKOFF_SECONDS = 0.25
 LONGEST_BACKOFF_SECONDS = 10.0
-# After this long in one piece an earlier crash no longer counts towards the backoff.
+# After this uptime an earlier crash no longer counts towards the backoff.
 STEADY_SECONDS = 30.0
-# A process that dies this often before it was ever ready is broken, not unlucky.
+# A process that dies this often before it was ever ready is not restarted again.
 STARTS_BEFORE_GIVING_UP = 5
 READY_POLL_SECONDS = 0.2
-# A process that serves is asked this often, and is taken to hang after so many misses in a row: a
-# machine under full load answers late, but not that late.
+# Interval of health checks, and the failures in a row after which a process counts as hanging: a
+# machine under full load answers late, but earlier than that.
 PULSE_SECONDS = 5.0
 PULSE_DEADLINE_SECONDS = 5.0
 PULSE_MISSES = 6
@@ -44,7 +44,7 @@ SHOWN_LOG_LINES = 25
 
 @dataclass(slots=True, kw_only=True)
 class Condition:
-    """How one process is now. Changes as it lives, hence not frozen."""
+    """The state of one process; mutable, as it changes while the process runs."""
 
     name: str
     port: int | None
@@ -69,15 +69,15 @@ class Supervisor:
         pulse_seconds: float = PULSE_SECONDS,
         pulse_deadline_seconds: float = PULSE_DEADLINE_SECONDS,
     ) -> None:
-        """Nothing is started yet.
+        """Store the settings; `run` starts the processes.
 
         Args:
             status: file that is kept up to date with the condition of every process.
             pids: folder with a record per running process.
             after_level: awaited when every process of a level is ready, before the next level.
             first_backoff_seconds: pause before the first restart; doubles with each one.
-            pulse_seconds: pause between two questions to a process that serves.
-            pulse_deadline_seconds: how long it may take to answer one.
+            pulse_seconds: interval of health checks.
+            pulse_deadline_seconds: deadline of a health check.
         """
         self._specs = list(specs)
         self._status = status
@@ -167,7 +167,7 @@ class Supervisor:
             self._running.pop(spec.name, None)
             self._set(condition, "ended", pid=None)
             (self._pids / f"{spec.name}.json").unlink(missing_ok=True)
-            # What it had started must not outlive it: a second one would be beside it.
+            # Kill the processes that it had started, so that the restart does not duplicate them.
             process.signal_group(child.pid, signal.SIGKILL)
             if self._stopping.is_set():
                 return
@@ -203,9 +203,9 @@ class Supervisor:
         return child
 
     async def _tend(self, spec: ProcessSpec, pid: int) -> None:
-        """Watch one start of a process: the moment from which it serves, and whether it still does.
+        """Watch one start of a process: when it begins to serve, and whether it still serves.
 
-        One that hangs is killed, which its keeper takes for any other death.
+        A hanging process is killed, and then restarted like any other that died.
         """
         if not await self._comes_up(spec):
             why = f"was not ready within {spec.ready_seconds:.0f} s of its restart"
@@ -220,7 +220,7 @@ class Supervisor:
         process.signal_group(pid, signal.SIGKILL)
 
     async def _comes_up(self, spec: ProcessSpec) -> bool:
-        """Whether it is ready in time; the first start of all is timed by who waits for it."""
+        """Whether it is ready in time; the caller of `up` bounds the first start."""
         is_first = not self._ready[spec.name].is_set()
         deadline = time.monotonic() + spec.ready_seconds
         while not await self._answers(spec):
@@ -230,7 +230,7 @@ class Supervisor:
         return True
 
     async def _silence(self, spec: ProcessSpec) -> str:
-        """Returns when it has not answered for so long that it must hang, or at the stop."""
+        """Returns after so many failed health checks that it counts as hanging, or at the stop."""
         misses, since = 0, time.monotonic()
         while misses < PULSE_MISSES and not self._stopping.is_set():
             await asyncio.sleep(self._pulse_seconds)
@@ -289,7 +289,7 @@ class Supervisor:
 
 
 def rotate(log: Path, *, limit_bytes: int = LOG_LIMIT_BYTES) -> None:
-    """Move the content of a log aside when it is large; the writer goes on in the emptied file."""
+    """Rotate a large log by copy and truncate; the writer continues in the emptied file."""
     try:
         if log.stat().st_size < limit_bytes:
             return
@@ -299,7 +299,7 @@ def rotate(log: Path, *, limit_bytes: int = LOG_LIMIT_BYTES) -> None:
         older = log.with_name(f"{log.name}.{number}")
         if older.exists():
             older.replace(log.with_name(f"{log.name}.{number + 1}"))
-    # Writers append, so that they go on at the new end after the cut.
+    # Writers append, so they continue at the new end after the truncation.
     shutil.copyfile(log, log.with_name(f"{log.name}.1"))
     os.truncate(log, 0)
 

@@ -1,4 +1,4 @@
-"""Running a program whose output matters only when it fails."""
+"""Run a program and show its output only when it fails."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Progress:
         self._last = 0.0
 
     def working(self, label: str, state: str, seconds: float) -> None:
-        """Show that a step is under way."""
+        """Show that a step runs."""
         gap = REDRAW_SECONDS if self._terminal else LOG_LINE_SECONDS
         with self._guard:
             now = time.monotonic()

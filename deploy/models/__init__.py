@@ -1,1 +1,1 @@
-"""Models that the project makes by itself."""
+"""Models that the project trains itself."""
