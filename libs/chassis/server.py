@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection
 
 from chassis import access, interceptor, redaction, telemetry
 from chassis.config import split_address
-from chassis.tls import Tls, refuse_open_door
+from chassis.tls import Tls, refuse_open_listener
 from lexicon.faults import Fault, FaultCode
 
 log = telemetry.logger(__name__)
@@ -77,18 +77,18 @@ async def run_server(
         Fault: RUNTIME_AUTH_NOT_ENFORCED when callers could not be kept out, CONFIG_INVALID when the
             address cannot be bound, INTERNAL_UNEXPECTED when a background task died.
     """
-    refuse_open_door(listen, tls, signing_key=signing_key)
+    refuse_open_listener(listen, tls, signing_key=signing_key)
     stopping = stop or asyncio.Event()
-    door = interceptor.ServerInterceptor(signing_key)
-    server = _make_server(door)
+    guard = interceptor.ServerInterceptor(signing_key)
+    server = _make_server(guard)
     health = health_aio.HealthServicer()
     try:
         names = _register(server, health, register, signing_key=signing_key)
         port = _bind(server, listen, tls)
         await server.start()
-        door.probing = True
+        guard.probing = True
         await _probe(port, listen, tls, names)
-        door.probing = False
+        guard.probing = False
         with _signals(stopping):
             await _serve(
                 service=service,
@@ -122,11 +122,11 @@ def main(coroutine_factory: Callable[[], Coroutine[Any, Any, None]]) -> None:
         telemetry.stop()
 
 
-def _make_server(door: interceptor.ServerInterceptor) -> grpc.aio.Server:
+def _make_server(guard: interceptor.ServerInterceptor) -> grpc.aio.Server:
     return grpc.aio.server(
         # Handlers are coroutines; the pool is for the few that gRPC runs synchronously.
         migration_thread_pool=ThreadPoolExecutor(max_workers=1),
-        interceptors=(door,),
+        interceptors=(guard,),
         options=OPTIONS,
         maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX,
     )
@@ -155,7 +155,7 @@ def _register(
 
 def _bind(server: grpc.aio.Server, listen: str, tls: Tls | None) -> int:
     """Open the port; the second check whether this is allowed."""
-    refuse_open_door(listen, tls, signing_key=None)
+    refuse_open_listener(listen, tls, signing_key=None)
     try:
         if tls is None:
             port = server.add_insecure_port(listen)

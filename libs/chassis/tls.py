@@ -90,7 +90,7 @@ def is_loopback(address: str) -> bool:
         return False
 
 
-def refuse_open_door(listen: str, tls: Tls | None, *, signing_key: str | None) -> None:
+def refuse_open_listener(listen: str, tls: Tls | None, *, signing_key: str | None) -> None:
     """Refuse to listen beyond this machine unless callers are authenticated.
 
     No option switches this off.

@@ -11,7 +11,7 @@ from grpc import aio
 
 from chassis import server, telemetry
 from chassis.config import describe, load, split_address
-from chassis.tls import Tls, is_loopback, refuse_open_door
+from chassis.tls import Tls, is_loopback, refuse_open_listener
 from gateway import http, wire
 from gateway.config import Config
 from gateway.domain.routes import FORWARDED, OWN, Upstream, table
@@ -47,7 +47,7 @@ async def main() -> None:
     tls = Tls.load(
         certificate=config.tls_certificate, key=config.tls_key, authority=config.tls_authority
     )
-    refuse_open_door(config.http_listen, tls, signing_key=config.signing_key)
+    refuse_open_listener(config.http_listen, tls, signing_key=config.signing_key)
     channels = {upstream: _channel(address, tls) for upstream, address in _addresses(config)}
     web = _web_server(config)
 

@@ -17,8 +17,8 @@ def _names(text: str) -> tuple[str, ...]:
 class Config:
     """Settings of the gateway, one environment variable each."""
 
-    listen: str = env("TUNESMITH_LISTEN", doc="host:port of the gRPC door, 127.0.0.1:7100")
-    http_listen: str = env("TUNESMITH_HTTP_LISTEN", doc="host:port of the HTTP door")
+    listen: str = env("TUNESMITH_LISTEN", doc="host:port of the gRPC server, 127.0.0.1:7100")
+    http_listen: str = env("TUNESMITH_HTTP_LISTEN", doc="host:port of the HTTP server")
     signing_key: str = env(
         "TUNESMITH_SIGNING_KEY", doc="key that verifies tokens, at least 32 bytes", secret=True
     )
@@ -36,7 +36,7 @@ class Config:
     public_http_url: str = env(
         "TUNESMITH_PUBLIC_HTTP_URL",
         default="",
-        doc="base of signed URLs as clients see it; default http:// and the HTTP door",
+        doc="base of signed URLs as clients see it; default http:// and the HTTP address",
     )
     http_hosts: tuple[str, ...] = env(
         "TUNESMITH_HTTP_HOSTS",

@@ -1,6 +1,7 @@
 """One name for one thing: retired words of `docs/glossary.md` stay out of product code."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from tests.tidy import tree
@@ -10,21 +11,39 @@ GLOSSARY = tree.ROOT / "docs" / "glossary.md"
 SUFFIXES = frozenset({".py", ".sql", ".h", ".cc", ".toml", ".yml", ".conf"})
 # Migrations that were shipped are compared with what was applied, comments included.
 LEFT_OUT = ("/migrations/", "libs/tunesmith/api/", "deploy/models/")
-# A file's position is asked of Python by this name, and models read this sentence.
-ALLOWED = re.compile(r"\b\w+\.tell\(\)|Tells the weather")
+# Python's name for a file's position, a text that models read, a key of stored checkpoints, and an
+# ordinary word for a substitute.
+ALLOWED = re.compile(r'\b\w+\.tell\(\)|Tells the weather|"course"|stand[-_]ins?')
+# Rooms in which a word is still to be replaced; an entry without a hit is refused.
+NOT_YET = {
+    "stand": ("libs/corpus/", "services/exporter/", "services/scheduler/", "services/trainer/"),
+    "standing": ("services/trainer/",),
+    "rot": ("services/exporter/",),
+    "rotten": ("libs/objects/", "services/exporter/"),
+}
 
 
 def test_retired_words_stay_out_of_product_code() -> None:
     """docs/glossary.md: the second table says which term to use instead."""
     retired = retired_words(GLOSSARY.read_text("utf-8"))
-    pattern = re.compile(r"\b(?:" + "|".join(map(re.escape, retired)) + r")\b")
     found = [
-        f"{tree.shown(path)}:{number}: {match.group()} -> {retired[match.group()]}"
-        for path in product_files()
-        for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1)
-        for match in pattern.finditer(ALLOWED.sub("", line))
+        f"{place}: {word} -> {retired[word]}"
+        for place, word in hits(retired)
+        if not place.startswith(NOT_YET.get(word, ()))
     ]
     assert not found, "\n".join(found)
+
+
+def test_every_exception_for_a_room_is_needed() -> None:
+    """When a room is done, its entry in NOT_YET goes."""
+    found = hits(NOT_YET)
+    unused = [
+        f"{word} in {room}"
+        for word, rooms in NOT_YET.items()
+        for room in rooms
+        if not any(place.startswith(room) and hit == word for place, hit in found)
+    ]
+    assert not unused, "\n".join(unused)
 
 
 def test_no_file_has_a_retired_name() -> None:
@@ -33,9 +52,20 @@ def test_no_file_has_a_retired_name() -> None:
     found = [
         tree.shown(path)
         for path in product_files()
-        if retired & set(re.split(r"[_.]", path.name.lower()))
+        if retired & set(re.split(r"[_.]", ALLOWED.sub("", path.name.lower())))
     ]
     assert not found, "\n".join(found)
+
+
+def test_terms_are_unique_and_in_alphabetical_order() -> None:
+    """One line a term, so that a reader finds it, or finds that it is missing."""
+    terms = GLOSSARY.read_text("utf-8").partition("## Retired words")[0]
+    names = [
+        line[2:].partition(" |")[0].lower()
+        for line in terms.splitlines()
+        if line.startswith("| ") and not line.startswith("| term")
+    ]
+    assert names == sorted(set(names))
 
 
 def test_every_term_of_the_glossary_lives_where_it_says() -> None:
@@ -56,6 +86,17 @@ def test_every_term_of_the_glossary_lives_where_it_says() -> None:
                 missing.append(full)
         assert places, line
     assert not missing, "\n".join(missing)
+
+
+def hits(words: Iterable[str]) -> list[tuple[str, str]]:
+    """File and line of each of these whole words in product code, with the word."""
+    pattern = re.compile(r"\b(?:" + "|".join(map(re.escape, words)) + r")\b")
+    return [
+        (f"{tree.shown(path)}:{number}", match.group())
+        for path in product_files()
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1)
+        for match in pattern.finditer(ALLOWED.sub("", line))
+    ]
 
 
 def product_files() -> list[Path]:

@@ -9,7 +9,7 @@ import pytest
 
 from chassis import client, identity, interceptor, server
 from chassis.identity import Role
-from chassis.tls import Tls, is_loopback, refuse_open_door
+from chassis.tls import Tls, is_loopback, refuse_open_listener
 from lexicon.faults import Fault, FaultCode
 from tests.support.certificates import make_tls
 from tests.support.chassis import KEY
@@ -64,13 +64,13 @@ async def test_a_server_whose_door_does_not_check_refuses_to_start(
 def test_loopback_addresses_need_no_tls(address: str) -> None:
     """002-31"""
     assert is_loopback(address)
-    refuse_open_door(address, None, signing_key=KEY)
+    refuse_open_listener(address, None, signing_key=KEY)
 
 
 @pytest.mark.parametrize("address", ["", "127.0.0.1", "x", ":1", "127.0.0.1:x"])
 def test_addresses_that_are_none_are_refused(address: str) -> None:
     with pytest.raises(Fault) as refused:
-        refuse_open_door(address, None, signing_key=KEY)
+        refuse_open_listener(address, None, signing_key=KEY)
     assert refused.value.code is FaultCode.CONFIG_INVALID
 
 
