@@ -1,19 +1,19 @@
-"""The names of all faults: `STAGE_SUBJECT_CONDITION`, stable, never renamed, never used again."""
+"""The names of all faults: `STAGE_SUBJECT_CONDITION`, stable, never renamed or reused."""
 
 from enum import StrEnum
 
 
 class FaultCode(StrEnum):
-    """Stable name of a fault; the prefix says where it belongs."""
+    """Stable name of a fault; the prefix is its area."""
 
-    # Who calls, and what for.
+    # Authentication and authorisation.
     ACCESS_DENIED = "ACCESS_DENIED"
     ACCESS_HOST_UNKNOWN = "ACCESS_HOST_UNKNOWN"
     ACCESS_PROJECT_FORBIDDEN = "ACCESS_PROJECT_FORBIDDEN"
     ACCESS_TOKEN_INVALID = "ACCESS_TOKEN_INVALID"  # noqa: S105 - a name, not a secret
     ACCESS_TOKEN_MISSING = "ACCESS_TOKEN_MISSING"  # noqa: S105 - a name, not a secret
 
-    # What training and export leave behind.
+    # Artifacts of training and export.
     ARTIFACT_NOT_FOUND = "ARTIFACT_NOT_FOUND"
 
     # Money.
@@ -24,7 +24,7 @@ class FaultCode(StrEnum):
     BILLING_HOLD_NOT_FOUND = "BILLING_HOLD_NOT_FOUND"
     BILLING_PLAN_UNKNOWN = "BILLING_PLAN_UNKNOWN"
 
-    # Room on the hardware.
+    # Capacity of the hardware.
     CAPACITY_NO_GPU_FITS = "CAPACITY_NO_GPU_FITS"
 
     # The run's settings, and those of a service.
@@ -56,7 +56,7 @@ class FaultCode(StrEnum):
     DATASET_TOO_LARGE = "DATASET_TOO_LARGE"
     DATASET_UPLOAD_NOT_FOUND = "DATASET_UPLOAD_NOT_FOUND"
 
-    # What the platform leans on.
+    # Dependencies of the platform.
     DEP_GPU_NOT_AVAILABLE = "DEP_GPU_NOT_AVAILABLE"
     DEP_MLX_UNAVAILABLE = "DEP_MLX_UNAVAILABLE"
     DEP_MODEL_LOAD_FAILED = "DEP_MODEL_LOAD_FAILED"
@@ -90,7 +90,7 @@ class FaultCode(StrEnum):
     INPUT_PAGE_TOKEN_INVALID = "INPUT_PAGE_TOKEN_INVALID"  # noqa: S105 - a name, not a secret
     INPUT_REQUEST_ID_REUSED = "INPUT_REQUEST_ID_REUSED"
 
-    # The platform's own mistakes.
+    # Bugs of the platform.
     INTERNAL_UNEXPECTED = "INTERNAL_UNEXPECTED"
 
     # Base models.
@@ -111,18 +111,18 @@ class FaultCode(StrEnum):
     # Workers.
     NODE_NOT_REGISTERED = "NODE_NOT_REGISTERED"
 
-    # Room that the plan grants.
+    # Quotas of the plan.
     QUOTA_ARTIFACTS_EXCEEDED = "QUOTA_ARTIFACTS_EXCEEDED"
     QUOTA_DATASETS_EXCEEDED = "QUOTA_DATASETS_EXCEEDED"
 
-    # The life of a run.
+    # States of a run.
     RUN_CANCELLED = "RUN_CANCELLED"
     RUN_LEASE_LOST = "RUN_LEASE_LOST"
     RUN_NOT_FOUND = "RUN_NOT_FOUND"
     RUN_TIMEOUT = "RUN_TIMEOUT"
     RUN_TRANSITION_ILLEGAL = "RUN_TRANSITION_ILLEGAL"
 
-    # What happens while a process runs.
+    # Faults of a running process.
     RUNTIME_ADAPTER_UNCHANGED = "RUNTIME_ADAPTER_UNCHANGED"
     RUNTIME_AUTH_NOT_ENFORCED = "RUNTIME_AUTH_NOT_ENFORCED"
     RUNTIME_GGUF_EXPORT_FAILED = "RUNTIME_GGUF_EXPORT_FAILED"
@@ -137,7 +137,7 @@ class FaultCode(StrEnum):
     RUNTIME_UNSLOTH_FAILED = "RUNTIME_UNSLOTH_FAILED"
     RUNTIME_WORKER_LOST = "RUNTIME_WORKER_LOST"
 
-    # What a run keeps on disk.
+    # State of a run on disk.
     STATE_CHECKPOINT_INVALID = "STATE_CHECKPOINT_INVALID"
 
     # The object store.

@@ -1,4 +1,4 @@
-"""The one exception of the platform, and the table that says what each code means."""
+"""The one exception of the platform, and the table of all codes."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -24,7 +24,7 @@ TABLE: Mapping[FaultCode, FaultRow] = MappingProxyType(
 
 
 class Fault(Exception):
-    """A failure of the world, in the words of the table; our own mistakes are assertions.
+    """A failure with a code of the table; bugs of our own are assertions instead.
 
     Attributes:
         code: stable code.
@@ -46,7 +46,7 @@ class Fault(Exception):
         variant: str | None = None,
         **metadata: str | float,
     ) -> None:
-        """Make a fault.
+        """Create a fault.
 
         Args:
             code: stable code.
@@ -70,7 +70,7 @@ class Fault(Exception):
 
     @property
     def row(self) -> FaultRow:
-        """What the table says about the code."""
+        """The table's row of the code."""
         return TABLE[self.code]
 
     @property

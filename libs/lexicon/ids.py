@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from datetime import datetime
 
-# Crockford's alphabet in lower case: no i, l, o, u, so that ids are read out without mistakes.
+# Crockford's alphabet in lower case: without i, l, o, u, which are easily confused.
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 TIME_BITS = 48
 RANDOM_BYTES = 10
@@ -14,8 +14,8 @@ BODY_LENGTH = 26
 def new_id(prefix: str, *, now: datetime, random_bytes: Callable[[int], bytes]) -> str:
     """`{prefix}-{26 characters}`: milliseconds since 1970, then 80 random bits.
 
-    Sorting ids of one prefix as text sorts them by time, to the millisecond. With 80 random bits
-    a clash within a millisecond is not to be expected in the life of a platform.
+    Sorting ids of one prefix as text sorts them by time, to the millisecond. With 80 random bits a
+    collision within a millisecond is practically impossible.
 
     Args:
         prefix: lower-case letters that say what it names, for example `run`.

@@ -1,8 +1,8 @@
 """What each field of a PEFT `adapter_config.json` means for the weights, and which are refused.
 
-A field is honoured, or has no part in the merged weights whatever it holds, or must be at its
-default. Fields that nobody has put into one of the tables must be empty, so that a setting of a
-newer PEFT is refused by its name. Source: `LoraConfig` and `lora.Linear.merge` of peft 0.21.2.
+A field is honoured, or never affects the merged weights, or must be at its default. Fields outside
+of the tables must be empty, so that a setting of a newer PEFT is refused by its name. Source:
+`LoraConfig` and `lora.Linear.merge` of peft 0.21.2.
 """
 
 import math
@@ -25,7 +25,7 @@ _DEFAULT_ALPHA: Final = 8.0
 
 
 class Kind(StrEnum):
-    """What JSON value a field takes; null means the default of each."""
+    """The JSON type of a field; null means the default of each."""
 
     BOOL = "true or false"
     NAMES = "a list of names"
@@ -55,7 +55,7 @@ HONOURED: Mapping[str, Kind] = MappingProxyType(
     }
 )
 
-# Fields that leave the merged weights alone whatever they hold, with the reason.
+# Fields that never affect the merged weights, with the reason.
 IRRELEVANT: Mapping[str, str] = MappingProxyType(
     {
         "task_type": "chooses the class that PEFT wraps the model in",
@@ -82,7 +82,7 @@ IRRELEVANT: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """A field that must be at its default, and what it does otherwise.
+    """A field that must be at its default, and its effect otherwise.
 
     Null is a default everywhere, and nothing listed is one of lists. An empty map of settings is
     none: PEFT fills it in.
@@ -123,15 +123,15 @@ MUST_BE_DEFAULT: Mapping[str, Refused] = MappingProxyType(
 
 # Initial values of the factors that leave the base as it is; of mica only A is trained later.
 _INITS_OF_FACTORS: Final = frozenset({"gaussian", "orthogonal", "eva", "mica"})
-# These put a part of each base weight into the factors, or quantise it, so that the factors are to
-# be added to what remains. Saved with `path_initial_model_for_weight_conversion` they are plain
-# LoRA of twice the rank, and PEFT writes `true`.
+# These move a part of each base weight into the factors, or quantise it, so that the factors belong
+# to the remainder. Saved with `path_initial_model_for_weight_conversion` they are plain LoRA of
+# twice the rank, and PEFT writes `true`.
 _INITS_OF_BASE: Final = re.compile(r"(?i)pissa.*|corda.*|olora|loftq|lora_ga")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterConfig:
-    """The settings of an adapter that its use follows."""
+    """The settings of an adapter that its users apply."""
 
     rank: int
     alpha: float

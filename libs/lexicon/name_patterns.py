@@ -1,8 +1,8 @@
 """PEFT's patterns of module names, matched as PEFT matches them, in bounded time.
 
-A pattern comes from whoever made the adapter, and a backtracking matcher can take exponential time
-on a pattern of 20 characters. Here every way through a pattern is followed at once, so that a match
-costs at most the size of the pattern times the length of the name, on every machine alike.
+Patterns are input of users, and a backtracking matcher can take exponential time on a pattern of 20
+characters. Here all paths through a pattern are followed in parallel, so that a match costs at most
+the size of the pattern times the length of the name, on every machine.
 Source: `get_pattern_key` of peft.utils.other: the first key for which
 `re.match(rf"(.*\\.)?({key})$", name)` matches. Thompson 1968, doi:10.1145/363347.363387.
 """
@@ -16,7 +16,7 @@ from lexicon.faults import Fault, FaultCode
 
 MAX_PATTERN_CHARS: Final = 1000
 MAX_GROUPS: Final = 64
-# Counted repetitions are written out: `(a{9}){9}` has 81 states.
+# Counted repetitions are expanded: `(a{9}){9}` has 81 states.
 MAX_STATES: Final = 4000
 MAX_STATES_OF_ALL: Final = 20_000
 # One for every expert's matrices of the largest mixtures.
@@ -26,7 +26,7 @@ MAX_STEPS: Final = 10_000_000
 
 _V = TypeVar("_V")
 
-# Module names as they are written out, in which a dot matches any character.
+# Literal module names, in which a dot matches any character.
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_.]+")
 _WORD: Final = re.compile(r"\w")
 _TOKEN: Final = re.compile(
@@ -35,7 +35,7 @@ _TOKEN: Final = re.compile(
     r"|(?P<either>\|)"
     r"|(?P<edge>[\^$]|\\[bB])"
     r"|(?P<repeat>[*+?]|\{[0-9]+(?:,[0-9]*)?\}|\{,[0-9]+\})(?P<lazy>\??)(?P<possessive>\+?)"
-    # No sets within sets and no doubled signs: their meaning is announced to change.
+    # No sets within sets and no doubled signs: Python has announced to change their meaning.
     r"|(?P<one>\[\^?(?![\^\]])(?:[^\[\]\\&~|-]|&(?!&)|~(?!~)|\|(?!\|)|-(?!-)|\\[dswDSW\\\[\]^.-])+\]"
     r"|\\[dswDSW]|\\[^\w\s]|[^\\\[{()|*+?^$])"
 )
@@ -46,7 +46,7 @@ _UNSETTLED: Final = re.compile(r"\[|--|&&|~~|\|\|")
 
 
 class _Unsupported(Exception):
-    """The pattern holds a construct that is not read here."""
+    """The pattern has a construct that this module does not support."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +69,11 @@ class NamePatterns(Generic[_V]):
         """Read the patterns.
 
         Args:
-            field: the setting that they stand in, for messages.
+            field: name of their setting, for messages.
             values: value by pattern, in the order in which PEFT tries them.
         Raises:
-            Fault: MODEL_WEIGHTS_INVALID for what is no regular expression or is too large,
-                EXPORT_ADAPTER_UNSUPPORTED for constructs that are not read here.
+            Fault: MODEL_WEIGHTS_INVALID for an invalid or too large regular expression,
+                EXPORT_ADAPTER_UNSUPPORTED for unsupported constructs.
         """
         self._field = field
         self._values = values
@@ -100,7 +100,7 @@ class NamePatterns(Generic[_V]):
             self._spend(1)
             if _plain_match(key, name) if machine is None else self._matches(machine, name):
                 return value
-        # PEFT's own way out: without a match it looks the name itself up.
+        # Like PEFT: without a match the name itself is looked up.
         return self._values.get(name, default)
 
     def _matches(self, machine: Sequence[_State], name: str) -> bool:
@@ -251,7 +251,7 @@ def _bounds(text: str) -> tuple[int, int | None]:
 
 
 def _write(node: _Node, states: list[_State]) -> None:
-    """Appends the states of a node; what follows it comes right behind them."""
+    """Appends the states of a node, directly before those of the next one."""
     if len(states) > MAX_STATES:
         raise _Unsupported("which is too large when its repetitions are written out")
     match node.kind:
@@ -284,7 +284,7 @@ def _write_repeat(node: _Node, states: list[_State]) -> None:
     for count in range(node.least):
         _write(part, states)
         if count == 0 and len(states) == start:
-            break  # Nothing, any number of times, is nothing.
+            break  # A repetition of an empty node is empty.
     if node.most is None:
         fork = len(states)
         states.append(_State(()))

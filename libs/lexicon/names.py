@@ -1,4 +1,4 @@
-"""Names of resources: what a name looks like, and the values it is made of."""
+"""Names of resources: their form, and the values that they consist of."""
 
 import re
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ ID_PATTERN = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 ID_LENGTH_MAX = 63
 # A version number fits into a signed 64-bit integer and has no leading zero.
 NUMBER_PATTERN = r"[1-9][0-9]{0,17}"
-# Longer than any valid name; longer text is refused before it is looked at.
+# Longer than any valid name; longer text is refused before it is parsed.
 NAME_LENGTH_MAX = 256
-# What a message may repeat of a name that was refused.
+# Characters of a refused name that a message repeats.
 ECHO_LENGTH_MAX = 80
 # Longest name of a model that Ollama takes.
 # Source: types/model/name.go of Ollama.
@@ -24,7 +24,7 @@ _ID = re.compile(ID_PATTERN)
 
 
 def check_id(text: str, *, field: str) -> str:
-    """The id itself, when it is one: 1 to 63 lower-case letters, digits and inner hyphens.
+    """The id itself if it is valid: 1 to 63 lower-case letters, digits and inner hyphens.
 
     Raises:
         Fault: INPUT_NAME_INVALID.
@@ -53,7 +53,7 @@ def ollama_name(base_model: str, run: str) -> str:
 
 
 def quoted(value: object, *, characters: int = 40) -> str:
-    """What somebody gave, in quotes and short enough for a message; the quotes are always whole."""
+    """A given text in quotes, shortened for a message; both quotes are always present."""
     if isinstance(value, str):
         return repr(value if len(value) <= characters else f"{value[:characters]}…")
     text = repr(value)

@@ -1,4 +1,4 @@
-"""What the table of fault codes says about one code."""
+"""A row of the table of fault codes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,14 +22,14 @@ class Category(StrEnum):
 
 
 class Owner(StrEnum):
-    """Whose fault it is; the refund policy reads it."""
+    """Who is responsible for a failure; the refund policy depends on it."""
 
     USER = "USER"
     PLATFORM = "PLATFORM"
 
 
 class Retry(StrEnum):
-    """What another try is good for: nothing, the same again, or something smaller."""
+    """Whether a retry may succeed: never, unchanged, or with a smaller configuration."""
 
     NEVER = "NEVER"
     SAME = "SAME"
@@ -56,8 +56,8 @@ class FaultRow:
 
     Attributes:
         category: kind of failure, one of the closed set.
-        owner: whose fault it is.
-        retry: what another try is good for.
+        owner: who is responsible.
+        retry: whether a retry may succeed.
         refundable: whether a run on a verified model that ends with this code is refunded.
         grpc_status: name of the gRPC status, for example `INVALID_ARGUMENT`.
         meaning: what happened, one sentence; the message when a fault is raised without one.

@@ -1,4 +1,4 @@
-"""Rows of the codes about what goes into a run: datasets and base models."""
+"""Rows of the codes about the inputs of a run: datasets and base models."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -11,7 +11,7 @@ _SCHEMA_REMEDY = (
     "of its format, and follow the page on the JSONL formats (docs/datasets.md)."
 )
 
-# A verified model's run is refunded whatever ends it; these codes can end one.
+# A failed run on a verified model is refunded; these codes can end one.
 _dataset = partial(
     FaultRow,
     category=Category.DATASET_VALIDATION,
@@ -34,7 +34,7 @@ ROWS: Mapping[FaultCode, FaultRow] = {
     FaultCode.DATASET_CHECKSUM_MISMATCH: _dataset(
         retry=Retry.SAME,
         grpc_status="FAILED_PRECONDITION",
-        meaning="The uploaded bytes are not those that were announced.",
+        meaning="The uploaded bytes differ from the announced ones.",
         remedy="Push the dataset again; the file changed or was cut on its way.",
     ),
     FaultCode.DATASET_DELETED: _dataset(
@@ -136,13 +136,13 @@ ROWS: Mapping[FaultCode, FaultRow] = {
     FaultCode.MODEL_CHAT_TEMPLATE_MISSING: _model(
         category=Category.TOKENIZATION,
         meaning="Chat template missing; falling back to ChatML.",
-        remedy="Nothing has to be done: the run goes on with ChatML, and so does the export. An "
+        remedy="No action is needed: run and export use ChatML. An "
         "instruct model of the same family has a template of its own.",
         symptoms=("`Chat template missing for model X; falling back to ChatML`",),
     ),
     FaultCode.MODEL_CODE_IGNORED: _model(
         meaning="The model's config names code; it is never run.",
-        remedy="Nothing has to be done: the platform's own code for the architecture is used.",
+        remedy="No action is needed: the platform uses its own code for the architecture.",
     ),
     FaultCode.MODEL_CONFIG_INVALID: _model(
         meaning="The model's config.json is not a description of a causal language model.",
@@ -160,7 +160,7 @@ ROWS: Mapping[FaultCode, FaultRow] = {
     FaultCode.MODEL_MOVED: _model(
         category=Category.DEPENDENCY,
         meaning="The model was renamed or moved on the model hub.",
-        remedy="Nothing has to be done now; name the model by its new id from now on.",
+        remedy="No action is needed now; use the model's new id in the future.",
     ),
     FaultCode.MODEL_NOT_CONVERTIBLE: _model(
         category=Category.EXPORT,
@@ -175,8 +175,8 @@ ROWS: Mapping[FaultCode, FaultRow] = {
         remedy="Check for typos and copy the exact `org/name` from the model's page.",
     ),
     FaultCode.MODEL_PACKING_UNSAFE: _model(
-        meaning="In this model, examples that share a row would see each other; a warning.",
-        remedy="Nothing has to be done: every example gets a row of its own, which is slower.",
+        meaning="In this model, examples that share a row would attend to each other; a warning.",
+        remedy="No action is needed: every example gets a row of its own, which is slower.",
     ),
     FaultCode.MODEL_TOKENIZER_NOT_FOUND: _model(
         category=Category.TOKENIZATION,

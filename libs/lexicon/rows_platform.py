@@ -1,4 +1,4 @@
-"""Rows of the codes about money, room, storage and what the platform leans on."""
+"""Rows of the codes about money, quotas, storage and dependencies of the platform."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -44,7 +44,7 @@ ROWS: Mapping[FaultCode, FaultRow] = {
     ),
     FaultCode.BILLING_AMOUNT_INVALID: _money(
         grpc_status="INVALID_ARGUMENT",
-        meaning="The amount of money is not one that can be booked.",
+        meaning="The amount of credits is invalid.",
         remedy="Use a positive amount in whole micro-credits.",
     ),
     FaultCode.BILLING_FUNDS_INSUFFICIENT: _money(
@@ -115,7 +115,7 @@ ROWS: Mapping[FaultCode, FaultRow] = {
     FaultCode.STORAGE_CHECKSUM_MISMATCH: _storage(
         retry=Retry.SAME,
         grpc_status="DATA_LOSS",
-        meaning="The bytes are not those that were stored.",
+        meaning="The bytes differ from the stored ones.",
         remedy="Transfer the file again; report it when it happens twice.",
     ),
     FaultCode.STORAGE_FULL: _storage(

@@ -1,4 +1,4 @@
-"""Rows of the codes about a request: who calls, what is asked for, and with which settings."""
+"""Rows of the codes about a request: its caller, its content and its settings."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -24,7 +24,7 @@ ROWS: Mapping[FaultCode, FaultRow] = {
     ),
     FaultCode.ACCESS_HOST_UNKNOWN: _refused(
         grpc_status="PERMISSION_DENIED",
-        meaning="The request names a host that this platform is not.",
+        meaning="The request names a host that does not belong to this platform.",
         remedy="Use the address that the platform gave; operators name further hosts in "
         "TUNESMITH_HTTP_HOSTS.",
     ),
@@ -54,7 +54,7 @@ ROWS: Mapping[FaultCode, FaultRow] = {
     ),
     FaultCode.CONFIG_ATTESTATION_MISSING: _refused(
         meaning="The attestation of rights on model and data was not given.",
-        remedy="Read what is attested and give it: `tunesmith run submit --attest …`.",
+        remedy="Read the attestation and give it: `tunesmith run submit --attest …`.",
     ),
     FaultCode.CONFIG_ENV_MISSING: _refused(
         category=Category.INTERNAL,
@@ -140,12 +140,12 @@ ROWS: Mapping[FaultCode, FaultRow] = {
         remedy="Compare the versions of client and platform; reflection lists the methods.",
     ),
     FaultCode.INPUT_NAME_INVALID: _refused(
-        meaning="The resource name does not have the form that it must have.",
+        meaning="The resource name is malformed.",
         remedy="Use lower-case letters, digits and hyphens, 1 to 63 of them, in the form that "
         "the message shows.",
     ),
     FaultCode.INPUT_PAGE_TOKEN_INVALID: _refused(
-        meaning="The page token is not one that this list gave.",
+        meaning="The page token does not belong to this list.",
         remedy="Begin with the first page again.",
     ),
     FaultCode.INPUT_REQUEST_ID_REUSED: _refused(

@@ -1,4 +1,4 @@
-"""Rows of the codes about a run that is under way: its life, its training, its export."""
+"""Rows of the codes about a run under way: its states, its training, its export."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -40,7 +40,7 @@ ROWS: Mapping[FaultCode, FaultRow] = {
     ),
     FaultCode.EXPORT_ADAPTER_UNSUPPORTED: _export(
         owner=Owner.USER,
-        meaning="The adapter has a setting or a kind of tensor that the merge does not know.",
+        meaning="The adapter has a setting or a kind of tensor that the merge does not support.",
         remedy="The adapter is stored and stays, and works with PEFT. Train again without the "
         "setting that is named, or save the adapter as plain LoRA, and export that.",
         variants={
@@ -73,7 +73,7 @@ ROWS: Mapping[FaultCode, FaultRow] = {
         meaning="The merged model does not behave as the adapter did in training, before any "
         "quantisation.",
         remedy="The adapter is stored and stays: load it with PEFT on its base. Send "
-        "`tunesmith run report RUN`, so that the merge of this kind of adapter can be mended.",
+        "`tunesmith run report RUN`, so that the merge of this kind of adapter can be fixed.",
     ),
     FaultCode.EXPORT_NOOP_MERGE: _export(
         meaning="The merged model equals the base: the adapter changed nothing.",
@@ -86,7 +86,7 @@ ROWS: Mapping[FaultCode, FaultRow] = {
         remedy="Look at `tunesmith artifact exports`.",
     ),
     FaultCode.EXPORT_QUANTIZATION_BROKEN: _export(
-        meaning="The quantised model is further from the trained one than it may be.",
+        meaning="The quantised model differs too much from the trained one.",
         remedy="The adapter is stored and stays; export it again in a type of more bits: "
         "`tunesmith artifact export RUN -q Q8_0`. Operators: when that fails too, the exporter's "
         "processor, memory or disk is at fault.",
@@ -100,7 +100,7 @@ ROWS: Mapping[FaultCode, FaultRow] = {
         meaning="A tensor of the model has no place in GGUF.",
     ),
     FaultCode.EXPORT_VERIFY_MISMATCH: _export(
-        meaning="What was written does not read back as it was computed.",
+        meaning="Tensors that are read back from the file differ from the computed ones.",
     ),
     FaultCode.EXPORT_VOCABULARY_MISMATCH: _export(
         meaning="The tokens that the adapter was trained with do not fit into a GGUF of its base.",
@@ -118,7 +118,7 @@ ROWS: Mapping[FaultCode, FaultRow] = {
         owner=Owner.PLATFORM,
         retry=Retry.SAME,
         meaning="The scheduler does not know this node, or knows a newer process of it.",
-        remedy="The worker registers itself again; nothing has to be done.",
+        remedy="No action is needed: the worker registers itself again.",
     ),
     FaultCode.RUNTIME_ADAPTER_UNCHANGED: _training(
         meaning="Training ended, but the adapter equals its initial weights.",
