@@ -287,13 +287,10 @@ def _rank(outcomes: Mapping[str, Probed]) -> tuple[bool, int]:
 
 def _outcome(source: str, group: ProbeGroup, texts: Texts, *, begin_token: str) -> Probed:
     """How a TEMPLATE compares over what the chat template prints, without the begin token."""
-    try:
-        are_equal = all(
-            go_template.render(source, ollama_data(conversation)) == text.removeprefix(begin_token)
-            for conversation, text in texts
-        )
-    except go_template.GoTemplateError:
-        return Probed.DIFFERENT
+    are_equal = all(
+        go_template.render(source, ollama_data(conversation)) == text.removeprefix(begin_token)
+        for conversation, text in texts
+    )
     if not are_equal:
         return Probed.DIFFERENT
     return Probed.EQUAL if any(group.shows in text for _, text in texts) else Probed.NOT_PROBED
