@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from corpus.samples import Message, Role
-from corpus.sandbox import Program, TemplateError, TemplateRefusal, compile_template
+from corpus.sandbox import Program, TemplateRefusal, compile_template
+from corpus.template_budget import TemplateError
 from lexicon.faults import Fault, FaultCode
 
 # The format OpenAI published in 2023 and most open models understand.

@@ -1,16 +1,14 @@
 """A jail for chat templates, which are programs that strangers wrote.
 
-Jinja's immutable sandbox keeps a template from reaching Python. This adds what it leaves open: a
-budget of steps, produced characters and time, and an allow-list of filters, globals and methods
-whose cost is known. Everything that makes text spends from the budget before or as it is made.
+Jinja's immutable sandbox keeps a template from reaching Python. This adds what it leaves open: an
+allow-list of filters, globals and methods whose cost is known, each of which spends from a budget
+(`template_budget`).
 """
 
 import json
 import operator
 import re
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NoReturn, cast
@@ -22,14 +20,22 @@ from jinja2.parser import Parser
 from jinja2.runtime import Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from corpus.template_budget import (
+    TemplateError,
+    budget,
+    comparing,
+    meter,
+    metered,
+    printed,
+    size,
+    spend,
+    spend_repetition,
+    step,
+    weighed,
+)
+
 MAX_SOURCE_CHARACTERS = 1 << 19
-MAX_STEPS = 200_000
-MAX_PRODUCED_CHARACTERS = 32 << 20
 MAX_OUTPUT_CHARACTERS = 16 << 20
-# Of the processor: a busy machine must not refuse what an idle one takes.
-MAX_SECONDS = 2.0
-# Looking at one element of a structure costs as much time as making this much text.
-ELEMENT_CHARACTERS = 32
 MAX_INDENT = 8
 MAX_INTEGER = 1 << 63
 MAX_DATE_PATTERN = 64
@@ -121,36 +127,8 @@ _TESTS = (
 _COMPARING_TESTS = ("!=", "==", "eq", "equalto", "ge", "gt", "in", "le", "lt", "ne", "sameas")
 
 
-class TemplateError(Exception):
-    """A template that cannot be compiled, or that a render has to stop."""
-
-
 class TemplateRefusal(TemplateError):
     """What a template itself says of a conversation that it does not take."""
-
-
-@dataclass(slots=True, kw_only=True)
-class _Budget:
-    """What one render may still spend."""
-
-    deadline: float
-    steps: int = MAX_STEPS
-    characters: int = MAX_PRODUCED_CHARACTERS
-
-    def step(self) -> str:
-        self.steps -= 1
-        if self.steps < 0:
-            raise TemplateError(f"the chat template takes more than {MAX_STEPS} steps")
-        if time.thread_time() > self.deadline:
-            raise TemplateError(f"the chat template takes longer than {MAX_SECONDS:g} s")
-        return ""
-
-    def spend(self, characters: int) -> None:
-        self.characters -= characters
-        if self.characters < 0:
-            raise TemplateError(
-                f"the chat template makes more than {MAX_PRODUCED_CHARACTERS} characters"
-            )
 
 
 # Whatever a strange program may run into; each is its own fault, not ours.
@@ -163,8 +141,6 @@ _FAILURES = (
     TypeError,
     ValueError,
 )
-
-_budget: ContextVar[_Budget] = ContextVar("template_budget")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,25 +155,23 @@ class Program:
         Raises:
             TemplateError: The template refuses its input, fails, or spends too much.
         """
-        token = _budget.set(_Budget(deadline=time.thread_time() + MAX_SECONDS))
         pieces: list[str] = []
         length = 0
         try:
-            for piece in self.template.generate(**variables):
-                length += len(piece)
-                if length > MAX_OUTPUT_CHARACTERS:
-                    raise TemplateError(
-                        f"the chat template prints more than {MAX_OUTPUT_CHARACTERS} characters"
-                    )
-                pieces.append(piece)
+            with budget():
+                for piece in self.template.generate(**variables):
+                    length += len(piece)
+                    if length > MAX_OUTPUT_CHARACTERS:
+                        raise TemplateError(
+                            f"the chat template prints more than {MAX_OUTPUT_CHARACTERS} characters"
+                        )
+                    pieces.append(piece)
         except TemplateError:
             raise
         except RecursionError as error:
             raise TemplateError("the chat template recurses too deeply") from error
         except _FAILURES as error:
             raise TemplateError(f"the chat template failed: {error}") from error
-        finally:
-            _budget.reset(token)
         return "".join(pieces)
 
 
@@ -274,25 +248,24 @@ class _Jail(ImmutableSandboxedEnvironment):
             lstrip_blocks=True,
             extensions=["jinja2.ext.loopcontrols", _Generation],
             cache_size=0,
-            finalize=_printed,
+            finalize=printed,
         )
-        allowed = {name: _metered(self.filters[name]) for name in _FILTERS}
-        allowed |= {name: _comparing(self.filters[name]) for name in _COMPARING_FILTERS}
+        allowed = {name: metered(self.filters[name]) for name in _FILTERS}
+        allowed |= {name: comparing(self.filters[name]) for name in _COMPARING_FILTERS}
         allowed |= {
-            "join": _metered(_join),
-            "replace": _metered(_replace),
-            "string": _metered(lambda value: str(_printed(value))),
-            "tojson": _metered(_to_json),
-            "_printed": _printed,
-            "_weighed": _weighed,
+            "join": metered(_join),
+            "replace": metered(_replace),
+            "string": metered(lambda value: str(printed(value))),
+            "tojson": metered(_to_json),
+            "_printed": printed,
+            "_weighed": weighed,
         }
         self.filters = allowed
         self.tests = {name: self.tests[name] for name in _TESTS} | {
-            name: _comparing(cast(Callable[..., Any], self.tests[name]))
-            for name in _COMPARING_TESTS
+            name: comparing(cast(Callable[..., Any], self.tests[name])) for name in _COMPARING_TESTS
         }
         self.globals = {
-            "_tick": lambda: _budget.get().step(),
+            "_tick": step,
             "dict": dict,
             "namespace": self.globals["namespace"],
             "raise_exception": _raise_exception,
@@ -320,18 +293,18 @@ class _Jail(ImmutableSandboxedEnvironment):
         if isinstance(owner, str):
             name = obj.__name__
             if name == "replace":
-                return _meter(_replace(owner, *args, **kwargs))
+                return meter(_replace(owner, *args, **kwargs))
             if name == "join":
-                return _meter(_join(args[0], owner))
-        return _meter(super().call(context, obj, *args, **kwargs))
+                return meter(_join(args[0], owner))
+        return meter(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator_name: str, left: Any, right: Any) -> Any:
         numbers = isinstance(left, int | float) and isinstance(right, int | float)
         match operator_name:
             case "+" if not numbers:
-                _budget.get().spend(_size(left) + _size(right))
+                spend(size(left) + size(right))
             case "*" if not numbers:
-                _spend_repetition(left, right)
+                spend_repetition(left, right)
             case "%" if not numbers:
                 raise TemplateError("the chat template formats text with %")
             case "**":
@@ -354,89 +327,13 @@ _BINARY: Mapping[str, Callable[[Any, Any], Any]] = {
 }
 
 
-def _size(value: object) -> int:
-    return len(value) if isinstance(value, str | list | tuple | dict) else 1
-
-
-def _meter(value: Any) -> Any:
-    """Charges for what a call made; iterators are drawn from under the loop's own steps."""
-    _budget.get().step()
-    _budget.get().spend(_size(value))
-    return value
-
-
-def _metered(function: Callable[..., Any]) -> Callable[..., Any]:
-    def metered(*args: Any, **kwargs: Any) -> Any:
-        return _meter(function(*args, **kwargs))
-
-    return _keep_mark(function, metered)
-
-
-def _comparing(function: Callable[..., Any]) -> Callable[..., Any]:
-    def weighed(*args: Any, **kwargs: Any) -> Any:
-        # Iterators are made lists first: what is weighed must be what is compared.
-        return function(*(_weighed(_settled(arg)) for arg in args), **kwargs)
-
-    return _keep_mark(function, _metered(_keep_mark(function, weighed)))
-
-
-def _keep_mark(source: Callable[..., Any], target: Callable[..., Any]) -> Callable[..., Any]:
-    """Jinja passes the context to functions that carry its mark."""
-    if hasattr(source, "jinja_pass_arg"):
-        vars(target)["jinja_pass_arg"] = source.jinja_pass_arg
-    return target
-
-
-def _settled(value: Any) -> Any:
-    return list(value) if isinstance(value, Iterator) else value
-
-
-def _printed(value: Any) -> Any:
-    """The value after charging for its text, shared parts as often as they would be printed."""
-    budget = _budget.get(None)
-    # Without a budget the compiler folds a constant that is in the source.
-    if budget is not None:
-        _walk(value, budget, characters_per_unit=1)
-    return value
-
-
-def _weighed(value: Any) -> Any:
-    """The value after charging for comparing it; the machine compares texts fast."""
-    budget = _budget.get(None)
-    if budget is not None:
-        _walk(value, budget, characters_per_unit=64)
-    return value
-
-
-def _walk(value: Any, budget: _Budget, *, characters_per_unit: int) -> None:
-    waiting = [value]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, str):
-            budget.spend(1 + len(item) // characters_per_unit)
-            continue
-        budget.spend(ELEMENT_CHARACTERS)
-        if isinstance(item, list | tuple):
-            waiting.extend(item)
-        elif isinstance(item, dict):
-            waiting.extend(item.keys())
-            waiting.extend(item.values())
-
-
-def _spend_repetition(left: Any, right: Any) -> None:
-    times, text = (left, right) if isinstance(left, int) else (right, left)
-    if not isinstance(times, int) or not isinstance(text, str):
-        raise TemplateError("the chat template multiplies what is neither number nor text")
-    _budget.get().spend(max(0, times) * len(text))
-
-
 def _replace(text: object, old: object, new: object, count: Any = None) -> str:
     """`str.replace` and the filter of the same name."""
-    whole, part, other = str(_printed(text)), str(old), str(new)
+    whole, part, other = str(printed(text)), str(old), str(new)
     times = whole.count(part)
     if count is not None and int(count) >= 0:
         times = min(times, int(count))
-    _budget.get().spend(len(whole) + times * len(other))
+    spend(len(whole) + times * len(other))
     return whole.replace(part, other, times)
 
 
@@ -447,8 +344,8 @@ def _join(items: Iterable[Any], separator: Any = "", attribute: Any = None) -> s
     glue = str(separator)
     pieces: list[str] = []
     for item in items:
-        pieces.append(str(_printed(item)))
-        _budget.get().spend(len(glue))
+        pieces.append(str(printed(item)))
+        spend(len(glue))
     return glue.join(pieces)
 
 
@@ -465,7 +362,7 @@ def _to_json(
     if indent is not None and not 0 <= int(indent) <= MAX_INDENT:
         raise TemplateError(f"the chat template indents JSON by more than {MAX_INDENT}")
     return json.dumps(
-        _printed(value),
+        printed(value),
         ensure_ascii=ensure_ascii,
         indent=indent,
         separators=separators,

@@ -6,13 +6,9 @@ digest that differs ends the transfer with a code, and nothing half-done ever be
 """
 
 import asyncio
-import errno
-import fcntl
 import hashlib
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -20,6 +16,7 @@ import httpx
 import stamina
 
 from lexicon.faults import Fault, FaultCode
+from objects.local_files import LocalFile, alone, describe, disk_errors, safe_path, settle
 
 CHUNK_BYTES: Final = 1 << 20
 
@@ -36,11 +33,8 @@ MAX_WAIT_SECONDS: Final = 20.0
 READ_SECONDS: Final = 60.0
 CONNECT_SECONDS: Final = 10.0
 
-MAX_PATH_CHARACTERS: Final = 512
-
 # In a folder that several processes share: all of its files are there.
 COMPLETE_MARK: Final = ".complete"
-LOCK_SECONDS: Final = 0.2
 
 _PARTIAL: Final = ".partial"
 # With a fresh URL these may pass: its time was over, or the key that had signed it was withdrawn.
@@ -65,15 +59,6 @@ class RemoteFile(Protocol):
 
 # A URL in the place of one that the store no longer takes.
 Refresh = Callable[[RemoteFile, str], Awaitable[str]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalFile:
-    """Size and digest of a file on disk."""
-
-    path: Path
-    size_bytes: int
-    sha256: str
 
 
 class _Again(Exception):
@@ -134,12 +119,12 @@ async def download_shared(
     mark = folder / COMPLETE_MARK
     if mark.exists():
         return
-    with _disk_errors():
+    with disk_errors():
         folder.parent.mkdir(parents=True, exist_ok=True)
-    async with _alone(folder.with_name(folder.name + ".lock")):
+    async with alone(folder.with_name(folder.name + ".lock")):
         if not mark.exists():
             await download(files, folder, refresh=refresh, client=client)
-            with _disk_errors():
+            with disk_errors():
                 mark.touch()
 
 
@@ -179,35 +164,6 @@ async def upload(
     return local
 
 
-def describe(path: Path) -> LocalFile:
-    """Returns size and sha256 of a file on disk."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-        size_bytes = file.tell()
-    return LocalFile(path=path, size_bytes=size_bytes, sha256=digest.hexdigest())
-
-
-def safe_path(folder: Path, relative: str) -> Path:
-    """Returns `folder / relative` when that stays inside the folder on every system.
-
-    Raises:
-        Fault: STORAGE_KEY_INVALID for absolute paths, `..`, drive letters, backslashes, control
-            characters and paths through a link that leads out.
-    """
-    segments = relative.split("/")
-    hostile = (
-        not relative
-        or len(relative) > MAX_PATH_CHARACTERS
-        or any(segment in {"", ".", ".."} for segment in segments)
-        or any(character in '\\:*?"<>|' or not character.isprintable() for character in relative)
-    )
-    root = folder.resolve()
-    target = root.joinpath(*segments) if not hostile else root
-    if hostile or not target.resolve().is_relative_to(root) or target.is_symlink():
-        raise Fault(FaultCode.STORAGE_KEY_INVALID, "A file's path would leave its folder.")
-    return target
-
-
 class _Download:
     """One file on its way down."""
 
@@ -234,7 +190,7 @@ class _Download:
         if await asyncio.to_thread(self._is_whole):
             self._on_bytes(self._file.size_bytes)
             return
-        with _disk_errors():
+        with disk_errors():
             self._target.parent.mkdir(parents=True, exist_ok=True)
         with _lasting_failure("The object store did not send the file."):
             is_settled = False
@@ -278,8 +234,8 @@ class _Download:
                 expected_sha256=self._file.sha256,
                 actual_sha256=digest.hexdigest(),
             )
-        with _disk_errors():
-            await asyncio.to_thread(_settle, self._partial, self._target)
+        with disk_errors():
+            await asyncio.to_thread(settle, self._partial, self._target)
         return True
 
     async def _renew(self, refusal: Fault) -> None:
@@ -316,7 +272,7 @@ class _Download:
     async def _receive(
         self, response: httpx.Response, digest: "hashlib._Hash", have_bytes: int
     ) -> None:
-        with _disk_errors(), self._partial.open("ab") as out:
+        with disk_errors(), self._partial.open("ab") as out:
             async for chunk in response.aiter_bytes():
                 have_bytes += len(chunk)
                 if have_bytes > self._file.size_bytes:
@@ -418,43 +374,6 @@ def _append(out: "_Writer", digest: "hashlib._Hash", chunk: bytes) -> None:
 
 class _Writer(Protocol):
     def write(self, data: bytes, /) -> int: ...
-
-
-def _settle(partial: Path, target: Path) -> None:
-    """Gives a finished file its name for good: fsync, rename, fsync of the folder."""
-    with partial.open("ab") as file:
-        os.fsync(file.fileno())
-    partial.replace(target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-@asynccontextmanager
-async def _alone(path: Path) -> AsyncIterator[None]:
-    """Holds a lock file; it goes with the process that holds it, however that ends."""
-    with path.open("ab") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                await asyncio.sleep(LOCK_SECONDS)
-            else:
-                break
-        yield
-
-
-@contextmanager
-def _disk_errors() -> Iterator[None]:
-    """Turns a full disk into its code; other disk errors stay what they are."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise Fault(FaultCode.STORAGE_FULL, "The node's disk is full.") from error
-        raise
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from exporter.child import Child
 from exporter.config import Config
 from exporter.pipe import OF_BASE, BaseNeededError, Export, Exported, Progress
 from lexicon.faults import Fault, FaultCode, Stage
-from objects import transfer
+from objects import local_files, transfer
 from tunesmith.api.run.v1 import run_pb2
 from tunesmith.api.work.v1 import work_pb2, work_service_pb2
 
@@ -191,7 +191,7 @@ class Exporter:
     async def _store(
         self, session: LeaseSession, path: Path, quantization: str, exported: Exported
     ) -> work_pb2.OutputFile:
-        local = await asyncio.to_thread(transfer.describe, path)
+        local = await asyncio.to_thread(local_files.describe, path)
         output = wire.bundle_output(
             path=path.name,
             size_bytes=local.size_bytes,

@@ -10,8 +10,8 @@ from hub.store import Store
 from lexicon.faults import Fault, FaultCode
 from lexicon.names import ModelName
 from modelspec.catalog import Catalog, CatalogModel
+from objects.local_files import describe
 from objects.store import ObjectStore
-from objects.transfer import describe
 
 # Data and weights only: code, and files that are only for people, are not stored.
 _SUFFIXES: Final = frozenset({".json", ".jinja", ".model", ".safetensors", ".txt"})

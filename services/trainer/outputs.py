@@ -14,7 +14,7 @@ from typing import Self
 from chassis import telemetry
 from chassis.leasing import LeaseSession
 from lexicon.faults import Fault
-from objects import transfer
+from objects import local_files, transfer
 from trainer import wire
 from trainer.pipe import CheckpointWritten, Finished
 from tunesmith.api.artifact.v1 import artifact_pb2
@@ -257,7 +257,7 @@ async def _whenever(event: asyncio.Event, act: Callable[[], Awaitable[object]]) 
 
 
 def _described(output: Output) -> work_pb2.OutputFile:
-    local = transfer.describe(output.source)
+    local = local_files.describe(output.source)
     return work_pb2.OutputFile(
         path=output.path,
         size_bytes=local.size_bytes,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from corpus import sandbox
+from corpus import template_budget
 from corpus.chat import ChatTemplate
 from corpus.samples import Message, Role
 from corpus.sandbox import compile_template
@@ -74,7 +74,7 @@ ATTACKS = {
 @pytest.mark.parametrize("name", list(ATTACKS))
 def test_an_attack_ends_as_a_fault_in_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Attack 4: nothing of Python is reached, and time and memory stay bounded."""
-    monkeypatch.setattr(sandbox, "MAX_SECONDS", 0.1)
+    monkeypatch.setattr(template_budget, "MAX_SECONDS", 0.1)
     began = time.thread_time()
     with pytest.raises(Fault) as caught:
         ChatTemplate.compile(ATTACKS[name]).render([Message(role=Role.USER, content="Hi")])

@@ -13,14 +13,8 @@ import stamina
 
 from lexicon.faults import Fault, FaultCode
 from objects import transfer
-from objects.transfer import (
-    MAX_ATTEMPTS,
-    describe,
-    download,
-    download_shared,
-    safe_path,
-    upload,
-)
+from objects.local_files import describe, safe_path
+from objects.transfer import MAX_ATTEMPTS, download, download_shared, upload
 
 URL = "http://store.test/objects/k"
 DATA = bytes(range(256)) * 5000
