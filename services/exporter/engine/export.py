@@ -1,24 +1,22 @@
 """One export from end to end: base, merge, quantise, prove, bundle. Runs in the working child."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from exporter.domain import bundle
 from exporter.domain.adapter import Adapter, read_adapter
-from exporter.domain.bundle import BundleFacts
-from exporter.domain.gates import Behaviour, Figures
-from exporter.domain.gguf_format import Header, string_value
-from exporter.domain.quantization import Quantization, TensorType, parse_quantization
+from exporter.domain.gates import Figures
+from exporter.domain.gguf_format import string_value
+from exporter.domain.quantization import Quantization, parse_quantization
 from exporter.engine import proof, templates, vocabulary, writer
-from exporter.engine.archive import Checksums, bundle_in_place, checksums
+from exporter.engine.archive import Checksums, checksums
 from exporter.engine.base import BaseModel, cache_key, cached_base, prepare_base
+from exporter.engine.bundling import Evidence, facts_of, proof_report, write_bundle
 from exporter.engine.disk import conversion_bytes, disk_errors, sync_file
 from exporter.engine.kernel.kernel import Kernel
 from exporter.engine.llama_model import LlamaModel
@@ -30,12 +28,10 @@ from exporter.engine.weights import GgufFile, SafetensorsFile, read_json
 from exporter.engine.writer import FilePlan, OnRows
 from exporter.pipe import BaseNeededError, Export, Exported, ProofFigures
 from lexicon.faults import Fault, FaultCode
-from lexicon.names import ollama_name
 from objects.cache import Evicted, FolderCache
 
 WEIGHTS_NAME: Final = "adapter_model.safetensors"
 CONFIG_NAME: Final = "adapter_config.json"
-PROOF_FORMAT: Final = 1
 
 OnProgress = Callable[[str, float], None]
 OnEvicted = Callable[[Evicted], None]
@@ -168,7 +164,7 @@ def _export(work: _Work, base: BaseModel, adapter: Adapter) -> Exported:
             words=words,
         )
 
-        def make() -> tuple[_Evidence, Checksums]:
+        def make() -> tuple[Evidence, Checksums]:
             with clock.step("merge"):
                 before = _write(work, plan, tensors, model_path, store, wanted)
             # The file is hashed while it is proven, and goes to the disk, for which a bundle waits.
@@ -182,9 +178,11 @@ def _export(work: _Work, base: BaseModel, adapter: Adapter) -> Exported:
         writer.keep_encoded(plan, tensors, model_path, store)
         with clock.step("bundle"):
             work.on_progress("bundle", 0.0)
-            facts = _facts(job, mix, base, gguf.header, trained, evidence.figures)
-            report = _report(engine, job, facts, evidence, adapter, sums, model_path)
-            _archive(target, model_path, sums, facts, report)
+            facts = facts_of(job, mix, base, gguf.header, trained, evidence.figures)
+            report = proof_report(
+                job, facts, evidence, adapter, sums, model_path, llama_version=engine.llama_version
+            )
+            write_bundle(target, model_path, sums, facts, report)
     return Exported(
         entries=bundle.ENTRIES, proof=_wire_figures(evidence.figures), seconds=clock.seconds
     )
@@ -219,23 +217,6 @@ def require_adapter(folder: Path) -> None:
             FaultCode.EXPORT_ADAPTER_MISSING,
             f"The adapter lacks {' and '.join(missing)}; no conversion was started.",
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Evidence:
-    """What the proof found."""
-
-    behaviour: Behaviour | None
-    row_errors: Mapping[TensorType, float]
-    template: templates.TemplateEvidence
-    texts: vocabulary.TextEvidence
-    tokens_written: list[str]
-    ends_by_itself: bool | None
-
-    @property
-    def figures(self) -> Figures | None:
-        """Those of the finished file."""
-        return self.behaviour.file if self.behaviour else None
 
 
 def _read_adapter(folder: Path) -> Adapter:
@@ -319,7 +300,7 @@ def _prove(
     tensors: Mapping[str, MergedTensor],
     wanted: _Proof,
     before: _Before,
-) -> _Evidence:
+) -> Evidence:
     row_errors = proof.read_back(path, tensors)
     behaviour = None
     with LlamaModel(path, thread_count=engine.thread_count) as model:
@@ -330,123 +311,13 @@ def _prove(
         template = templates.prove_template(path, wanted.trained, wanted.segments, model)
         texts = vocabulary.prove_texts(wanted.words, wanted.segments, model)
         ends_by_itself = templates.prove_end(model, wanted.segments)
-    return _Evidence(
+    return Evidence(
         behaviour=behaviour,
         row_errors=row_errors,
         template=template,
         texts=texts,
         tokens_written=wanted.words.written,
         ends_by_itself=ends_by_itself,
-    )
-
-
-def _facts(
-    job: Export,
-    mix: Quantization,
-    base: BaseModel,
-    header: Header,
-    trained: templates.TrainedTemplate,
-    figures: Figures | None,
-) -> BundleFacts:
-    return BundleFacts(
-        ollama_name=ollama_name(job.base_model, job.run),
-        base_model=job.base_model,
-        run=job.run,
-        quantization=mix,
-        template=trained.go,
-        outcomes=trained.outcomes,
-        stops=trained.stops,
-        context_tokens=header.number(f"{header.text('general.architecture')}.context_length"),
-        generation=base.settings("generation_config.json"),
-        figures=figures,
-    )
-
-
-def _report(
-    engine: Engine,
-    job: Export,
-    facts: BundleFacts,
-    evidence: _Evidence,
-    adapter: Adapter,
-    sums: Checksums,
-    path: Path,
-) -> dict[str, Any]:
-    """The content of export_proof.json."""
-    behaviour = evidence.behaviour
-    return {
-        "format": PROOF_FORMAT,
-        "run": job.run,
-        "base_model": job.base_model,
-        "quantization": str(facts.quantization),
-        "model_sha256": sums.sha256,
-        "model_bytes": path.stat().st_size,
-        "merged_matrices": len(adapter.deltas) + len(adapter.replacements),
-        "proven": behaviour is not None,
-        "behaviour": None if behaviour is None else _behaviour(behaviour.file),
-        "before_quantization": None if behaviour is None else _before(behaviour),
-        "relative_error_by_type": {
-            kind.name: round(error, 6) for kind, error in sorted(evidence.row_errors.items())
-        },
-        "texts_with_equal_tokens": evidence.template.texts_equal + evidence.texts.texts_equal,
-        "texts_with_other_tokens": evidence.template.texts_different
-        + evidence.texts.texts_different,
-        "tokens_written": evidence.tokens_written,
-        "modelfile_template": facts.template is not None,
-        "modelfile_template_probes": {key: str(found) for key, found in facts.outcomes.items()},
-        "answer_ends_by_itself": evidence.ends_by_itself,
-        "versions": {
-            "llama.cpp": engine.llama_version,
-            "llama-cpp-python": version("llama-cpp-python"),
-        },
-    }
-
-
-def _behaviour(figures: Figures) -> dict[str, Any]:
-    return {
-        "tokens": figures.token_count,
-        "adapter": {
-            "top1_agreement": round(figures.adapter.top1_agreement, 6),
-            "mean_kl_nats": round(figures.adapter.mean_kl, 6),
-            "loss_nats_per_token": round(figures.adapter_loss, 6),
-        },
-        "base": {
-            "top1_agreement": round(figures.base.top1_agreement, 6),
-            "mean_kl_nats": round(figures.base.mean_kl, 6),
-        },
-        "gguf_loss_nats_per_token": round(figures.loss, 6),
-        "loss_delta_nats_per_token": round(figures.loss_delta, 6),
-        "adapter_and_base_differ_by_nats": round(figures.separation_kl, 6),
-    }
-
-
-def _before(behaviour: Behaviour) -> dict[str, Any]:
-    """The same of the merge and of the base, over fewer tokens."""
-    merge = behaviour.merge
-    return {
-        "tokens": merge.token_count,
-        "merge_top1_agreement": round(merge.adapter.top1_agreement, 6),
-        "merge_mean_kl_nats": round(merge.adapter.mean_kl, 6),
-        "base_mean_kl_nats_from_its_reference": round(behaviour.base_kl_of_base, 6),
-    }
-
-
-def _archive(
-    target: Path,
-    model_path: Path,
-    sums: Checksums,
-    facts: BundleFacts,
-    report: dict[str, Any],
-) -> None:
-    """Writes the archive; stored, since quantised weights hardly compress."""
-    texts = {
-        "Modelfile": bundle.modelfile(facts),
-        "install.sh": bundle.install_sh(facts),
-        "install.bat": bundle.install_bat(facts),
-        "README.md": bundle.readme(facts),
-        "export_proof.json": json.dumps(report, indent=2, ensure_ascii=False) + "\n",
-    }
-    bundle_in_place(
-        model_path, target, texts, crc32=sums.crc32, executables=frozenset({"install.sh"})
     )
 
 

@@ -1,9 +1,6 @@
 """The vocabulary of an export: the training's tokens in the base's GGUF, proven with llama.cpp."""
 
-import ctypes
 import filecmp
-import hashlib
-import json
 import mmap
 import os
 import unicodedata
@@ -12,12 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
-import msgspec
 from tokenizers import Tokenizer
 
-from corpus.labels import unbounded
 from exporter.domain import vocabulary
 from exporter.domain.adapter import Adapter
 from exporter.domain.gguf_format import (
@@ -30,15 +25,23 @@ from exporter.domain.gguf_format import (
 )
 from exporter.domain.layout import Placement
 from exporter.domain.token_cuts import differ_in_spaces_only
-from exporter.domain.vocabulary import Added, Change, Differences, FileTokens, TokenKind, Tokens
+from exporter.domain.vocabulary import Change, Differences, FileTokens, TokenKind, Tokens
 from exporter.engine.base import BaseModel
 from exporter.engine.llama_model import LlamaModel
 from exporter.engine.proof import Segment
+from exporter.engine.tokenizer_file import (
+    SETTINGS_NAME,
+    SPLITTING,
+    TOKENIZER_NAME,
+    added_of,
+    read_rules,
+    read_tokenizer,
+    read_tokens,
+    tokens_of,
+)
 from exporter.engine.weights import GgufFile, SafetensorsFile, read_json
 from lexicon.faults import Fault, FaultCode
 
-TOKENIZER_NAME: Final = "tokenizer.json"
-SETTINGS_NAME: Final = "tokenizer_config.json"
 TEXTS_KEY: Final = "tokenizer.ggml.tokens"
 KINDS_KEY: Final = "tokenizer.ggml.token_type"
 SCORES_KEY: Final = "tokenizer.ggml.scores"
@@ -52,16 +55,6 @@ ADDED_SCORE: Final = -1000.0
 _BY_TOKEN: Final = ("token_embd.weight", "output.weight")
 # What a checkpoint whose embeddings are both input and output does not hold.
 _HEAD: Final = "lm_head.weight"
-# Merges that are objects at once; half a million of them would take 75 MB.
-ENTRIES_AT_ONCE: Final = 4096
-
-# The parts of a `tokenizer.json` that split a text before it is merged, as messages call them.
-_SPLITTING: Final = {"normalizer": "normalizer", "pre_tokenizer": "pre-tokenizer"}
-_TABLES: Final = frozenset({"vocab", "merges"})
-_NO_MODEL: Final[Mapping[str, Any]] = {"type": "BPE", "vocab": {}, "merges": []}
-
-_parts = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_entry = msgspec.json.Decoder().decode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,34 +91,6 @@ class TextEvidence:
     texts_different: int
 
 
-def read_tokenizer(adapter_folder: Path) -> Tokenizer:
-    """The tokenizer that is stored with the adapter; it never cuts or fills a text.
-
-    Raises:
-        Fault: EXPORT_ADAPTER_MISSING when there is none, MODEL_WEIGHTS_INVALID.
-    """
-    path = adapter_folder / TOKENIZER_NAME
-    if not path.is_file():
-        raise Fault(
-            FaultCode.EXPORT_ADAPTER_MISSING, f"The adapter came without its {TOKENIZER_NAME}."
-        )
-    try:
-        tokenizer = unbounded(Tokenizer.from_file(str(path)))
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        # A file that the library did not foresee makes it panic, which is no Exception.
-        raise Fault(
-            FaultCode.MODEL_WEIGHTS_INVALID,
-            f"The adapter's {TOKENIZER_NAME} cannot be read: {str(error)[:200]}",
-            file=TOKENIZER_NAME,
-        ) from error
-    # Reading takes several times the memory of a tokenizer; what comes next needs its own.
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
-    return tokenizer
-
-
 def read_vocabulary(
     adapter_folder: Path,
     base: BaseModel,
@@ -157,9 +122,9 @@ def read_vocabulary(
         trained_row_count=next((count for count in rows if count != row_count), row_count),
     )
     if own.is_file() and not is_same:
-        rules, known = _rules(theirs), _rules(own)
+        rules, known = read_rules(theirs), read_rules(own)
         if _splits_alike(tokenizer, gguf.header, scratch):
-            known |= {part: rules[part] for part in _SPLITTING.values()}
+            known |= {part: rules[part] for part in SPLITTING.values()}
         vocabulary.require_same_rules(rules, known)
     special = vocabulary.special_ids(
         vocabulary.special_tokens(read_json(adapter_folder / SETTINGS_NAME)),
@@ -252,8 +217,8 @@ def _differences(
     if is_same:
         trained = known = _spare_tokens(tokenizer, file)
     else:
-        trained = _tokens(tokenizer)
-        known = _read_tokens(own) if own.is_file() else vocabulary.tokens_of_file(file, trained)
+        trained = tokens_of(tokenizer)
+        known = read_tokens(own) if own.is_file() else vocabulary.tokens_of_file(file, trained)
     return vocabulary.compare(trained, known, file)
 
 
@@ -266,91 +231,12 @@ def _file_tokens(header: Header) -> FileTokens:
     )
 
 
-def _tokens(tokenizer: Tokenizer) -> Tokens:
-    return Tokens(ids=tokenizer.get_vocab(with_added_tokens=True), added=_added(tokenizer))
-
-
-def _added(tokenizer: Tokenizer) -> dict[int, Added]:
-    return {
-        number: Added(
-            special=token.special,
-            normalized=token.normalized,
-            lstrip=token.lstrip,
-            rstrip=token.rstrip,
-            single_word=token.single_word,
-        )
-        for number, token in tokenizer.get_added_tokens_decoder().items()
-    }
-
-
 def _spare_tokens(tokenizer: Tokenizer, file: FileTokens) -> Tokens:
     """The tokens of a tokenizer that the file has no text for; all others are known to be equal."""
     spare = (number for number in range(len(file.texts)) if file.is_spare(number))
     texts = {number: tokenizer.id_to_token(number) for number in spare}
     ids = {text: number for number, text in texts.items() if text is not None}
-    return Tokens(ids=ids, added=_added(tokenizer) if ids else {})
-
-
-def _read_tokens(path: Path) -> Tokens:
-    """The tokens of a `tokenizer.json`, without its merges, which take the most memory."""
-    document = _document(path)
-    table = _entry(_parts(document["model"])["vocab"])
-    # A unigram model lists its pieces with their scores.
-    is_scored = isinstance(table, list)
-    ids = {text: index for index, (text, _) in enumerate(table)} if is_scored else table
-    added: dict[int, Added] = {}
-    for token in _entry(document.get("added_tokens", msgspec.Raw(b"[]"))):
-        ids[token["content"]] = token["id"]
-        flags = {name: bool(token.get(name)) for name in Added.__slots__}
-        added[token["id"]] = Added(**flags)
-    return Tokens(ids=ids, added=added)
-
-
-def _rules(path: Path) -> dict[str, object]:
-    """How a `tokenizer.json` splits a text, whichever version of a library wrote it."""
-    document = _document(path)
-    model = _parts(document["model"])
-    bare: dict[str, Any] = {
-        "version": "1.0",
-        "added_tokens": [],
-        "model": _NO_MODEL,
-        **{name: _entry(document[name]) for name in _SPLITTING if name in document},
-    }
-    canonical = json.loads(Tokenizer.from_str(json.dumps(bare)).to_str())
-    settings = {name: _entry(part) for name, part in model.items() if name not in _TABLES}
-    return {
-        **{part: canonical.get(name) for name, part in _SPLITTING.items()},
-        # What is absent, null or off is the same.
-        "setting of merging": {name: value for name, value in settings.items() if value},
-        "list of merges": _digest(model.get("merges", model["vocab"])),
-    }
-
-
-def _digest(table: msgspec.Raw) -> str:
-    """A digest of merges, which are pairs, or texts with a space between their halves.
-
-    A unigram model has scored pieces in their place, others only the numbers of their words.
-    """
-    digest = hashlib.sha256()
-    if bytes(memoryview(table)[:1]) == b"{":
-        return ""
-    parts = msgspec.json.decode(table, type=list[msgspec.Raw])
-    for start in range(0, len(parts), ENTRIES_AT_ONCE):
-        for entry in _entry(b"[" + b",".join(parts[start : start + ENTRIES_AT_ONCE]) + b"]"):
-            left, right = entry.split(" ", 1) if isinstance(entry, str) else entry
-            digest.update(f"{left}\0{right}\0".encode())
-    return digest.hexdigest()
-
-
-def _document(path: Path) -> dict[str, msgspec.Raw]:
-    try:
-        document = _parts(path.read_bytes())
-        _parts(document["model"])
-    except (msgspec.DecodeError, KeyError) as error:
-        raise Fault(
-            FaultCode.MODEL_WEIGHTS_INVALID, f"{path.name} is no tokenizer.", file=path.name
-        ) from error
-    return document
+    return Tokens(ids=ids, added=added_of(tokenizer) if ids else {})
 
 
 def _trained_rows(

@@ -21,7 +21,7 @@ from exporter.engine.base import prepare_base
 from exporter.engine.export import Engine
 from exporter.engine.llama_model import LlamaModel
 from exporter.engine.templates import prove_template, read_template
-from exporter.engine.vocabulary import read_tokenizer
+from exporter.engine.tokenizer_file import read_tokenizer
 from exporter.engine.weights import GgufFile
 from lexicon.faults import Fault, FaultCode
 from tests.integration.exporter.making import ANVIL, export_bundle
