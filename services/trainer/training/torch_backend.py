@@ -17,7 +17,7 @@ from trainer.training.torch_model import TorchModel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TorchBackend:
-    """See `backend.Backend`.
+    """See `run.Backend`.
 
     Attributes:
         library: the one of `libraries` that holds the model.
@@ -52,7 +52,7 @@ class TorchBackend:
         return cls(library=library, libraries=libraries, compute_precision=compute_precision)
 
     def adapt(self, plan: TrainPlan, data: TrainingData, cache: ModelCache) -> TorchModel:
-        """See `backend.Backend`."""
+        """See `run.Backend`."""
         forget_peak()
         with loading(self.library, self.libraries):
             module = cache.adapted_for(

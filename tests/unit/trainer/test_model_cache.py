@@ -158,13 +158,13 @@ def test_encoded_rows_are_found_again_by_the_hash_of_the_file_and_tell_the_same(
     """001-25: the truncation is counted in the second run as in the first."""
     dataset_cache, said = DatasetCache(), []
     plan = with_digest(a_plan(max_sequence_tokens=24), "a")
-    datas = [
+    loaded = [
         some_data(
             plan, warn=lambda code, text: said.append((code, text)), dataset_cache=dataset_cache
         )
         for _ in range(2)
     ]
-    assert datas[0].rows[0] is datas[1].rows[0]
+    assert loaded[0].rows[0] is loaded[1].rows[0]
     assert len(said) == 2
     assert said[0] == said[1]
     assert said[0][0] is FaultCode.DATASET_ROW_INVALID

@@ -16,12 +16,12 @@ from trainer.training.peft_library import vocabulary_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MlxBackend:
-    """See `backend.Backend`."""
+    """See `run.Backend`."""
 
     packs_rows: bool = False
 
     def adapt(self, plan: TrainPlan, data: TrainingData, cache: ModelCache) -> MlxModel:
-        """See `backend.Backend`; a base of torch gives way to it, and it stays for no other run."""
+        """See `run.Backend`; a base of torch gives way to it, and it stays for no other run."""
         cache.drop_base()
         mx.reset_peak_memory()
         # Before anything is computed: MLX reads whatever lies behind the last embedding.
